@@ -1,0 +1,29 @@
+PYTHON ?= python3
+VENV ?= .venv
+RUN ?= runs/demo
+DATA ?= data
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint install clean
+
+demo: install  ## train InfoMask on synthetic chest films, compare with CAM and blind controls, draw pictures
+	$(BIN)/python -m infomask_jax prepare synthetic --data-dir $(DATA)/demo
+	$(BIN)/python experiments/quickstart.py --data-dir $(DATA)/demo --workdir $(RUN)
+
+test: install  ## every test
+	$(BIN)/python -m pytest -n 2
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.txt requirements-dev.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt -e .
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(DATA)/demo runs/demo

@@ -1,0 +1,24 @@
+"""The paper's task: localize pneumonia on NIH ChestX-ray14, official patient-wise split, image labels only.
+
+    python -m infomask_jax prepare nih --source DIR --data-dir data --size 256 --findings Pneumonia
+    python experiments/nih_pneumonia.py --data-dir data --workdir runs/nih
+"""
+
+from pathlib import Path
+
+from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+from infomask_jax.experiment import main
+
+if __name__ == "__main__":
+    main(
+        Config(
+            data_dir=Path("data"),
+            workdir=Path("runs/nih"),
+            dataset="nih",
+            data=DataConfig(image_size=224, batch_size=64, workers=8),
+            model=ModelConfig(width=32, stride=8),
+            loss=LossConfig(positive_weight=20.0),  # about one image in eighty is positive
+            train=TrainConfig(steps=20_000),
+        ),
+        __doc__,
+    )

@@ -1,0 +1,23 @@
+"""InfoMask on the RSNA Pneumonia Detection Challenge: image labels in, boxes only for scoring.
+
+    python -m infomask_jax prepare rsna --source DIR --data-dir data --size 128 --matched
+    python experiments/rsna_pneumonia.py --data-dir data --workdir runs/rsna
+"""
+
+from pathlib import Path
+
+from infomask_jax.config import Config, DataConfig, ModelConfig, TrainConfig
+from infomask_jax.experiment import main
+
+if __name__ == "__main__":
+    main(
+        Config(
+            data_dir=Path("data"),
+            workdir=Path("runs/rsna"),
+            dataset="rsna",
+            data=DataConfig(image_size=96),
+            model=ModelConfig(stride=4),
+            train=TrainConfig(steps=1500),
+        ),
+        __doc__,
+    )

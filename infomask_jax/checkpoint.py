@@ -1,0 +1,57 @@
+"""Checkpoints of a run: train state and data iterator together. The only file that knows orbax."""
+
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+
+
+def manager(workdir: Path, keep: int = 2) -> ocp.CheckpointManager:
+    """Checkpoints live in workdir/checkpoints/STEP; a write becomes visible only when it is complete."""
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+    return ocp.CheckpointManager(_directory(workdir), options=options)
+
+
+def save(checkpoints: ocp.CheckpointManager, step: int, state: Any, iterator) -> None:
+    """Write both under `step`, in the background; `checkpoints.wait_until_finished()` waits for the disk."""
+    arguments = ocp.args.Composite(
+        state=ocp.args.StandardSave(_storable(state)), data=grain.checkpoint.CheckpointSave(iterator)
+    )
+    checkpoints.save(step, args=arguments, force=True)
+
+
+def restore(checkpoints: ocp.CheckpointManager, step: int, state: Any, iterator) -> Any:
+    """The state saved under `step`, with the shardings of `state`; `iterator` is wound to where it stood."""
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _storable(state))
+    arguments = ocp.args.Composite(
+        state=ocp.args.StandardRestore(abstract), data=grain.checkpoint.CheckpointRestore(iterator)
+    )
+    stored = checkpoints.restore(step, args=arguments)["state"]
+    return state.replace(**{**stored, "key": jax.random.wrap_key_data(stored["key"])})
+
+
+def load_params(workdir: Path) -> tuple[Any, int]:
+    """Parameters of the newest checkpoint, as host arrays, and its step. FileNotFoundError where there is none."""
+    directory = _directory(workdir)
+    with ocp.CheckpointManager(directory) as checkpoints:
+        step = checkpoints.latest_step() if directory.exists() else None
+        if step is None:
+            raise FileNotFoundError(f"{workdir} holds no checkpoint: train it first, or give another run.")
+        stored = checkpoints.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+    return jax.device_get(stored["params"]), step
+
+
+def _directory(workdir: Path) -> Path:
+    return Path(workdir).absolute() / "checkpoints"
+
+
+def _storable(state: Any) -> dict[str, Any]:
+    """The array part of a TrainState; a typed key is stored as its raw data."""
+    return {
+        "step": state.step,
+        "params": state.params,
+        "opt_state": state.opt_state,
+        "key": jax.random.key_data(state.key),
+    }

@@ -1,0 +1,155 @@
+"""Every setting of a run, as frozen dataclasses. "paper" marks what InfoMask's paper fixes, "ours" what we chose."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What the pipeline reads and how it augments (train split only)."""
+
+    image_size: int = 64
+    """Side of the square model input, pixels. Ours."""
+    batch_size: int = 32
+    """Images in one optimizer step, over all devices. Ours."""
+    shift: float = 0.05
+    """Largest random translation, as a share of the side. Ours."""
+    scale: float = 0.1
+    """Largest random zoom: factors in 1 - scale .. 1 + scale. Ours."""
+    contrast: float = 0.2
+    """Largest random gain: factors in 1 - contrast .. 1 + contrast, about the image mean. Ours."""
+    flip: bool = False
+    """Random left-right flips. Off: the heart has a side. Ours."""
+    workers: int = 0
+    """Loader processes; 0 reads in threads of this process. Does not change the batches."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Encoder, posteriors, mask and classifier (METHOD: z ~ q(z|x), m ~ q(m|x), logits = head(m * z))."""
+
+    bottleneck: Literal["infomask", "vib", "none"] = "infomask"
+    """infomask: masked variational representation (paper); vib: no mask (Alemi et al. 2017); none: plain classifier."""
+    width: int = 16
+    """Channels of the first encoder stage; doubles at every further stage. Ours."""
+    depth: int = 2
+    """Residual blocks in each stage. Ours."""
+    stride: Literal[2, 4, 8, 16] = 4
+    """Image pixels per side of one latent cell. Ours."""
+    norm: Literal["group", "weight"] = "group"
+    """group: GroupNorm (statistics global in space); weight: scaled weight standardisation (local). Ours."""
+    latent_channels: int = 16
+    """Channels C of the representation z. Ours."""
+    sampler: Literal["concrete", "hard_concrete", "straight_through", "gaussian_gate", "sigmoid"] = "concrete"
+    """How the mask is sampled in training; sigmoid is the deterministic attention baseline. Ours."""
+    temperature: float = 0.5
+    """Temperature of the relaxed samplers; standard deviation of the Gaussian gate's noise. Ours."""
+    mask_per_finding: bool = False
+    """One mask for each finding instead of one for all. Ours."""
+    fill: Literal["zero", "noise"] = "zero"
+    """What a closed cell holds: zeros, or a draw from the prior N(0, I) (its mean, zero, in evaluation). Ours."""
+    pooling: Literal["lse", "max", "topk", "mean"] = "lse"
+    """How per-cell evidence becomes one logit per finding. Ours."""
+    sharpness: float = 1.0
+    """r of log-sum-exp pooling (1/r) log mean exp(r e): towards 0 the mean, towards infinity the maximum. Ours."""
+    topk: float = 0.0625
+    """Share of cells averaged by topk pooling. Ours."""
+    mask_prior: float = 0.05
+    """rho: prior probability of an open cell. Ours."""
+    mask_bias: float = 3.0
+    """Initial mask logit: positive starts open. Ours."""
+    log_sigma_bias: float = -3.0
+    """Initial log standard deviation of the posterior: negative starts nearly noise-free. Ours."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type of the encoder; parameters, posteriors, KL terms, logits and losses stay float32."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of NLL + beta_z sum_ij pi KL_z + beta_m sum_ij KL_m: sums over cells and channels, mean over images."""
+
+    beta_z: float = 1e-4
+    """Weight of the representation's rate, per nat. Ours; beta_z = beta_m is exactly the bound."""
+    beta_m: float = 1e-3
+    """Weight of the mask's rate, per nat. Ours."""
+    delay: float = 0.25
+    """Share of the steps before the rates are charged: full weight from step 0 collapses. Ours."""
+    ramp: float = 0.4
+    """Share of the steps over which the weights then rise linearly. Ours."""
+    auxiliary: float = 1.0
+    """Weight of the NLL through the unmasked representation with the same head. Ours."""
+    positive_weight: float = 1.0
+    """Weight of positive labels in the NLL, for rare findings. Ours."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimizer and loop."""
+
+    steps: int = 640
+    """Optimizer steps. Ours."""
+    learning_rate: float = 2e-3
+    """Peak rate of AdamW: linear warm-up, then cosine to zero. Ours."""
+    warmup: float = 0.05
+    """Share of the steps spent warming up. Ours."""
+    weight_decay: float = 1e-4
+    """AdamW's decoupled decay, on kernels only. Ours."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this global norm. Ours."""
+    log_every: int = 20
+    """Steps between two lines of metrics.jsonl, which hold means over those steps."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints; the last step is always saved."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run: where the data is, where the results go, and every choice in between."""
+
+    data_dir: Path
+    """Folder given to `prepare`."""
+    workdir: Path
+    """Folder of this run; the same command again resumes it."""
+    dataset: str = "synthetic"
+    """Name of the prepared dataset."""
+    seed: int = 0
+    """Seed of initialisation, sampling, data order and augmentation."""
+    baseline: bool = True
+    """Also train the plain mean-pooled classifier, CAM's home, with the same encoder, data and steps."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Config":
+        """Inverse of `to_dict`. Unknown fields raise TypeError."""
+        nested = {"data": DataConfig, "model": ModelConfig, "loss": LossConfig, "train": TrainConfig}
+        values = {k: nested[k](**v) if k in nested else v for k, v in values.items()}
+        return cls(**{**values, "data_dir": Path(values["data_dir"]), "workdir": Path(values["workdir"])})
+
+    @classmethod
+    def load(cls, workdir: Path) -> "Config":
+        """The config of a run. FileNotFoundError where `workdir` holds none."""
+        path = Path(workdir) / "config.json"
+        if not path.exists():
+            raise FileNotFoundError(f"{workdir} is not a run: {path.name} is missing. Give the --workdir of a training run.")
+        return cls.from_dict(json.loads(path.read_text()))
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Lines "field: old -> new" for every leaf that differs between two nested dicts."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, f"{name}.")
+        elif a != b:
+            lines.append(f"{name}: {a!r} -> {b!r}")
+    return lines

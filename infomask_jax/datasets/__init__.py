@@ -1,0 +1,145 @@
+"""Raw releases -> prepared data sets, and back: `prepare(options)` writes one, `load(name, data_dir)` opens it."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import numpy as np
+
+from infomask_jax.datasets import folder, images, nih, rsna, schema, store
+from infomask_jax.datasets.folder import Folder
+from infomask_jax.datasets.images import BadImage
+from infomask_jax.datasets.nih import Nih
+from infomask_jax.datasets.rsna import Rsna
+from infomask_jax.datasets.schema import BadData, Item, Problem, Release
+from infomask_jax.datasets.store import Prepared, Source, load
+from infomask_jax.datasets.synthetic import PhantomConfig, render
+
+__all__ = [
+    "NAMES",
+    "BadData",
+    "BadImage",
+    "Folder",
+    "Nih",
+    "Prepared",
+    "Rsna",
+    "Source",
+    "Synthetic",
+    "load",
+    "prepare",
+]
+
+FAR = 10_000_000  # first index of val; test begins at twice that: neither changes with the number of training images
+
+
+@dataclass(frozen=True)
+class Synthetic(PhantomConfig):
+    """Prepares the procedural chest phantom (finding: opacity, with boxes and pixel masks)."""
+
+    data_dir: Path = Path("data")
+    """Where prepared data sets are kept."""
+    workers: int = 0
+    """Processes that draw, the same images whatever their number; 0: one a core."""
+    overwrite: bool = False
+    """Replace what was prepared before."""
+
+
+OPTIONS = {"synthetic": Synthetic, "rsna": Rsna, "nih": Nih, "folder": Folder}
+NAMES = tuple(OPTIONS)
+
+
+def prepare(options: Synthetic | Rsna | Nih | Folder) -> Prepared:
+    """Prepares a data set under options.data_dir and prints what is in it; returns it at once if it is there already.
+
+    Raises:
+      BadData: a release with problems, all of them listed; or a different data set is there and overwrite is not set.
+    """
+    name = next(name for name, kind in OPTIONS.items() if isinstance(options, kind))
+    if options.size < 1:
+        raise BadData(f"size: expected 1 pixel or more, found {options.size}")
+    with store.lock(options.data_dir.absolute() / name):
+        prepared = _already(name, options)
+        if prepared is None:
+            prepared = _build(name, options)
+    store.print_summary(prepared)
+    return prepared
+
+
+def _already(name: str, options) -> Prepared | None:
+    """What is there already and asked for; None if it is to be built."""
+    if options.overwrite or not (options.data_dir / name / store.VERSION).exists():
+        return None
+    prepared = load(name, options.data_dir)
+    if lines := store.differences(prepared, options):
+        hint = "take another --data-dir, or replace it with --overwrite"
+        raise BadData("\n  ".join([f"{prepared.directory}: already holds a different data set; {hint}:", *lines]))
+    print(f"{name} is already prepared.")
+    return prepared
+
+
+def _build(name: str, options) -> Prepared:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if name != "synthetic":
+        if not options.source.is_dir():
+            raise BadData(f"--source: expected the folder of the release, found no folder {options.source}")
+        read = {"rsna": rsna.read, "nih": nih.read, "folder": folder.read}[name]
+        with ThreadPoolExecutor(cores) as pool:  # the decoders release the interpreter lock
+            return store.build(name, options, read, pool, partial(_from_file, size=options.size), cores)
+    jobs = options.workers or cores
+    spawn = multiprocessing.get_context("spawn")  # a fork of a process with running threads can hang
+    with ProcessPoolExecutor(jobs, spawn, initializer=_follow_parent) as pool:
+        return store.build(name, options, _phantoms, pool, partial(_draw, options=options), jobs)
+
+
+def _from_file(item: Item, size: int) -> dict:
+    """Decodes the file of an item; `make` of `store.build`."""
+    try:
+        pixels = images.decode(item.path)
+    except BadImage as error:
+        return {"problems": [Problem(item.file, item.row, "image", str(error), item.image_id)]}
+    height, width = item.frame or pixels.shape
+    problems, boxes = [], []
+    for box in item.boxes:
+        try:
+            boxes.append(schema.unit_box(box.xywh, height, width))
+        except ValueError as error:
+            problems.append(Problem(box.file, box.row, "box", str(error), item.image_id))
+    pixels = images.resize(pixels, size)
+    made = {"pixels": pixels, "image": images.encode(pixels), "mask": b"", "height": height, "width": width}
+    boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    return made | {"boxes": boxes, "box_labels": [box.finding for box in item.boxes], "problems": problems}
+
+
+def _phantoms(options: Synthetic, problems: list[Problem]) -> Release:
+    """One patient an image; labels are known only once it is drawn."""
+    items = []
+    for split, first in (("train", 0), ("val", FAR), ("test", 2 * FAR)):
+        count = getattr(options, split)
+        if not 0 <= count <= FAR:
+            raise BadData(f"{split}: expected 0 to {FAR} images, found {count}")
+        items += [Item(f"{i:08d}", f"{i:08d}", split, ()) for i in range(first, first + count)]
+    return Release(("opacity",), items, [])
+
+
+def _draw(item: Item, options: Synthetic) -> dict:
+    drawn = render(options.seed, int(item.image_id), options)
+    made = {"pixels": drawn["image"], "image": images.encode(drawn["image"]), "mask": images.encode(drawn["mask"])}
+    made |= {"labels": (int(drawn["label"]),), "boxes": np.asarray(drawn["boxes"], np.float32), "problems": []}
+    return made | {"box_labels": [0] * len(drawn["boxes"]), "height": options.size, "width": options.size}
+
+
+def _follow_parent() -> None:
+    """A parent that is killed cannot stop its workers: they watch it. Ctrl-C is the parent's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch():
+        wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

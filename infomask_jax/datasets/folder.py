@@ -1,0 +1,110 @@
+"""Anyone's own data: a folder of images, a table of labels and, if there is one, a table of boxes."""
+
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from infomask_jax.datasets import schema
+from infomask_jax.datasets.schema import BadData, Box, Item, Problem, Release
+
+OTHER_COLUMNS = ("image", "patient", "split", "view")  # every further column of labels.csv is a finding
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Prepares your own images (PNG, JPEG or DICOM)."""
+
+    source: Path
+    """Folder with labels.csv: image (its name below the folder of images), one column a finding with 0, 1 or empty, and
+    optional patient, split (train, val or test) and view; optional boxes.csv: image, finding, x, y, w, h in pixels of
+    the image. Without split, patients (without patient, images) are split 80/10/10 by their hash."""
+    images: str = ""
+    """Folder of images below the source; "images" where there is such a folder, otherwise the source itself."""
+    data_dir: Path = Path("data")
+    """Where prepared data sets are kept."""
+    size: int = 256
+    """Side of the stored square images, pixels."""
+    findings: tuple[str, ...] = ()
+    """Findings to keep (boxes of the others are dropped, their images stay); none: every column."""
+    skip_bad: bool = False
+    """Leave out whatever is wrong and list it in skipped.csv, instead of stopping."""
+    overwrite: bool = False
+    """Replace what was prepared before."""
+
+
+def read(options: Folder, problems: list[Problem]) -> Release:
+    """Reads the tables and finds the images; adds to `problems`. Raises BadData where a table cannot be used at all."""
+    tables = [options.source / "labels.csv", options.source / "boxes.csv"]
+    rows = schema.read_table(tables[0], ("image",), problems)
+    columns = tuple(name for name in (rows[0][1] if rows else ()) if name not in OTHER_COLUMNS)
+    if rows and not columns:
+        raise BadData(f"{tables[0]}, row 1: expected a column for each finding, found only {', '.join(rows[0][1])}")
+    if unknown := [name for name in options.findings if name not in columns]:
+        raise BadData(f"--findings: expected some of {', '.join(columns)}; found {', '.join(unknown)}")
+    findings = tuple(name for name in columns if name in options.findings or not options.findings)
+    folder = options.source / (options.images or ("images" if (options.source / "images").is_dir() else ""))
+    root = str(folder.resolve())
+
+    items, seen, files, values = [], {}, {}, {}
+    for row, cells in rows:
+        image_id, wrong = cells["image"], []
+        try:
+            image_id = schema.safe_name(image_id)
+            path = folder / image_id
+            if image_id in seen:
+                wrong.append(("image", f"expected each image once, found {image_id!r} also in row {seen[image_id]}"))
+            elif not path.is_file():
+                wrong.append(("image", f"expected a file in {folder}, found no {image_id!r}"))
+            elif not schema.inside(path, root):
+                wrong.append(("image", f"expected a file inside {folder}, found a link to {os.path.realpath(path)}"))
+            elif (other := files.setdefault(os.path.realpath(path), image_id)) != image_id:
+                wrong.append(
+                    ("image", f"expected each image once, found {image_id!r} to be the same file as {other!r}")
+                )
+        except ValueError as error:
+            wrong.append(("image", str(error)))
+        seen.setdefault(image_id, row)
+        for name in columns:
+            if cells[name] not in schema.LABELS:
+                wrong.append((name, f"expected 0, 1 or nothing, found {cells[name]!r}"))
+        values.setdefault(image_id, {name: schema.LABELS.get(cells[name], -1) for name in columns})
+        patient = cells.get("patient") or image_id
+        split = cells.get("split", schema.hash_split(patient, train=0.8, val=0.1, test=0.1))
+        if split not in schema.SPLITS:
+            wrong.append(("split", f"expected one of {', '.join(schema.SPLITS)}; found {split!r}"))
+        problems += [Problem(tables[0].name, row, *w, image_id) for w in wrong]
+        if not wrong:
+            labels = tuple(values[image_id][name] for name in findings)
+            view = cells.get("view", "")
+            items.append(Item(image_id, patient, split, labels, path, view, file=tables[0].name, row=row))
+    problems += schema.patients_in_two_splits(items)
+    if tables[1].is_file():
+        boxes = _read_boxes(tables[1], values, findings, problems)
+        items = [Item(**{**vars(item), "boxes": tuple(boxes[item.image_id])}) for item in items]
+    return Release(findings, items, [table for table in tables if table.is_file()])
+
+
+def _read_boxes(
+    path: Path, values: dict[str, dict[str, int]], findings: tuple[str, ...], problems: list[Problem]
+) -> dict[str, list[Box]]:
+    """Boxes of the kept findings by image."""
+    boxes = defaultdict(list)
+    for row, cells in schema.read_table(path, ("image", "finding", "x", "y", "w", "h"), problems):
+        image_id, name = cells["image"], cells["finding"]
+        try:
+            field, image_id = "image", schema.safe_name(image_id)
+            if image_id not in values:
+                raise ValueError(f"expected an image of labels.csv, found {image_id!r}")
+            field = "finding"
+            if name not in values[image_id]:
+                raise ValueError(f"expected one of {', '.join(values[image_id])}; found {name!r}")
+            if values[image_id][name] != 1:
+                raise ValueError(f"expected label 1 for a finding with a box, found it is not for {name}")
+            field = "x, y, w, h"
+            box = schema.parse_box([cells[c] for c in ("x", "y", "w", "h")])
+            if name in findings:
+                boxes[image_id].append(Box(findings.index(name), box, path.name, row))
+        except ValueError as error:
+            problems.append(Problem(path.name, row, field, str(error), image_id))
+    return boxes

@@ -1,0 +1,54 @@
+"""What `score` accepts. Every violation is a ValueError that names the split and the images."""
+
+from collections import Counter
+
+import numpy as np
+
+
+def check_split(findings, data: dict, split: str) -> None:
+    """Raise unless the arrays of a split agree in length, range and ids."""
+    ids = [str(i) for i in data["image_id"]]
+    n, k = len(ids), len(findings)
+    if len(set(findings)) != k:
+        raise ValueError(f"duplicate findings in {list(findings)}")
+    _refuse([i for i, count in Counter(ids).items() if count > 1], split, "image ids that occur twice")
+    for name in ("patient_id", "boxes"):
+        if len(data[name]) != n:
+            raise ValueError(f"{split}: {n} image ids but {len(data[name])} entries in {name}")
+    labels = np.asarray(data["labels"])
+    if labels.shape != (n, k):
+        raise ValueError(f"{split}: expected labels of shape {(n, k)}, found {labels.shape}")
+    _refuse([ids[i] for i in np.flatnonzero(~np.isin(labels, (-1, 0, 1)).all(1))], split, "labels other than 1, 0, -1")
+    if data.get("probabilities") is not None:
+        p = np.asarray(data["probabilities"], float)
+        if p.shape != (n, k):
+            raise ValueError(f"{split}: expected probabilities of shape {(n, k)}, found {p.shape}")
+        _refuse([ids[i] for i in np.flatnonzero(~np.isfinite(p).all(1))], split, "non-finite probabilities")
+    if data.get("masks") is not None and len(data["masks"]) != n:
+        raise ValueError(f"{split}: {n} image ids but {len(data['masks'])} masks")
+    _refuse([i for i, pair in zip(ids, data["boxes"], strict=True) if not _good(pair, k)], split, "bad boxes")
+
+
+def check_maps(maps: dict, data: dict, findings, split: str) -> None:
+    """Raise unless every map array is [N,h,w] or [N,h,w,K]."""
+    n, k = len(data["image_id"]), len(findings)
+    for method, array in maps.items():
+        if method.startswith("control/"):
+            raise ValueError(f"{split}: the name {method!r} is kept for our controls")
+        shape = np.shape(array)
+        if len(shape) not in (3, 4) or shape[0] != n or 0 in shape[1:] or shape[3:] not in ((), (k,)):
+            raise ValueError(f"{split}: expected {method} maps of shape ({n}, h, w) or ({n}, h, w, {k}), found {shape}")
+
+
+def _good(pair, k: int) -> bool:
+    """Boxes of one image: finite, inside 0..1, of positive area, each with a finding."""
+    boxes, finding = np.asarray(pair[0], float).reshape(-1, 4), np.asarray(pair[1])
+    inside = np.isfinite(boxes).all() and boxes.min(initial=0) >= 0 and boxes.max(initial=1) <= 1
+    sized = (boxes[:, 2:] > boxes[:, :2]).all()
+    return bool(inside and sized and len(finding) == len(boxes) and np.isin(finding, np.arange(k)).all())
+
+
+def _refuse(names: list[str], split: str, what: str) -> None:
+    if names:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        raise ValueError(f"{split}: {what}: {', '.join(map(str, names[:5]))}{more}")

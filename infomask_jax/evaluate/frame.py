@@ -1,0 +1,64 @@
+"""The scoring frame: maps, boxes and pixel masks on one S x S grid.
+
+Conventions (the whole room shares them)
+- Boxes are float [n,4] (ymin,xmin,ymax,xmax) in 0..1 of the image, with continuous edges: pixel i covers [i,i+1)/S.
+- Maps [h,w] cover the whole image and are resized bilinearly with half-pixel centres.
+- A frame pixel is true if its centre lies inside a box, or on a true pixel of the exact mask where the dataset has one.
+"""
+
+import cv2
+import numpy as np
+
+
+def prepare_maps(maps: np.ndarray, frame: int, names=None) -> np.ndarray:
+    """Resize to the frame, then min-max per image (WSOL, Choe et al. 2020): [n,h,w] -> float32 [n,S,S] in 0..1.
+
+    A constant map becomes zeros. A non-finite map is an error that names the image (`names` [n], otherwise its index).
+    """
+    maps = np.asarray(maps)
+    if maps.ndim != 3 or 0 in maps.shape[1:]:
+        raise ValueError(f"expected maps [n,h,w], found shape {maps.shape}")
+    out = np.empty((len(maps), frame, frame), np.float32)
+    for i, heat in enumerate(maps):
+        if not np.isfinite(heat).all():
+            name = names[i] if names is not None else f"number {i}"
+            raise ValueError(f"the map of image {name} has non-finite values (NaN, infinity or float16 overflow)")
+        s = cv2.resize(heat.astype(np.float32), (frame, frame), interpolation=cv2.INTER_LINEAR)
+        low, high = s.min(), s.max()
+        out[i] = (s - low) / (high - low) if high > low else 0.0
+    return out
+
+
+def rasterise(boxes: np.ndarray, frame: int) -> np.ndarray:
+    """Union of boxes [n,4] -> bool [S,S]: pixels whose centre lies inside (edges half open).
+
+    A box so small that it holds no pixel centre keeps the one pixel that holds its own centre.
+    """
+    mask = np.zeros((frame, frame), bool)
+    for box in np.asarray(boxes, float).reshape(-1, 4):
+        # Centre (i+.5)/S >= edge  <=>  i >= edge*S - .5; rounding absorbs the error of float32 edges.
+        ymin, xmin, ymax, xmax = np.ceil(np.round(box * frame - 0.5, 4)).astype(int).clip(0, frame)
+        if ymin == ymax:
+            ymin = min(int((box[0] + box[2]) / 2 * frame), frame - 1)
+            ymax = ymin + 1
+        if xmin == xmax:
+            xmin = min(int((box[1] + box[3]) / 2 * frame), frame - 1)
+            xmax = xmin + 1
+        mask[ymin:ymax, xmin:xmax] = True
+    return mask
+
+
+def resize_mask(mask: np.ndarray, frame: int) -> np.ndarray:
+    """Exact mask [H,W] -> bool [S,S]: the source pixel under each frame pixel's centre.
+
+    A mask that would vanish (thinner than a frame pixel) keeps every frame pixel that it touches.
+    """
+    mask = np.asarray(mask) > 0
+    if mask.ndim != 2 or 0 in mask.shape:
+        raise ValueError(f"expected a mask [H,W], found shape {mask.shape}")
+    rows, cols = (np.floor((np.arange(frame) + 0.5) * size / frame).astype(int) for size in mask.shape)
+    out = mask[rows][:, cols]
+    if mask.any() and not out.any():
+        y, x = np.nonzero(mask)
+        out[y * frame // mask.shape[0], x * frame // mask.shape[1]] = True
+    return out

@@ -1,0 +1,56 @@
+"""Average precision and the area under the ROC curve, for labels and for weighted resamples of them.
+
+Both are functions of counts per distinct score, so ties are exact: a tied group enters as one step.
+"""
+
+import numpy as np
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+
+def average_precision(positives: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    """AP = sum_g (R_g - R_{g-1}) P_g over groups of equal score, best score first. Counts [...,G] -> [...].
+
+    As scikit-learn's average_precision_score (no interpolation). NaN where there is no positive.
+    """
+    hits, picked = np.cumsum(positives, -1), np.cumsum(totals, -1)
+    precision = hits / np.maximum(picked, 1e-12)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.sum(positives * precision, -1) / hits[..., -1]
+
+
+def roc_area(positives: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    """P(score of a positive > score of a negative) + P(equal)/2. Counts [...,G], best score first -> [...].
+
+    NaN where a class is missing.
+    """
+    negatives = totals - positives
+    not_above = np.cumsum(negatives[..., ::-1], -1)[..., ::-1]  # negatives at or below the group
+    won = np.sum(positives * (not_above - negatives / 2), -1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return won / (positives.sum(-1) * negatives.sum(-1))
+
+
+def classification(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
+    """(AUROC, AUPRC) of labels [n] in {0,1} and scores [n]; both classes must be present."""
+    return float(roc_auc_score(labels, scores)), float(average_precision_score(labels, scores))
+
+
+def resampled_classification(labels, scores, weights, index, chunk: int = 4_000_000) -> tuple[np.ndarray, np.ndarray]:
+    """(AUROC [R], AUPRC [R]) of every resample at once: one sort, then cumulative sums of weights.
+
+    Args:
+      labels [n] in {0,1}; scores [n]; weights [R,P], how often each patient was drawn; index [n], the image's patient.
+      chunk: elements of the largest intermediate, which bounds the memory.
+    """
+    order = np.argsort(-np.asarray(scores, float), kind="stable")
+    labels, scores, index = np.asarray(labels)[order], np.asarray(scores)[order], index[order]
+    starts = np.flatnonzero(np.r_[True, scores[1:] != scores[:-1]])  # first image of each tied group
+    step = max(1, chunk // len(labels))
+    areas, precisions = [], []
+    for first in range(0, len(weights), step):
+        w = weights[first : first + step, index]  # [r,n]
+        totals = np.add.reduceat(w, starts, axis=1)
+        positives = np.add.reduceat(w * (labels == 1), starts, axis=1)
+        areas.append(roc_area(positives, totals))
+        precisions.append(average_precision(positives, totals))
+    return np.concatenate(areas), np.concatenate(precisions)

@@ -1,0 +1,190 @@
+"""One run from data to pictures: train InfoMask and the plain classifier, score both, draw figures."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import track
+
+from infomask_jax import checkpoint, datasets, evaluate, localize, pipeline, report
+from infomask_jax.config import Config
+from infomask_jax.datasets import Prepared
+from infomask_jax.explain import heat_maps
+from infomask_jax.manifest import write_json
+from infomask_jax.model.infomask import InfoMask
+from infomask_jax.train import data_sharding, train
+
+BASELINE = "plain"  # sub-folder of a run that holds its plain classifier
+DRAWN = "infomask"  # the method whose boxes are written and drawn
+
+
+def main(default: Config, description: str | None) -> None:
+    """Command line of an experiment script: `default` with any field overridden, then `run`."""
+    config = tyro.cli(Config, default=default, description=description)
+    try:
+        run(config)
+    except KeyboardInterrupt as stop:
+        raise SystemExit(f"{stop or 'interrupted'}") from None
+    except (ValueError, OSError, FloatingPointError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def run(config: Config) -> None:
+    """Train (or resume), score the test split, draw the figures and print the tables."""
+    data = datasets.load(config.dataset, config.data_dir)
+    train(config, data)
+    if config.baseline and config.model.bottleneck != "none":
+        train(baseline_config(config), data)
+    evaluate_run(config.workdir, data, "test")
+
+
+def baseline_config(config: Config) -> Config:
+    """The plain mean-pooled classifier of the same encoder, data, steps and seed: CAM's home."""
+    return dataclasses.replace(
+        config,
+        workdir=Path(config.workdir) / BASELINE,
+        baseline=False,
+        model=dataclasses.replace(config.model, bottleneck="none", pooling="mean"),
+        loss=dataclasses.replace(config.loss, beta_z=0.0, beta_m=0.0, auxiliary=0.0),
+    )
+
+
+def evaluate_run(workdir: Path, data: Prepared, split: str) -> Path:
+    """Score a trained run (and its plain classifier, if it has one) on a split of prepared data.
+
+    Writes eval/SPLIT.json, maps/SPLIT.npz, boxes/SPLIT.json and figures/ into the run, or into its sub-folder
+    on-NAME-FINGERPRINT if the data is not what the run was trained on; prints the tables; returns that folder.
+    Thresholds are tuned on the data's `val` split. ValueError if the data lacks a finding that the run predicts.
+    """
+    workdir, console = Path(workdir), Console()
+    config, manifest = Config.load(workdir), json.loads((workdir / "manifest.json").read_text())
+    own = manifest["dataset"]["fingerprint"] == data.fingerprint
+    output = workdir if own else workdir / f"on-{data.name}-{data.fingerprint[:8]}"
+    if split not in data.splits:
+        raise ValueError(f"{data.name} has no split {split!r}; it has {', '.join(data.splits)}")
+    findings = manifest["dataset"]["findings"]
+    if missing := [name for name in findings if name not in data.findings]:
+        raise ValueError(
+            f"{workdir} was trained to find {', '.join(missing)}; {data.name} in {data.directory} is labelled with "
+            f"{', '.join(data.findings)}"
+        )
+    examples, maps = predict_split(workdir, data, split, findings)
+    val, val_maps = None, None
+    if "val" in data.splits and split != "val":
+        val, val_maps = predict_split(workdir, data, "val", findings)
+    console.print(f"scoring {len(examples['image_id'])} images of {data.name}/{split}")
+    frame = config.data.image_size
+    options = {"frame": frame, "val": val, "val_maps": val_maps, "dataset": data.name, "split": split}
+    scores = evaluate.score(findings, examples, maps, **options, seed=config.seed)
+    write_json(output / "eval" / f"{split}.json", scores)
+    save_maps(output / "maps" / f"{split}.npz", examples["image_id"], maps)
+    detections = detect(findings, examples, maps, scores, frame)
+    write_json(output / "boxes" / f"{split}.json", detections)
+    report.print_scores(scores, console)
+    save_predictions(output / "predictions" / f"{split}.csv", findings, examples)
+    figures = report.draw(output, workdir, data, split)
+    files = {"eval": "json", "maps": "npz", "boxes": "json", "predictions": "csv"}
+    paths = [output / folder / f"{split}.{ending}" for folder, ending in files.items()]
+    console.print("written:", *[str(path) for path in (*paths, *figures)], sep="\n  ", soft_wrap=True)
+    return output
+
+
+def predict_split(workdir: Path, data: Prepared, split: str, findings: list[str]) -> tuple[dict, dict[str, np.ndarray]]:
+    """What `evaluate.score` takes, of one split: the examples as arrays, and the maps [N, h, w, K] of the run's models."""
+    examples, maps = read_examples(data, split, findings), {}
+    for folder in (workdir, workdir / BASELINE):
+        if (folder / "config.json").exists():
+            config = Config.load(folder)
+            params, step = checkpoint.load_params(folder)
+            if step != config.train.steps:
+                raise ValueError(f"{folder} stopped at step {step} of {config.train.steps}: run its command to the end")
+            logits, found = predict(config, params, data.source(split), len(findings))
+            maps |= found
+            if folder == workdir:
+                examples["probabilities"] = 1.0 / (1.0 + np.exp(-logits))
+    return examples, maps
+
+
+def predict(config: Config, params, source, findings: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Logits [N, K] float32 and heat maps {method: [N, h, w, K]} float16 of every image, in the source's order."""
+    model = InfoMask(config.model, findings)
+    replicated, split = data_sharding(config.data.batch_size)
+
+    @jax.jit
+    def forward(params, images):
+        logits, out = model.apply({"params": params}, images, train=False)
+        return logits, heat_maps(out, config.model.bottleneck)
+
+    params, logits, maps = jax.device_put(params, replicated), [], {}
+    batches = -(-len(source) // config.data.batch_size)
+    name = "plain classifier" if config.model.bottleneck == "none" else config.model.bottleneck
+    for batch in track(pipeline.eval_batches(source, config.data), f"maps of {name}", total=batches):
+        keep = batch["valid"] > 0
+        batch_logits, batch_maps = jax.device_get(forward(params, jax.device_put(batch["image"], split)))
+        logits.append(batch_logits[keep])
+        for method, values in batch_maps.items():
+            limit = np.finfo(np.float16).max  # a map beyond it stays finite and keeps its order up to there
+            maps.setdefault(method, []).append(np.clip(values[keep], -limit, limit).astype(np.float16))
+    return np.concatenate(logits), {method: np.concatenate(values) for method, values in maps.items()}
+
+
+def read_examples(data: Prepared, split: str, findings: list[str]) -> dict:
+    """Ids, labels, boxes, exact masks and source frames of a split, with only `findings`, in that order."""
+    source, order = data.source(split), [data.findings.index(name) for name in findings]
+    new_index = {old: new for new, old in enumerate(order)}
+    examples = {key: [] for key in ("image_id", "patient_id", "labels", "boxes", "masks", "sizes")}
+    for i in range(len(source)):
+        example = source[i]
+        for key in ("image_id", "patient_id"):
+            examples[key].append(example[key])
+        examples["labels"].append(np.asarray(example["labels"])[order])
+        known = np.isin(example["box_labels"], order)
+        examples["boxes"].append((example["boxes"][known], [new_index[int(k)] for k in example["box_labels"][known]]))
+        examples["masks"].append(pipeline.decode_gray(example["mask"]) > 0 if example["mask"] else None)
+        examples["sizes"].append((example["height"], example["width"]))
+    return {**examples, "labels": np.stack(examples["labels"])}
+
+
+def save_maps(path: Path, image_ids: list[str], maps: dict[str, np.ndarray]) -> None:
+    """maps/SPLIT.npz: image_id [N] and a float16 array per method, [N, h, w], or [N, h, w, K] for several findings."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {method: values[..., 0] if values.shape[-1] == 1 else values for method, values in maps.items()}
+    temporary = path.with_name(path.stem + ".tmp.npz")
+    np.savez_compressed(temporary, image_id=np.array(image_ids), **arrays)
+    temporary.replace(path)
+
+
+def save_predictions(path: Path, findings: list[str], examples: dict) -> None:
+    """predictions/SPLIT.csv: image_id, patient_id and, for each finding, the label (empty: unknown) and probability."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        columns = [f"{name} {what}" for name in findings for what in ("label", "probability")]
+        writer.writerow(["image_id", "patient_id", *columns])
+        for i, image_id in enumerate(examples["image_id"]):
+            cells = [
+                cell
+                for label, p in zip(examples["labels"][i], examples["probabilities"][i], strict=True)
+                for cell in ("" if label < 0 else int(label), f"{p:.6g}")
+            ]
+            writer.writerow([image_id, examples["patient_id"][i], *cells])
+    temporary.replace(path)
+
+
+def detect(findings: list[str], examples: dict, maps: dict, scores: dict, frame: int) -> list[dict]:
+    """boxes/SPLIT.json: COCO detections of the run's own map on every image, at the threshold that was scored."""
+    method = DRAWN if DRAWN in maps else next(iter(maps))
+    found = []
+    for k, finding in enumerate(findings):
+        if finding in scores["localization"]:
+            threshold = scores["localization"][finding][method]["threshold"]["value"]
+            probabilities = examples["probabilities"][:, k]
+            where = examples["image_id"], maps[method][..., k], examples["sizes"]
+            found += localize.detections(*where, threshold, (frame, frame), k, finding, probabilities)
+    return found

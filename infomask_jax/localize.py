@@ -1,0 +1,86 @@
+"""Heat map -> regions -> boxes.
+
+Conventions
+- A map [h,w] covers the whole image: cell (i,j) covers rows [i/h,(i+1)/h) and columns [j/w,(j+1)/w). It is resized
+  bilinearly with half-pixel centres (sample i sits at (i+.5)/h, edges are clamped), never shifted or cropped.
+- Boxes have continuous edges. Pixel i of an axis with n pixels covers [i,i+1)/n, so a region of rows a..b (inclusive)
+  has ymin = a/n and ymax = (b+1)/n, and its height is ymax - ymin: there is no +1 anywhere else.
+- Boxes are float32 [n,4] (ymin,xmin,ymax,xmax) in 0..1 of the image; only `detections` speaks source pixels.
+- A region is 8-connected: pixels that touch at a corner belong together.
+"""
+
+import cv2
+import numpy as np
+
+
+def resize_map(heat: np.ndarray, height: int, width: int) -> np.ndarray:
+    """heat [h,w] -> float32 [height,width], bilinear, half-pixel centres, no antialiasing when it shrinks."""
+    heat = np.ascontiguousarray(heat, dtype=np.float32)
+    if heat.ndim != 2 or 0 in heat.shape:
+        raise ValueError(f"expected one map [h,w], found shape {heat.shape}")
+    return cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def normalise(heat: np.ndarray) -> np.ndarray:
+    """Min-max of one map to 0..1 (WSOL, Choe et al. 2020); a constant map becomes zeros. Raises on NaN and infinity."""
+    if not np.isfinite(heat).all():
+        raise ValueError("the heat map has non-finite values")
+    low, high = heat.min(), heat.max()
+    return (heat - low) / (high - low) if high > low else np.zeros_like(heat)
+
+
+def boxes_from_map(heat: np.ndarray, threshold: float, frame: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Tight boxes of the connected regions {s >= threshold} of s = the map, resized to `frame`, then min-maxed.
+
+    Args:
+      heat: [h,w], any range.
+      threshold: in (0,1], of the min-maxed map. A constant map has no region.
+      frame: (height, width) in which pixels are thresholded; the scoring frame reproduces the scored boxes.
+    Returns: boxes float32 [n,4] in 0..1 and scores float32 [n], the maximum of s in each region; highest score first.
+    """
+    height, width = frame
+    s = normalise(resize_map(heat, height, width))
+    count, region, stats, _ = cv2.connectedComponentsWithStats((s >= threshold).astype(np.uint8), connectivity=8)
+    peak = np.zeros(count, np.float32)
+    np.maximum.at(peak, region.ravel(), s.ravel())
+    left, top, wide, high = stats[1:, :4].T  # row 0 is the background
+    boxes = np.stack([top / height, left / width, (top + high) / height, (left + wide) / width], axis=1)
+    order = np.argsort(-peak[1:], kind="stable")
+    return boxes[order].astype(np.float32), peak[1:][order]
+
+
+def detections(
+    image_ids,
+    maps,
+    sizes,
+    threshold: float,
+    frame: tuple[int, int],
+    category_id: int,
+    category: str,
+    probabilities=None,
+) -> list[dict]:
+    """COCO detections of one finding, `bbox` [x,y,w,h] in pixels of the source image.
+
+    Args:
+      image_ids: [N] text. maps: [N,h,w]. sizes: [N,2] (height, width) of the source images.
+      probabilities: [N] of the finding; given, a box scores peak * probability, otherwise its peak alone.
+    """
+    found = []
+    for i, (image_id, heat, (height, width)) in enumerate(zip(image_ids, maps, sizes, strict=True)):
+        try:
+            boxes, scores = boxes_from_map(heat, threshold, frame)
+        except ValueError as error:
+            raise ValueError(f"image {image_id}: {error}") from error
+        scale = 1.0 if probabilities is None else float(probabilities[i])
+        for (ymin, xmin, ymax, xmax), score in zip(boxes.astype(float), scores, strict=True):
+            bbox = [xmin * width, ymin * height, (xmax - xmin) * width, (ymax - ymin) * height]
+            found.append(
+                {
+                    "image_id": str(image_id),
+                    "category_id": int(category_id),
+                    "category": category,
+                    "bbox": [round(v, 3) for v in bbox],
+                    "score": round(float(score) * scale, 6),
+                }
+            )
+    return found

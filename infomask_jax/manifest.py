@@ -1,0 +1,74 @@
+"""Who owns a work directory: its config.json and manifest.json, and the refusal to mix two runs in one folder."""
+
+import json
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+
+from infomask_jax import __version__
+from infomask_jax.config import Config, differences
+from infomask_jax.datasets import Prepared
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tensorflow-datasets")
+FREE = ("workdir", "data_dir")  # where things are may change between two sittings of the same run
+
+
+def claim(config: Config, data: Prepared) -> None:
+    """Write config.json and manifest.json, or check them against what is there.
+
+    ValueError listing every difference if the work directory was made with another config or other data.
+    """
+    workdir = Path(config.workdir)
+    new = {"config": config.to_dict(), "dataset": _dataset(data)}
+    config_path, manifest_path = workdir / "config.json", workdir / "manifest.json"
+    if config_path.exists() and manifest_path.exists():
+        old = {
+            "config": json.loads(config_path.read_text()),
+            "dataset": json.loads(manifest_path.read_text())["dataset"],
+        }
+        for key in FREE:
+            old["config"][key] = new["config"][key]
+        if lines := differences(old, new):
+            raise ValueError(
+                f"{workdir} belongs to another run:\n  " + "\n  ".join(lines) + "\nGive another --workdir, or the old settings."
+            )
+        return
+    if (workdir / "checkpoints").exists():
+        raise ValueError(f"{workdir} holds checkpoints but no config.json and manifest.json: give another --workdir.")
+    workdir.mkdir(parents=True, exist_ok=True)
+    manifest = {
+        "version": __version__,
+        "git_revision": _git_revision(),
+        "seed": config.seed,
+        "dataset": new["dataset"],
+        "python": platform.python_version(),
+        "libraries": {name: version(name) for name in LIBRARIES},
+        "devices": [device.device_kind for device in jax.devices()],
+    }
+    # config.json last: a work directory counts as claimed only when both are there.
+    write_json(manifest_path, manifest)
+    write_json(config_path, new["config"])
+
+
+def _dataset(data: Prepared) -> dict:
+    return {"name": data.name, "fingerprint": data.fingerprint, "findings": list(data.findings)}
+
+
+def write_json(path: Path, value) -> None:
+    """Write atomically: readers see the old file or the new one, never a half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+    temporary.replace(path)
+
+
+def _git_revision() -> str | None:
+    """Revision of the source tree this package runs from; None outside a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,1 @@
+"""Encoder, reparameterized mask samplers and the InfoMask classifier."""

@@ -1,0 +1,95 @@
+"""Residual encoder: radiographs -> features on the latent grid."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class WSConv(nn.Module):
+    """3x3 or 1x1 convolution with scaled weight standardisation (Brock et al. 2021), a normaliser without statistics.
+
+    Each filter has zero mean and variance 1/fan-in, times a learned gain, so the layer keeps the variance of its input
+    and no cell can see another one through a normaliser.
+    """
+
+    features: int
+    kernel_size: tuple[int, int]
+    strides: tuple[int, int] = (1, 1)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (*self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        gain = self.param("gain", nn.initializers.ones, (self.features,))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        fan_in = kernel[..., 0].size
+        centred = kernel - kernel.mean(axis=(0, 1, 2), keepdims=True)
+        scale = gain * jax.lax.rsqrt(fan_in * centred.var(axis=(0, 1, 2)) + 1e-4)  # [features]
+        x = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            (centred * scale[None, None, None]).astype(self.dtype),
+            self.strides,
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return x + bias.astype(self.dtype)[None, None, None]
+
+
+class Encoder(nn.Module):
+    """ResNet (He et al. 2016) in pre-activation form, cut at the wanted output stride.
+
+    The stem folds 2 x 2 pixels into channels (space to depth) before its convolution: the same linear maps as a
+    strided convolution on the image, and matrix products of useful size for a single-channel input.
+
+    Args: see ModelConfig. Input [B, H, W, 1] with H and W multiples of `stride`; output [B, H/stride, W/stride, D]
+    with D = width * 2^(stages - 1).
+    """
+
+    width: int
+    depth: int
+    stride: int
+    norm: str
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        height, width = x.shape[1:3]
+        if height % self.stride or width % self.stride:
+            raise ValueError(f"images of {height} x {width} px do not divide into cells of {self.stride} px")
+        if self.norm == "group":
+            conv = partial(nn.Conv, use_bias=False, dtype=self.dtype)
+            norm = partial(nn.GroupNorm, num_groups=None, group_size=8, dtype=self.dtype)
+        else:
+            conv = partial(WSConv, dtype=self.dtype)
+            norm = None
+        relu_gain = 1.0 if self.norm == "group" else (2.0 / (1.0 - 1.0 / jnp.pi)) ** 0.5
+
+        def activate(x):
+            x = nn.relu(norm()(x) if norm else x)
+            return x * relu_gain  # keeps unit variance where no norm does
+
+        x = space_to_depth(x.astype(self.dtype), 2)  # [B, H/2, W/2, 4]
+        x = conv(self.width, (3, 3))(x)
+        stages = self.stride.bit_length() - 1  # one per factor of two
+        for stage in range(stages):
+            channels = self.width * 2**stage
+            for block in range(self.depth):
+                strides = (2, 2) if stage and not block else (1, 1)
+                y = activate(x)
+                if x.shape[-1] != channels:
+                    x = conv(channels, (1, 1))(nn.avg_pool(y, (2, 2), (2, 2)))
+                y = conv(channels, (3, 3), strides=strides)(y)
+                y = conv(channels, (3, 3))(activate(y))
+                x = x + y
+        return activate(x)
+
+
+def space_to_depth(x: jax.Array, size: int) -> jax.Array:
+    """[B, H, W, C] -> [B, H/size, W/size, size*size*C]."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // size, size, w // size, size, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, h // size, w // size, size * size * c)

@@ -1,0 +1,96 @@
+"""The InfoMask classifier: encoder -> posteriors of representation and mask -> masked representation -> evidence."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from infomask_jax.config import ModelConfig
+from infomask_jax.model import masks
+from infomask_jax.model.encoder import Encoder
+
+LOGIT_BOUND = 6.0  # of the mask posterior: pi stays within 0.0025 .. 0.9975 and can always move back
+
+
+class InfoMask(nn.Module):
+    """Image classifier through a masked variational representation (arXiv 1903.11741; details ours, see ModelConfig).
+
+    `bottleneck="vib"` keeps z and drops the mask (Alemi et al. 2017); `"none"` keeps neither: a plain classifier.
+    The head is linear in each cell, so `evidence` of a mean-pooled plain classifier is its class activation map.
+    """
+
+    config: ModelConfig
+    findings: int
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Logits and everything between.
+
+        Args:
+          images: [B, H, W, 1] float32, standardised.
+          train: sample z and the mask (needs the rng stream `sample`); otherwise use the posterior means, no rng.
+
+        Returns:
+          logits [B, K] float32 and `out`, all float32: features [B, h, w, D]; mu, log_sigma [B, h, w, C]; mask_logits,
+          mask [B, h, w, M]; kl_z [B, h, w] (already weighed by the probability that the cell is open) and kl_m
+          [B, h, w, M], nats; evidence [B, h, w, K], the logit contributions that are pooled; with a mask also
+          auxiliary_logits [B, K], through the unmasked representation. Without mask: mask 1, kl_m 0; without z: mu =
+          features, kl_z 0.
+        """
+        c = self.config
+        encoder = Encoder(c.width, c.depth, c.stride, c.norm, dtype=jnp.dtype(c.dtype), name="encoder")
+        features = encoder(images).astype(jnp.float32)  # [B, h, w, D]
+        grid = features.shape[:3]
+        head = nn.Dense(self.findings, name="head")
+        if train and c.bottleneck != "none":
+            key_z, key_mask, key_fill = jax.random.split(self.make_rng("sample"), 3)
+
+        mask_logits = jnp.full((*grid, 1), jnp.inf)
+        mask, kl_m = jnp.ones((*grid, 1)), jnp.zeros((*grid, 1))
+        if c.bottleneck == "infomask":
+            count = self.findings if c.mask_per_finding else 1
+            mask_logits = nn.Dense(count, bias_init=nn.initializers.constant(c.mask_bias), name="mask")(features)
+            # A saturated sigmoid has no gradient: without a bound, the uncharged mask of the first steps opens for good.
+            mask_logits = LOGIT_BOUND * jnp.tanh(mask_logits / LOGIT_BOUND)
+            mask = (
+                masks.sample_mask(key_mask, mask_logits, c.sampler, c.temperature)
+                if train
+                else masks.mean_mask(mask_logits, c.sampler)
+            )  # [B, h, w, M]
+            kl_m = masks.kl_bernoulli(mask_logits, c.mask_prior)
+
+        if c.bottleneck == "none":
+            mu = z = features
+            log_sigma, kl_z = jnp.zeros_like(features), jnp.zeros(grid)
+        else:
+            mu = nn.Dense(c.latent_channels, name="mu")(features)  # [B, h, w, C]
+            sigma_bias = nn.initializers.constant(c.log_sigma_bias)
+            log_sigma = nn.Dense(c.latent_channels, bias_init=sigma_bias, name="log_sigma")(features)
+            log_sigma = jnp.clip(log_sigma, -8.0, 2.0)  # exp(2 log_sigma) stays finite
+            z = masks.sample_normal(key_z, mu, log_sigma) if train else mu
+            # A cell's z is irrelevant only when every mask over it is closed.
+            any_open = 1.0 - jnp.prod(1.0 - jax.nn.sigmoid(mask_logits), axis=-1)  # [B, h, w]
+            kl_z = any_open * masks.kl_normal(mu, log_sigma)
+
+        unmasked = head(z)  # [B, h, w, K]
+        bias = head.variables["params"]["bias"][None, None, None]
+        # head(m * z) = m * (W z) + b, for one mask or one per finding, without forming m * z for each.
+        evidence = mask * (unmasked - bias) + bias  # [B, h, w, K]
+        if c.fill == "noise" and train and c.bottleneck == "infomask":
+            noise = jax.random.normal(key_fill, z.shape)
+            evidence = evidence + (1.0 - mask) * (head(noise) - bias)
+        pool = partial(masks.pool, pooling=c.pooling, sharpness=c.sharpness, topk=c.topk)
+        out = {
+            "features": features,
+            "mu": mu,
+            "log_sigma": log_sigma,
+            "mask_logits": mask_logits,
+            "mask": mask,
+            "kl_z": kl_z,
+            "kl_m": kl_m,
+            "evidence": evidence,
+        }
+        if c.bottleneck == "infomask":
+            out["auxiliary_logits"] = pool(unmasked)
+        return pool(evidence), out

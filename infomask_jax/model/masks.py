@@ -1,0 +1,84 @@
+"""The stochastic pieces as pure functions: samplers of mask and representation, their KL terms, and pooling.
+
+Shapes: B images, h x w cells of the latent grid, C latent channels, K findings, M masks (1, or K: one per finding).
+All of this is float32. The samplers and priors are our reconstruction: the paper's are not public to us.
+"""
+
+import jax
+import jax.numpy as jnp
+
+GAMMA, ZETA = -0.1, 1.1  # interval to which the hard concrete distribution is stretched (Louizos et al. 2018)
+
+
+def sample_mask(key: jax.Array, logits: jax.Array, sampler: str, temperature: float) -> jax.Array:
+    """One reparameterized draw of the mask, differentiable in the logits.
+
+    Args:
+      key: typed PRNG key; unused by `sigmoid`.
+      logits: [B, h, w, M] posterior logits, pi = sigmoid(logits).
+      sampler: `concrete` (Maddison et al. 2017), `hard_concrete` (Louizos et al. 2018), `straight_through` (Bengio et
+        al. 2013: hard draw forward, gradient of the concrete draw backward), `gaussian_gate` (Yamada et al. 2020) or
+        `sigmoid` (no noise).
+      temperature: tau of the concrete family, or the standard deviation of the Gaussian gate's noise.
+
+    Returns:
+      [B, h, w, M] in [0, 1].
+    """
+    if sampler == "sigmoid":
+        return jax.nn.sigmoid(logits)
+    if sampler == "gaussian_gate":
+        noise = temperature * jax.random.normal(key, logits.shape)
+        return jnp.clip(jax.nn.sigmoid(logits) + noise, 0.0, 1.0)
+    # Logistic noise is the difference of two Gumbels: sigmoid((logit + noise) / tau) is binary Gumbel-softmax.
+    soft = jax.nn.sigmoid((logits + jax.random.logistic(key, logits.shape)) / temperature)
+    if sampler == "concrete":
+        return soft
+    if sampler == "hard_concrete":
+        return jnp.clip(soft * (ZETA - GAMMA) + GAMMA, 0.0, 1.0)
+    if sampler == "straight_through":
+        hard = (soft > 0.5).astype(soft.dtype)  # exactly Bernoulli(pi)
+        return hard + soft - jax.lax.stop_gradient(soft)
+    raise ValueError(f"unknown sampler {sampler!r}")
+
+
+def mean_mask(logits: jax.Array, sampler: str) -> jax.Array:
+    """The mask used in evaluation, [B, h, w, M]: pi, or Louizos' stretched and clipped gate for `hard_concrete`."""
+    pi = jax.nn.sigmoid(logits)
+    return jnp.clip(pi * (ZETA - GAMMA) + GAMMA, 0.0, 1.0) if sampler == "hard_concrete" else pi
+
+
+def sample_normal(key: jax.Array, mu: jax.Array, log_sigma: jax.Array) -> jax.Array:
+    """z = mu + sigma * eps, eps ~ N(0, I) (Kingma & Welling 2014). Shapes [B, h, w, C]."""
+    return mu + jnp.exp(log_sigma) * jax.random.normal(key, mu.shape)
+
+
+def kl_normal(mu: jax.Array, log_sigma: jax.Array) -> jax.Array:
+    """KL(N(mu, sigma^2) || N(0, I)) in nats, summed over channels: [B, h, w, C] -> [B, h, w]."""
+    return jnp.sum(0.5 * (mu**2 + jnp.exp(2 * log_sigma) - 1.0) - log_sigma, axis=-1)
+
+
+def kl_bernoulli(logits: jax.Array, prior: float) -> jax.Array:
+    """KL(Bern(sigmoid(logits)) || Bern(prior)) in nats, elementwise; finite for any finite logit."""
+    pi = jax.nn.sigmoid(logits)
+    opened = jax.nn.log_sigmoid(logits) - jnp.log(prior)
+    closed = jax.nn.log_sigmoid(-logits) - jnp.log1p(-prior)
+    return pi * opened + (1 - pi) * closed
+
+
+def pool(evidence: jax.Array, pooling: str, sharpness: float, topk: float) -> jax.Array:
+    """Per-cell class evidence [B, h, w, K] -> logits [B, K].
+
+    lse: (1/r) log mean_ij exp(r e_ij) (Pinheiro & Collobert 2015), between mean (r -> 0) and max (r -> infinity).
+    topk: mean of the ceil(topk * h * w) largest cells.
+    """
+    cells = evidence.reshape(evidence.shape[0], -1, evidence.shape[-1])  # [B, h*w, K]
+    if pooling == "lse":
+        return jax.nn.logsumexp(sharpness * cells, axis=1, b=1.0 / cells.shape[1]) / sharpness
+    if pooling == "max":
+        return cells.max(axis=1)
+    if pooling == "mean":
+        return cells.mean(axis=1)
+    if pooling == "topk":
+        count = max(1, -int(-topk * cells.shape[1] // 1))
+        return jax.lax.top_k(cells.swapaxes(1, 2), count)[0].mean(axis=-1)
+    raise ValueError(f"unknown pooling {pooling!r}")

@@ -1,0 +1,106 @@
+"""Stored examples -> batches on devices (grain): an endless deterministic stream to train on, padded passes to score.
+
+Batch: image float32 [B, H, W, 1], standardised per image; labels, label_mask float32 [B, K]; valid float32 [B], 0 for
+padding; index int32 [B], position in the split (-1 for padding).
+"""
+
+from functools import partial
+from typing import Any
+
+import cv2
+import grain
+import numpy as np
+from grain.experimental import device_put
+
+from infomask_jax.config import DataConfig
+
+Batch = dict[str, np.ndarray]
+
+
+def decode_gray(data: bytes) -> np.ndarray:
+    """Stored PNG bytes -> uint8 or uint16 [H, W]."""
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+
+
+def fit(image: np.ndarray, size: int) -> np.ndarray:
+    """[H, W] -> float32 [size, size]; shrinking averages areas, enlarging is bilinear."""
+    image = image.astype(np.float32)
+    if image.shape == (size, size):
+        return image
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if image.shape[0] > size else cv2.INTER_LINEAR)
+
+
+def standardise(image: np.ndarray) -> np.ndarray:
+    """Zero mean and unit variance over the image; a constant image becomes zeros."""
+    return (image - image.mean()) / max(float(image.std()), 1e-3)
+
+
+def to_sample(index: int, example: dict[str, Any], size: int, count: int) -> Batch:
+    """Example (see datasets/schema.py) -> one unbatched, unaugmented element of a batch.
+
+    `index` counts on over the epochs of an endless stream; `count` is the length of the split.
+    """
+    labels = np.asarray(example["labels"], np.float32)
+    return {
+        "image": standardise(fit(decode_gray(example["image"]), size))[..., None],
+        "labels": np.maximum(labels, 0.0),
+        "label_mask": (labels >= 0).astype(np.float32),
+        "valid": np.float32(1.0),
+        "index": np.int32(index % count),
+    }
+
+
+def augment(sample: Batch, rng: np.random.Generator, config: DataConfig) -> Batch:
+    """Random zoom, translation, gain and (if asked for) left-right flip of the image; labels do not change."""
+    size = sample["image"].shape[0]
+    zoom = 1.0 + config.scale * rng.uniform(-1, 1)
+    dx, dy = config.shift * size * rng.uniform(-1, 1, size=2)
+    gain = 1.0 + config.contrast * rng.uniform(-1, 1)
+    sign = -1.0 if config.flip and rng.random() < 0.5 else 1.0
+    centre = (size - 1) / 2
+    affine = np.array(
+        [[sign * zoom, 0, centre - sign * zoom * centre + dx], [0, zoom, centre - zoom * centre + dy]], np.float32
+    )
+    image = sample["image"][..., 0]
+    image = cv2.warpAffine(image, affine, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return {**sample, "image": gain * image[..., None]}
+
+
+def train_batches(source, config: DataConfig, seed: int, sharding=None) -> grain.IterDataset:
+    """Endless stream of augmented batches: a pure function of (source, config, seed), whatever the worker count.
+
+    Epochs stay whole: every image is drawn once before any is drawn again. The iterator (`iter`) is checkpointable.
+    With a `sharding`, batches arrive on the devices, two of them ahead of the step.
+    """
+    if len(source) < 1:
+        raise ValueError("the training split is empty: nothing to train on")
+    dataset = (
+        grain.MapDataset.source(source)
+        .map_with_index(partial(to_sample, size=config.image_size, count=len(source)))
+        .shuffle(seed=seed)
+        .repeat()
+        .random_map(partial(augment, config=config), seed=seed)
+        .batch(config.batch_size)
+        .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+    )
+    if config.workers:
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=2))
+    if sharding is not None:
+        dataset = device_put(dataset, sharding, cpu_buffer_size=2, device_buffer_size=2)
+    return dataset
+
+
+def eval_batches(source, config: DataConfig) -> grain.IterDataset:
+    """One ordered pass over every image; the last batch is padded with copies that `valid` marks 0."""
+    return (
+        grain.MapDataset.source(source)
+        .map_with_index(partial(to_sample, size=config.image_size, count=len(source)))
+        .batch(config.batch_size, batch_fn=partial(_pad, size=config.batch_size))
+        .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+    )
+
+
+def _pad(samples: list[Batch], size: int) -> Batch:
+    padding = {**samples[0], "valid": np.float32(0.0), "index": np.int32(-1)}
+    samples = [*samples, *[padding] * (size - len(samples))]
+    return {key: np.stack([sample[key] for sample in samples]) for key in padding}

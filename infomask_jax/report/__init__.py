@@ -1,0 +1,82 @@
+"""What a run looks like: tables of its scores, galleries of its maps, training curves; from its work directory alone."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+
+from infomask_jax import datasets, pipeline
+from infomask_jax.config import Config
+from infomask_jax.report.figures import galleries, training_curves
+from infomask_jax.report.table import print_scores
+
+MOST = 2000  # images that a gallery chooses from; of a larger split, evenly spaced ones
+
+
+def report(workdir: Path, split: str) -> list[Path]:
+    """Print the tables of a scored run and redraw its figures. FileNotFoundError if the split was not scored."""
+    workdir = Path(workdir)
+    config = Config.load(workdir)
+    data = datasets.load(config.dataset, config.data_dir)
+    print_scores(json.loads(_scored(workdir / "eval" / f"{split}.json").read_text()))
+    paths = draw(workdir, workdir, data, split)
+    print("written:", *paths, sep="\n  ")
+    return paths
+
+
+def draw(output: Path, workdir: Path, data: datasets.Prepared, split: str) -> list[Path]:
+    """Draw figures/hits.png and misses.png of every localized finding, and training.png; return the paths.
+
+    Args:
+      output: folder with the scored split: eval/, maps/, boxes/ and predictions/.
+      workdir: the run, for its metrics and its model's input size.
+      data: what was scored.
+    """
+    scores = json.loads(_scored(output / "eval" / f"{split}.json").read_text())
+    detections = json.loads(_scored(output / "boxes" / f"{split}.json").read_text())
+    with _scored(output / "predictions" / f"{split}.csv").open(newline="") as file:
+        predictions = list(csv.DictReader(file))
+    with np.load(_scored(output / "maps" / f"{split}.npz")) as stored:
+        maps = {name: stored[name] for name in stored.files if name != "image_id"}
+    order = [name for name in ("infomask", "infomask_bits", "vib_bits", "cam") if name in maps]
+    predicted = {}
+    for box in detections:
+        predicted.setdefault((box["category"], box["image_id"]), []).append(box["bbox"])
+
+    chosen = np.unique(np.linspace(0, len(predictions) - 1, min(MOST, len(predictions))).astype(int))
+    source, size = data.source(split), Config.load(workdir).data.image_size
+    examples = [source[int(i)] for i in chosen]
+    images = [pipeline.fit(pipeline.decode_gray(example["image"]), size) for example in examples]
+    ids = [example["image_id"] for example in examples]
+    paths = []
+    for finding in scores["localization"]:
+        k = list(scores["classification"]).index(finding)  # the run's order, in which maps are stored
+        own = data.findings.index(finding)  # the data's order
+        boxes = [_unit(predicted.get((finding, e["image_id"]), []), e["height"], e["width"]) for e in examples]
+        paths += galleries(
+            images,
+            {name: maps[name][chosen] if maps[name].ndim == 3 else maps[name][chosen, ..., k] for name in order},
+            [e["boxes"][e["box_labels"] == own] for e in examples],
+            {order[0]: boxes},
+            [float(predictions[i][f"{finding} probability"]) for i in chosen],
+            [int(e["labels"][own]) for e in examples],
+            ids,
+            output / "figures" / (finding if len(scores["localization"]) > 1 else ""),
+            f"{scores['dataset']} / {split}, {finding}" + (f", {MOST} images" if len(predictions) > MOST else ""),
+        )
+    curves = {"InfoMask": workdir / "metrics.jsonl", "plain": workdir / "plain" / "metrics.jsonl"}
+    curves = {name: path for name, path in curves.items() if path.exists()}
+    return [*paths, training_curves(curves, output / "figures" / "training.png")]
+
+
+def _unit(boxes: list[list[float]], height: int, width: int) -> np.ndarray:
+    """COCO [x, y, w, h] in pixels -> [n, 4] (ymin, xmin, ymax, xmax) in 0..1."""
+    x, y, w, h = np.reshape(boxes, (-1, 4)).T
+    return np.stack([y / height, x / width, (y + h) / height, (x + w) / width], axis=-1)
+
+
+def _scored(path: Path) -> Path:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: score this split first, with python -m infomask_jax evaluate")
+    return path

@@ -1,0 +1,46 @@
+"""Eight virtual CPU devices, strict JAX settings, and data made once for all tests."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import absl.flags
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+absl.flags.FLAGS.mark_as_parsed()  # grain's worker processes ask absl for flags
+
+
+class Examples:
+    """A split in memory: sixty-four small noisy squares, bright ones positive. Picklable, random access."""
+
+    def __init__(self, count: int = 64, size: int = 16, findings: int = 1):
+        self.count, self.size, self.findings = count, size, findings
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index: int):
+        import cv2
+
+        rng = np.random.default_rng(index)
+        labels = rng.integers(0, 2, self.findings).astype(np.int8)
+        image = rng.integers(0, 60, (self.size, self.size))
+        if labels[0]:
+            y, x = rng.integers(0, self.size - 5, 2)
+            image[y : y + 5, x : x + 5] += 150
+        return {
+            "image": cv2.imencode(".png", image.astype(np.uint8))[1].tobytes(),
+            "labels": labels,
+            "image_id": f"image{index}",
+            "patient_id": f"patient{index // 2}",
+        }
+
+
+@pytest.fixture(scope="session")
+def examples() -> Examples:
+    return Examples()

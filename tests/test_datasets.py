@@ -1,0 +1,318 @@
+"""datasets/: releases are read right or refused with every problem, and what is on disk is whole or not there."""
+
+import csv
+import multiprocessing
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infomask_jax.datasets import BadData, Folder, Synthetic, images, load, prepare, schema, store
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def picture(path, seed=0, shape=(32, 32)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(images.encode(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)))
+
+
+def table(path, *rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8-sig") as file:  # as spreadsheets write it
+        csv.writer(file).writerows(rows)
+
+
+def examples(prepared, split):
+    source = prepared.source(split)
+    return {example["image_id"]: example for example in (source[i] for i in range(len(source)))}
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A folder release of six images, 32 high and 40 wide, with two findings and two boxes."""
+    rows = [("a.png", 1, 0, "p1", "train"), ("b.png", 0, "", "p1", "train"), ("sub/c.png", "", 1, "p2", "val")]
+    rows += [("d.png", 0, 0, "p3", "test"), ("e.png", 1, 1, "p4", "train"), ("f.png", "0.0", "1.0", "p5", "train")]
+    for seed, row in enumerate(rows):
+        picture(tmp_path / "own/images" / row[0], seed, (32, 40))
+    table(tmp_path / "own/labels.csv", ("image", "mass", "edema", "patient", "split"), *rows)
+    boxes = [("a.png", "mass", 10, 4, 20, 16), ("e.png", "edema", 0, 0, 40.5, 32)]
+    table(tmp_path / "own/boxes.csv", ("image", "finding", "x", "y", "w", "h"), *boxes)
+    return Folder(tmp_path / "own", data_dir=tmp_path / "data", size=16)
+
+
+def with_rows(own, name, *rows):
+    """Adds rows to a table of the release."""
+    with (own.source / name).open("a", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return own
+
+
+def changed(options, **values):
+    return type(options)(**{**vars(options), **values})
+
+
+def nothing_is_left(options):
+    folder = next(options.data_dir.iterdir())
+    return [path.name for path in folder.iterdir()] == [".lock"]
+
+
+def test_folder_becomes_examples(own):
+    prepared = prepare(own)
+    assert prepared.findings == ("mass", "edema")
+    assert prepared.splits == {"train": 4, "val": 1, "test": 1}
+    train = examples(prepared, "train")
+    assert {name: e["labels"].tolist() for name, e in train.items()} == {
+        "a.png": [1, 0],
+        "b.png": [0, -1],
+        "e.png": [1, 1],
+        "f.png": [0, 1],
+    }
+    for example in train.values():
+        schema.check(example, prepared.findings)
+        assert (example["height"], example["width"], example["mask"]) == (32, 40, b"")
+    np.testing.assert_allclose(train["a.png"]["boxes"], [[4 / 32, 10 / 40, 20 / 32, 30 / 40]])
+    assert train["a.png"]["box_labels"].tolist() == [0] and train["e.png"]["box_labels"].tolist() == [1]
+    assert train["e.png"]["boxes"].max() == 1  # half a pixel outside is rounding
+    expected = images.resize(images.decode(own.source / "images/a.png"), 16)
+    np.testing.assert_array_equal(images.decode(train["a.png"]["image"]), expected)
+    assert prepared.summary["train"] == {
+        **{"images": 4, "patients": 3, "boxes": 2, "boxed images": 2},
+        "labels": [[2, 2, 0], [2, 1, 1]],
+    }
+
+
+def test_findings_select_labels_and_boxes(own):
+    train = examples(prepare(changed(own, findings=("edema",))), "train")
+    assert train["a.png"]["labels"].tolist() == [0] and len(train["a.png"]["boxes"]) == 0
+    assert train["e.png"]["box_labels"].tolist() == [0]
+
+
+def test_sixteen_bits_stay_sixteen(own):
+    deep = np.arange(32 * 40, dtype=np.uint16).reshape(32, 40) * 50
+    (own.source / "images/a.png").write_bytes(images.encode(deep))
+    image = images.decode(examples(prepare(own), "train")["a.png"]["image"])
+    np.testing.assert_array_equal(image, images.resize(deep, 16))
+    assert image.dtype == np.uint16
+
+
+def test_source_crosses_to_a_spawned_worker(own):
+    source = prepare(own).source("train")
+    assert len(pickle.dumps(source)) < 20_000
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        there = pool.apply(source.__getitem__, (1,))
+    assert there["image_id"] == source[1]["image_id"] and there["image"] == source[1]["image"]
+    with pytest.raises(IndexError):
+        source[4]
+
+
+def test_preparing_never_imports_tensorflow_or_jax(own):
+    code = (
+        "import sys; from pathlib import Path; from infomask_jax.datasets import Folder, prepare;"
+        f"p = prepare(Folder(Path({str(own.source)!r}), data_dir=Path({str(own.data_dir)!r}), size=16));"
+        "p.source('train')[0]; sys.exit('tensorflow' in sys.modules or 'jax' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, timeout=60)
+
+
+BAD_ROWS = {  # what is wrong -> (table, its rows, what the message must hold)
+    "label": ("labels.csv", [("g.png", "2", 0, "p9", "train")], ["row 8, mass", "expected 0, 1 or nothing, found '2'"]),
+    "nan label": ("labels.csv", [("g.png", "nan", 0, "p9", "train")], ["row 8, mass", "'nan'"]),
+    "duplicate": ("labels.csv", [("./a.png", 1, 0, "p1", "train")], ["row 8, image", "'a.png' also in row 2"]),
+    "missing": ("labels.csv", [("none.png", 1, 0, "p9", "train")], ["row 8, image", "no 'none.png'"]),
+    "parent": ("labels.csv", [("../own/g.png", 1, 0, "p9", "train")], ["row 8, image", "'../own/g.png'"]),
+    "absolute": ("labels.csv", [("/etc/passwd", 1, 0, "p9", "train")], ["row 8, image", "'/etc/passwd'"]),
+    "link": ("labels.csv", [("link.png", 1, 0, "p9", "train")], ["row 8, image", "found a link to"]),
+    "same file": ("labels.csv", [("same.png", 1, 0, "p9", "test")], ["row 8, image", "same file as 'a.png'"]),
+    "split": ("labels.csv", [("g.png", 1, 0, "p9", "dev")], ["row 8, split", "'dev'"]),
+    "two splits": ("labels.csv", [("h.png", 1, 0, "p1", "test")], ["row 8, split", "patient p1", "test, train"]),
+    "ragged": ("labels.csv", [("g.png", 1)], ["row 8, row", "expected 5 cells, found 2"]),
+    "truncated": ("labels.csv", [("cut.png", 1, 0, "p9", "train")], ["row 8, image", "cut.png", "truncated"]),
+    "box finding": ("boxes.csv", [("a.png", "masss", 1, 1, 2, 2)], ["row 4, finding", "'masss'"]),
+    "box label": ("boxes.csv", [("a.png", "edema", 1, 1, 2, 2)], ["row 4, finding", "expected label 1"]),
+    "box image": ("boxes.csv", [("z.png", "mass", 1, 1, 2, 2)], ["row 4, image", "'z.png'"]),
+    "box outside": ("boxes.csv", [("a.png", "mass", 30, 1, 20, 2)], ["row 4, box", "inside 40 x 32", "x 30"]),
+    "box area": ("boxes.csv", [("a.png", "mass", 3, 1, 0, 2)], ["row 4, box", "some area", "width 0"]),
+    "box nan": ("boxes.csv", [("a.png", "mass", "nan", 1, 2, 2)], ["row 4, x, y, w, h", "nan"]),
+}
+
+
+@pytest.fixture
+def traps(own):
+    folder = own.source / "images"
+    picture(folder / "g.png", 9)
+    picture(folder / "h.png", 11)
+    picture(own.source.parent / "outside.png", 10)
+    (folder / "link.png").symlink_to(own.source.parent / "outside.png")
+    (folder / "same.png").symlink_to(folder / "a.png")
+    (folder / "cut.png").write_bytes((folder / "g.png").read_bytes()[:-20])
+    return own
+
+
+@pytest.mark.parametrize("kind", BAD_ROWS)
+def test_bad_row_is_named_and_leaves_nothing(traps, kind):
+    name, rows, words = BAD_ROWS[kind]
+    with pytest.raises(BadData) as error:
+        prepare(with_rows(traps, name, *rows))
+    assert name in str(error.value) and all(word in str(error.value) for word in words), str(error.value)
+    assert nothing_is_left(traps)
+    with pytest.raises(FileNotFoundError, match="python -m infomask_jax prepare folder"):
+        load("folder", traps.data_dir)
+
+
+def test_all_problems_come_at_once(traps):
+    chosen = ["label", "parent", "truncated", "box finding", "box outside"]
+    for kind in chosen:
+        with_rows(traps, *BAD_ROWS[kind][:1], *BAD_ROWS[kind][1])
+    with_rows(traps, "boxes.csv", ("e.png", "mass", 1, 2, "inf", 2))
+    with_rows(traps, "boxes.csv", ("f.png", "edema", 1, 2, 200, 2))
+    with pytest.raises(BadData, match="7 problems") as error:
+        prepare(traps)
+    for word in ("'2'", "'../own/g.png'", "cut.png", "'masss'", "inf", "width 200"):
+        assert word in str(error.value)
+
+
+def test_skip_bad_lists_what_it_leaves_out(traps):
+    for kind in ("label", "truncated", "two splits", "box outside"):
+        name, rows, _ = BAD_ROWS[kind]
+        with_rows(traps, name, *rows)
+    prepared = prepare(changed(traps, skip_bad=True))
+    assert set(examples(prepared, "train")) == {"e.png", "f.png"}  # a: its box; b: its patient is in two splits
+    with (prepared.directory / "skipped.csv").open() as file:
+        skipped = list(csv.DictReader(file))
+    assert {row["image"] for row in skipped} == {"a.png", "b.png", "g.png", "h.png", "cut.png"}
+    assert {"file", "row", "field", "reason"} < skipped[0].keys() and all(row["reason"] for row in skipped)
+    with pytest.raises(BadData, match="asked for without --skip-bad"):
+        prepare(traps)
+
+
+def test_skip_bad_may_empty_a_split(own):
+    (own.source / "images/d.png").write_bytes(b"")
+    prepared = prepare(changed(own, skip_bad=True))
+    assert prepared.splits == {"train": 4, "val": 1}
+    with pytest.raises(ValueError, match="expected one of train, val; found split 'test'"):
+        prepared.source("test")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"", "found none"),
+        (b"image,mass\n", "only the header"),
+        (b"name,mass\na.png,1\n", "among them image"),
+        (b"image\na.png\n", "a column for each finding"),
+        (b"image,mass,mass\na.png,1,1\n", "names of their own"),
+        (b"image,mass\na\xff.png,1\n", "UTF-8"),
+        (b'image,mass\n"a.png,1\n', "unexpected end"),
+    ],
+)
+def test_unusable_table_is_refused(own, text, words):
+    (own.source / "labels.csv").write_bytes(text)
+    (own.source / "boxes.csv").unlink()
+    with pytest.raises(BadData, match=words):
+        prepare(own)
+    assert nothing_is_left(own)
+
+
+def test_unknown_finding_option_is_refused(own):
+    with pytest.raises(BadData, match="expected some of mass, edema; found Mass"):
+        prepare(changed(own, findings=("Mass",)))
+
+
+def test_prepare_twice_is_once(own, capsys):
+    first = prepare(own)
+    before = {path: path.stat().st_mtime_ns for path in first.directory.iterdir()}
+    assert prepare(changed(own, skip_bad=True)) == first == load("folder", own.data_dir)
+    assert "already prepared" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in first.directory.iterdir()}
+    assert not list(first.directory.parent.glob(".building*"))
+
+
+def test_changed_request_is_refused_with_the_difference(own):
+    first = prepare(own)
+    with pytest.raises(BadData, match=r"(?s)--overwrite.*size: prepared with 16, asked for 8"):
+        prepare(changed(own, size=8))
+    with_rows(own, "labels.csv", ("a.png", 1, 0, "p1", "train"))
+    with pytest.raises(BadData, match="has changed since"):
+        prepare(own)
+    with pytest.raises(BadData, match="also in row 2"):
+        prepare(changed(own, overwrite=True))
+    assert load("folder", own.data_dir) == first  # a failed replacement leaves the old one
+
+
+def test_fingerprint_follows_content(own, tmp_path):
+    first = prepare(own)
+    again = prepare(changed(own, data_dir=tmp_path / "again"))
+    assert again.fingerprint == first.fingerprint
+    picture(own.source / "images/a.png", 77, (32, 40))
+    assert prepare(changed(own, overwrite=True)).fingerprint != first.fingerprint
+
+
+def test_second_prepare_waits_its_turn(own):
+    with store.lock(own.data_dir / "folder"), pytest.raises(BadData, match="another prepare"):
+        prepare(own)
+
+
+@pytest.mark.parametrize("damage", ["dataset_info.json", "metadata.json", "shard", "half a shard"])
+def test_incomplete_copy_is_not_loaded(own, damage):
+    prepared = prepare(own)
+    shard = next(prepared.directory.glob("*train.array_record*"))
+    if damage == "half a shard":
+        shard.write_bytes(shard.read_bytes()[:-100])
+    else:
+        (shard if damage == "shard" else prepared.directory / damage).unlink()
+    with pytest.raises(FileNotFoundError, match="--overwrite"):
+        load("folder", own.data_dir)
+    assert prepare(changed(own, overwrite=True)) == prepared
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_interrupted_prepare_leaves_nothing_to_load(tmp_path, stop):
+    code = (
+        "from pathlib import Path; from infomask_jax.datasets import Synthetic, prepare;"
+        f"prepare(Synthetic(data_dir=Path({str(tmp_path)!r}), size=32, train=100_000, val=2, test=2, workers=1))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 60
+    while not list(tmp_path.rglob("*.array_record*")) and time.time() < deadline:
+        time.sleep(0.05)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    workers = workers.read_text().split() if workers.exists() else []
+    process.send_signal(stop)
+    assert process.wait(30) != 0
+    with pytest.raises(FileNotFoundError):
+        load("synthetic", tmp_path)
+    if stop == signal.SIGINT:  # a kill cannot be cleaned up after, until the next prepare
+        assert not (tmp_path / "synthetic/.building").exists()
+    while any(Path(f"/proc/{pid}").exists() and "Z" not in _state(pid) for pid in workers) and time.time() < deadline:
+        time.sleep(0.05)
+    assert time.time() < deadline  # no worker outlives its parent
+    prepared = prepare(Synthetic(data_dir=tmp_path, size=32, train=4, val=2, test=2, workers=1))
+    assert prepared.splits == {"train": 4, "val": 2, "test": 2}
+    assert not (tmp_path / "synthetic/.building").exists()
+
+
+def _state(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return "Z"
+
+
+def test_phantoms_do_not_depend_on_workers_or_training_images(tmp_path):
+    one = prepare(Synthetic(data_dir=tmp_path / "1", size=32, train=12, val=4, test=4, workers=1))
+    two = prepare(Synthetic(data_dir=tmp_path / "2", size=32, train=12, val=4, test=4, workers=2))
+    more = prepare(Synthetic(data_dir=tmp_path / "3", size=32, train=20, val=4, test=4, workers=2))
+    assert one.fingerprint == two.fingerprint != more.fingerprint
+    assert examples(one, "test").keys() == examples(more, "test").keys()
+    ids = [name for split in one.splits for name in examples(one, split)]
+    assert len(set(ids)) == 20 and one.findings == ("opacity",)
+    for example in examples(one, "train").values():
+        schema.check(example, one.findings)
+        mask = images.decode(example["mask"])
+        assert mask.shape == (32, 32) and mask.any() == example["labels"][0] == bool(len(example["boxes"]))

@@ -1,0 +1,265 @@
+"""images.py: every format gives the same picture, and no bad file gets through."""
+
+import io
+import struct
+import warnings
+import zlib
+
+import cv2
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    MPEG2MPML,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+)
+
+from infomask_jax.datasets import images
+from infomask_jax.datasets.images import BadImage, decode
+
+RAMP8 = np.add.outer(np.arange(48), np.arange(40)).astype(np.uint8) * 2  # [48, 40], smooth
+RAMP16 = RAMP8.astype(np.uint16) * 257
+
+
+def coded(kind, image):
+    return cv2.imencode(kind, image)[1].tobytes()
+
+
+def dicom(image, syntax=ExplicitVRLittleEndian, frame=None, bits=None, kind="MONOCHROME2", **tags):
+    """DICOM bytes of an image; `frame` are its compressed bytes, if the syntax is a compressed one."""
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = syntax
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = SecondaryCaptureImageStorage
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = "1.2.3"
+    ds.Rows, ds.Columns = image.shape[:2]
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1 if image.ndim == 2 else 3, kind
+    if image.ndim == 3:
+        ds.PlanarConfiguration = 0
+    ds.BitsAllocated = 8 * image.itemsize
+    ds.BitsStored = bits or ds.BitsAllocated
+    ds.HighBit, ds.PixelRepresentation = ds.BitsStored - 1, int(image.dtype.kind == "i")
+    ds.PixelData = image.tobytes() if frame is None else encapsulate([frame])
+    if frame is not None:
+        ds["PixelData"].is_undefined_length = True
+    for name, value in tags.items():
+        setattr(ds, name, value)
+    if syntax == RLELossless and frame is None:
+        ds.PixelData = image.tobytes()
+        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        ds.compress(RLELossless)
+    out = io.BytesIO()
+    ds.save_as(out, enforce_file_format=True)
+    return out.getvalue()
+
+
+def j2k(image):
+    return pydicom.pixels.get_encoder(JPEG2000Lossless).encode(
+        image,
+        rows=image.shape[0],
+        columns=image.shape[1],
+        samples_per_pixel=1,
+        photometric_interpretation="MONOCHROME2",
+        bits_allocated=8 * image.itemsize,
+        bits_stored=8 * image.itemsize,
+        pixel_representation=0,
+        number_of_frames=1,
+    )
+
+
+WHOLE = {
+    "png": coded(".png", RAMP8),
+    "jpeg": coded(".jpg", RAMP8),
+    "dicom": dicom(RAMP8),
+    "dicom-jpeg": dicom(RAMP8, JPEGBaseline8Bit, coded(".jpg", RAMP8)),
+    "dicom-j2k": dicom(RAMP16, JPEG2000Lossless, j2k(RAMP16)),
+    "dicom-rle": dicom(RAMP8, RLELossless),
+}
+
+
+@pytest.mark.parametrize("image", [RAMP8, RAMP16], ids=["8 bit", "16 bit"])
+def test_lossless_formats_return_the_very_pixels(image):
+    rgb = np.repeat(image[..., None], 3, 2)
+    rgba = np.concatenate([rgb, np.full_like(rgb[..., :1], np.iinfo(image.dtype).max)], 2)
+    frames = [coded(".png", image), coded(".png", rgb), coded(".png", rgba), images.encode(image)]
+    frames += [dicom(image), dicom(image, RLELossless), dicom(image, JPEG2000Lossless, j2k(image))]
+    for data in frames:
+        found = decode(data)
+        assert found.dtype == image.dtype
+        np.testing.assert_array_equal(found, image)
+
+
+def test_jpeg_is_close_alone_and_inside_dicom():
+    for data in (WHOLE["jpeg"], coded(".jpg", np.repeat(RAMP8[..., None], 3, 2)), WHOLE["dicom-jpeg"]):
+        found = decode(data)
+        assert found.dtype == np.uint8
+        assert np.abs(found.astype(int) - RAMP8).max() <= 3
+
+
+def test_path_and_bytes_agree(tmp_path):
+    path = tmp_path / "a.dat"  # the suffix says nothing
+    path.write_bytes(WHOLE["png"])
+    np.testing.assert_array_equal(decode(path), decode(str(path)))
+
+
+def test_palette_and_transparency():
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = struct.pack(">IIBBBBB", 2, 1, 8, 3, 0, 0, 0)
+    body = chunk(b"PLTE", bytes([10, 10, 10, 200, 200, 200])) + chunk(b"IDAT", zlib.compress(b"\0\1\0"))
+    palette = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + body + chunk(b"IEND", b"")
+    assert decode(palette).tolist() == [[200, 10]]
+    half = np.full((1, 2, 4), 200, np.uint8)
+    half[0, 0, 3] = 0
+    half[0, 1, 3] = 255
+    assert decode(coded(".png", half)).tolist() == [[0, 200]]
+
+
+def test_monochrome1_is_turned():
+    np.testing.assert_array_equal(decode(dicom(RAMP8, kind="MONOCHROME1")), 255 - RAMP8)
+
+
+def test_color_dicom_is_gray():
+    found = decode(dicom(np.repeat(RAMP8[..., None], 3, 2), kind="RGB"))
+    np.testing.assert_array_equal(found, RAMP8)
+
+
+def test_twelve_bits_fill_sixteen():
+    image = (RAMP16 >> 4).astype(np.uint16)
+    found = decode(dicom(image, bits=12))
+    assert found.dtype == np.uint16
+    np.testing.assert_array_equal(found, np.round(image / 4095 * 65535))
+
+
+@pytest.mark.parametrize("slope", [1, 2, -1])
+def test_window_shows_its_values_and_clips_the_others(slope):
+    stored = np.arange(-500, 500, dtype=np.int16).reshape(20, 50)
+    values = stored * slope + 100.0  # after rescale
+    window = {"WindowCenter": 100, "WindowWidth": 401, "RescaleSlope": slope, "RescaleIntercept": 100}
+    expected = np.clip((values - 99.5) / 400 + 0.5, 0, 1) * 65535
+    found = decode(dicom(stored, RescaleType="HU", **window))
+    assert np.abs(found.astype(float) - expected).max() < 2
+
+
+def test_negative_rescale_turns_the_picture():
+    np.testing.assert_array_equal(decode(dicom(RAMP8, RescaleSlope=-1, RescaleIntercept=255)), 255 - RAMP8)
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_truncated_file_is_never_a_different_picture(kind):
+    """A cut either raises, or (in the padding after the last pixel) leaves the picture as it was."""
+    whole = WHOLE[kind]
+    kept = []
+    for cut in {*np.random.default_rng(0).integers(0, len(whole), 150).tolist(), *range(len(whole) - 40, len(whole))}:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom also warns
+            try:
+                found = decode(whole[:cut], name="x.dcm")
+            except BadImage as error:
+                assert "x.dcm" in str(error)
+            else:
+                np.testing.assert_array_equal(found, decode(whole))
+                kept.append(len(whole) - cut)
+    assert max(kept, default=0) <= (9 if kind.startswith("dicom-") else 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=200), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\0" * 128 + b"DICM"]))
+def test_rubbish_is_refused(rubbish, start):
+    with warnings.catch_warnings(), pytest.raises(BadImage):
+        warnings.simplefilter("ignore")
+        decode(start + rubbish)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_flipped_byte_of_png_is_refused(data):
+    whole = bytearray(WHOLE["png"])
+    whole[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(BadImage):
+        decode(bytes(whole))
+
+
+def png_header(width, height):
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def jpeg_of_size(height, width):
+    data = bytearray(WHOLE["jpeg"])
+    at = data.index(b"\xff\xc0")
+    struct.pack_into(">HH", data, at + 5, height, width)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (b"", "empty file"),
+        (b"<html>not found</html>", "b'<html>no'"),
+        (png_header(100_000, 100_000), "100000 x 100000"),
+        (png_header(0, 10), "0 x 10"),
+        (jpeg_of_size(65535, 65535), "65535 x 65535"),
+        (jpeg_of_size(0, 40), "40 x 0"),
+        (dicom(RAMP8, Rows=60000, Columns=60000), "60000 x 60000"),
+        (dicom(RAMP8, Rows=0), "40 x 0"),
+        (dicom(RAMP8, JPEGBaseline8Bit, jpeg_of_size(20000, 20000)), "20000 x 20000"),
+        (dicom(RAMP8, JPEGBaseline8Bit, coded(".jpg", RAMP8[:20])), "40 x 20 compressed"),
+        (dicom(RAMP8[:9], JPEG2000Lossless, j2k(RAMP8)), "40 x 48 compressed"),
+        (dicom(RAMP8, MPEG2MPML, coded(".jpg", RAMP8)), "MPEG2"),
+        (dicom(RAMP8, ExplicitVRLittleEndian).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.9.9.9\0"), "9.9.9"),
+        (dicom(RAMP8).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99\0"), "deflated"),
+        (dicom(RAMP8, NumberOfFrames=7), "7"),
+        (dicom(RAMP8, kind="PALETTE COLOR"), "PALETTE COLOR"),
+        (dicom(RAMP8, BitsAllocated=32, BitsStored=32), "32"),
+        (dicom(RAMP8, RescaleSlope=0, RescaleIntercept=0), "0.0 to 0.0"),
+        (dicom(RAMP8, WindowCenter=10, WindowWidth=0), "Window Width"),
+        (dicom(RAMP8, RescaleSlope="1", RescaleIntercept="0").replace(b"DS\x02\x001 ", b"DS\x02\x00ab"), "x.dcm"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_file_is_refused_by_name(data, found):
+    with warnings.catch_warnings(), pytest.raises(BadImage, match=r"x\.dcm") as error:
+        warnings.simplefilter("ignore")
+        decode(data, name="x.dcm")
+    assert found in str(error.value)
+
+
+def test_header_is_read_before_the_pixels(monkeypatch):
+    def explode(*_):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(cv2, "imdecode", explode)
+    for data in (png_header(100_000, 100_000), jpeg_of_size(65535, 65535)):
+        with pytest.raises(BadImage, match="at most"):
+            decode(data)
+
+
+def test_folder_missing_and_huge_files_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(BadImage, match="found a folder"):
+        decode(tmp_path)
+    with pytest.raises(BadImage, match="found none"):
+        decode(tmp_path / "none.png")
+    (tmp_path / "big.png").write_bytes(WHOLE["png"])
+    monkeypatch.setattr(images, "MAX_BYTES", 10)
+    with pytest.raises(BadImage, match="at most 10 bytes"):
+        decode(tmp_path / "big.png")
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (100, 30), (8, 200), (10, 10)])
+def test_resize_keeps_mean_and_geometry(shape):
+    image = np.zeros(shape, np.uint8)
+    image[: shape[0] // 2, : shape[1] // 2] = 200
+    found = images.resize(image, 32)
+    assert found.shape == (32, 32) and found.dtype == np.uint8
+    assert abs(found.mean() - image.mean()) < 3
+    assert found[4, 4] == 200 and found[28, 28] == 0

@@ -1,0 +1,120 @@
+"""Samplers, KL terms and pooling: closed forms against Monte Carlo, gradients against finite differences."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infomask_jax.model import masks
+
+SAMPLERS = ("concrete", "hard_concrete", "straight_through", "gaussian_gate", "sigmoid")
+KEY = jax.random.key(0)
+
+
+def column(value: float, count: int = 1) -> jax.Array:
+    return jnp.full((count, 1, 1, 1), value)
+
+
+@pytest.mark.parametrize("logit", [-2.0, 0.0, 1.5])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_sample_mean_is_pi_in_the_limit(sampler, logit):
+    # Relaxations are unbiased as the temperature falls; the hard draw at any temperature, the sigmoid always.
+    temperature = 0.7 if sampler == "straight_through" else 0.01
+    draws = masks.sample_mask(jax.random.key(1), column(logit, 40_000), sampler, temperature)
+    assert float(draws.min()) >= 0.0 and float(draws.max()) <= 1.0
+    np.testing.assert_allclose(draws.mean(), jax.nn.sigmoid(logit), atol=0.012)
+
+
+def test_hard_samplers_reach_zero_and_one_exactly():
+    logits = column(0.0, 4000)
+    for sampler in ("hard_concrete", "straight_through"):
+        draws = np.asarray(masks.sample_mask(jax.random.key(2), logits, sampler, 0.5))
+        assert (draws == 0).any() and (draws == 1).any()
+    assert masks.mean_mask(column(-4.0), "hard_concrete") == 0.0
+    assert masks.mean_mask(column(-4.0), "concrete") > 0.0
+
+
+@pytest.mark.parametrize("sampler", ["concrete", "hard_concrete", "gaussian_gate", "sigmoid"])
+def test_pathwise_gradient_matches_finite_difference(sampler):
+    def total(logit):
+        # One key for every evaluation is the point: the same noise on both sides of the difference.
+        return masks.sample_mask(jax.random.key(3), column(logit, 64), sampler, 0.5).astype(jnp.float32).sum()
+
+    with jax.debug_key_reuse(False):
+        gradient = jax.grad(total)(0.3)
+        numeric = (total(0.3 + 1e-2) - total(0.3 - 1e-2)) / 2e-2
+    np.testing.assert_allclose(gradient, numeric, rtol=0.02)
+
+
+def test_straight_through_gradient_is_that_of_the_concrete_draw():
+    def total(sampler):
+        return lambda logits: masks.sample_mask(jax.random.key(4), logits, sampler, 0.5).sum()
+
+    with jax.debug_key_reuse(False):
+        logits = jnp.linspace(-2, 2, 16).reshape(16, 1, 1, 1)
+        hard, soft = jax.grad(total("straight_through"))(logits), jax.grad(total("concrete"))(logits)
+    np.testing.assert_array_equal(hard, soft)
+    assert float(jnp.abs(soft).sum()) > 0
+
+
+def test_representation_sample_has_posterior_moments():
+    mu, log_sigma = jnp.full((20_000, 1, 1, 2), 0.7), jnp.full((20_000, 1, 1, 2), -1.0)
+    z = masks.sample_normal(jax.random.key(5), mu, log_sigma)
+    np.testing.assert_allclose(z.mean(), 0.7, atol=0.01)
+    np.testing.assert_allclose(z.std(), np.exp(-1.0), atol=0.01)
+
+
+def test_kl_normal_is_zero_only_at_the_prior():
+    zero = jnp.zeros((1, 2, 2, 3))
+    np.testing.assert_array_equal(masks.kl_normal(zero, zero), 0.0)
+    assert float(masks.kl_normal(zero + 0.1, zero).min()) > 0
+    assert float(masks.kl_normal(zero, zero + 0.1).min()) > 0 and float(masks.kl_normal(zero, zero - 0.1).min()) > 0
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.floats(-2, 2), st.floats(-2, 1))
+def test_kl_normal_matches_monte_carlo(mu, log_sigma):
+    eps = np.random.default_rng(0).standard_normal(200_000)
+    z = mu + np.exp(log_sigma) * eps
+    ratio = (-0.5 * eps**2 - log_sigma) - (-0.5 * z**2)  # log q(z) - log r(z), constants cancel
+    exact = masks.kl_normal(jnp.full((1, 1, 1, 1), mu), jnp.full((1, 1, 1, 1), log_sigma))[0, 0, 0]
+    np.testing.assert_allclose(exact, ratio.mean(), atol=5 * ratio.std() / 200_000**0.5 + 1e-4)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.floats(-6, 6), st.floats(0.01, 0.99))
+def test_kl_bernoulli_matches_monte_carlo(logit, prior):
+    pi = 1 / (1 + np.exp(-logit))
+    m = np.random.default_rng(0).random(200_000) < pi
+    ratio = np.where(m, np.log(pi / prior), np.log((1 - pi) / (1 - prior)))
+    np.testing.assert_allclose(
+        masks.kl_bernoulli(jnp.float32(logit), prior), ratio.mean(), atol=5 * ratio.std() / 200_000**0.5 + 1e-4
+    )
+
+
+def test_kl_bernoulli_is_zero_only_at_the_prior_and_finite_at_the_extremes():
+    at_prior = np.log(0.05 / 0.95)
+    np.testing.assert_allclose(masks.kl_bernoulli(jnp.float32(at_prior), 0.05), 0.0, atol=1e-6)
+    assert masks.kl_bernoulli(jnp.float32(at_prior + 0.5), 0.05) > 0.001
+    extremes = jnp.array([-1e4, -100.0, 100.0, 1e4])
+    chex.assert_tree_all_finite(masks.kl_bernoulli(extremes, 0.05))
+    chex.assert_tree_all_finite(jax.vmap(jax.grad(lambda logit: masks.kl_bernoulli(logit, 0.05)))(extremes))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 1000), st.floats(0.1, 10))
+def test_lse_lies_between_mean_and_max_and_rises_with_sharpness(seed, sharpness):
+    evidence = jnp.asarray(np.random.default_rng(seed).normal(size=(2, 4, 5, 3)) * 3, jnp.float32)
+    pooled = masks.pool(evidence, "lse", sharpness, 0.1)
+    assert (masks.pool(evidence, "mean", 1.0, 0.1) <= pooled + 1e-4).all()
+    assert (pooled <= masks.pool(evidence, "max", 1.0, 0.1) + 1e-4).all()
+    assert (pooled <= masks.pool(evidence, "lse", 2 * sharpness, 0.1) + 1e-4).all()
+
+
+def test_topk_averages_the_largest_cells():
+    evidence = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    assert masks.pool(evidence, "topk", 1.0, 3 / 16) == pytest.approx(14.0)
+    assert masks.pool(evidence, "topk", 1.0, 1e-6) == 15.0

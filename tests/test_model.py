@@ -1,0 +1,146 @@
+"""InfoMask's forward pass: shapes, what closed cells pass, what evaluation needs."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from infomask_jax.config import ModelConfig
+from infomask_jax.explain import heat_maps
+from infomask_jax.model.encoder import space_to_depth
+from infomask_jax.model.infomask import LOGIT_BOUND, InfoMask
+
+TINY = ModelConfig(width=8, depth=1, stride=4, latent_channels=5)
+
+
+def build(findings: int = 3, size: int = 16, **changes):
+    model = InfoMask(dataclasses.replace(TINY, **changes), findings)
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, size, size, 1)), jnp.float32)
+    params = model.init(jax.random.key(0), images, train=False)["params"]
+    return model, params, images
+
+
+@pytest.mark.parametrize("bottleneck", ["infomask", "vib", "none"])
+@pytest.mark.parametrize("per_finding", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_contract_of_outputs(bottleneck, per_finding, dtype):
+    model, params, images = build(bottleneck=bottleneck, mask_per_finding=per_finding, dtype=dtype)
+    logits, out = model.apply({"params": params}, images, train=True, rngs={"sample": jax.random.key(1)})
+    count = 3 if per_finding and bottleneck == "infomask" else 1
+    channels = 16 if bottleneck == "none" else 5
+    chex.assert_shape(logits, (2, 3))
+    chex.assert_shape([out["mask"], out["mask_logits"], out["kl_m"]], (2, 4, 4, count))
+    chex.assert_shape([out["mu"], out["log_sigma"]], (2, 4, 4, channels))
+    chex.assert_shape(out["kl_z"], (2, 4, 4))
+    chex.assert_shape(out["features"], (2, 4, 4, 16))
+    chex.assert_type([logits, *out.values()], jnp.float32)
+    assert ("auxiliary_logits" in out) == (bottleneck == "infomask")
+    for maps in heat_maps(out, bottleneck).values():
+        chex.assert_shape(maps, (2, 4, 4, 3))
+        chex.assert_tree_all_finite(maps)
+
+
+@pytest.mark.parametrize(("size", "stride", "grid"), [(112, 8, 14), (128, 8, 16), (64, 4, 16), (224, 16, 14), (32, 2, 16)])
+def test_latent_grid(size, stride, grid):
+    model = InfoMask(dataclasses.replace(TINY, stride=stride), 1)
+    shapes = jax.eval_shape(
+        lambda: model.init_with_output(jax.random.key(0), jnp.zeros((1, size, size, 1)), train=False)[0][1]
+    )
+    assert shapes["mask"].shape == (1, grid, grid, 1)
+
+
+def test_indivisible_image_is_refused():
+    with pytest.raises(ValueError, match="18 x 18 px do not divide into cells of 4 px"):
+        build(size=18)
+
+
+@pytest.mark.parametrize("bottleneck", ["infomask", "vib", "none"])
+def test_evaluation_is_deterministic_and_needs_no_key(bottleneck):
+    model, params, images = build(bottleneck=bottleneck)
+    first, second = (model.apply({"params": params}, images, train=False)[0] for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_training_samples_differ_by_key():
+    model, params, images = build()
+    draw = [model.apply({"params": params}, images, train=True, rngs={"sample": jax.random.key(k)})[0] for k in (1, 2)]
+    assert not np.allclose(draw[0], draw[1])
+
+
+@pytest.mark.parametrize("fill", ["zero", "noise"])
+def test_closed_cell_passes_no_gradient(fill):
+    """Where the mask is exactly 0, neither the encoder nor the representation gets a gradient from the logits."""
+    model, params, images = build(sampler="hard_concrete", fill=fill)
+    params["mask"]["kernel"] = jnp.zeros_like(params["mask"]["kernel"])
+    params["mask"]["bias"] = jnp.full(1, -100.0)  # every draw of the two images is then exactly zero, as asserted
+
+    def logit_sum(params):
+        logits, out = model.apply({"params": params}, images, train=True, rngs={"sample": jax.random.key(1)})
+        return logits.sum(), out
+
+    gradient, out = jax.grad(logit_sum, has_aux=True)(params)
+    np.testing.assert_array_equal(out["mask"], 0.0)
+    for name in ("encoder", "mu", "log_sigma", "mask"):
+        chex.assert_trees_all_equal(gradient[name], jax.tree.map(jnp.zeros_like, gradient[name]))
+    assert float(jnp.abs(gradient["head"]["bias"]).sum()) > 0
+
+
+def test_all_closed_zero_fill_leaves_only_the_head_bias():
+    model, params, images = build(sampler="hard_concrete")
+    params["mask"]["kernel"] = jnp.zeros_like(params["mask"]["kernel"])
+    params["mask"]["bias"] = jnp.full(1, -100.0)
+    params["head"]["bias"] = jnp.array([0.5, -1.0, 2.0])
+    logits, _ = model.apply({"params": params}, images, train=False)
+    np.testing.assert_allclose(logits, np.tile([0.5, -1.0, 2.0], (2, 1)), atol=1e-6)
+
+
+def test_representation_rate_is_weighed_by_the_probability_of_an_open_cell():
+    model, params, images = build()
+    params["mask"]["kernel"] = jnp.zeros_like(params["mask"]["kernel"])
+    rates = {}
+    for bias in (-100.0, 100.0):  # pi at its bounds
+        params["mask"]["bias"] = jnp.full(1, bias)
+        rates[bias] = float(model.apply({"params": params}, images, train=False)[1]["kl_z"].sum())
+    _, vib, _ = build(bottleneck="vib")
+    full = InfoMask(dataclasses.replace(TINY, bottleneck="vib"), 3).apply(
+        {"params": {k: v for k, v in params.items() if k in vib}}, images, train=False
+    )[1]["kl_z"]
+    closed = float(jax.nn.sigmoid(-LOGIT_BOUND))
+    np.testing.assert_allclose(rates[-100.0], closed * float(full.sum()), rtol=1e-4)
+    np.testing.assert_allclose(rates[100.0], (1 - closed) * float(full.sum()), rtol=1e-4)
+
+
+def test_mean_pooled_evidence_is_the_class_activation_map():
+    model, params, images = build(bottleneck="none", pooling="mean")
+    logits, out = model.apply({"params": params}, images, train=False)
+    cam = np.asarray(out["features"]) @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"])
+    np.testing.assert_allclose(heat_maps(out, "none")["cam"], cam, atol=1e-5)
+    np.testing.assert_allclose(cam.mean(axis=(1, 2)), logits, atol=1e-5)
+
+
+def test_bits_map_sums_to_the_rate():
+    model, params, images = build(findings=1)
+    _, out = model.apply({"params": params}, images, train=False)
+    bits = heat_maps(out, "infomask")["infomask_bits"].sum(axis=(1, 2, 3))
+    rate = (out["kl_z"].sum(axis=(1, 2)) + out["kl_m"].sum(axis=(1, 2, 3))) / np.log(2)
+    np.testing.assert_allclose(bits, rate, rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["group", "weight"])
+def test_maps_follow_the_image(norm):
+    """A bright square moves the features in its own place: rows are rows and columns columns, none flipped."""
+    model, params, _ = build(findings=1, size=32, norm=norm, bottleneck="none")
+    blank = jnp.zeros((1, 32, 32, 1))
+    square = blank.at[0, 2:8, 20:26, 0].set(3.0)
+    features = [model.apply({"params": params}, x, train=False)[1]["features"] for x in (blank, square)]
+    change = np.abs(np.asarray(features[1] - features[0])).sum(axis=-1)[0]
+    y, x = np.unravel_index(change.argmax(), change.shape)
+    assert 0 <= y <= 2 and 4 <= x <= 7
+
+
+def test_space_to_depth_keeps_every_pixel_in_its_cell():
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    np.testing.assert_array_equal(space_to_depth(x, 2)[0, 0, 1], [2, 3, 6, 7])

@@ -1,0 +1,127 @@
+"""schema.py: the parsers of boxes, names and tables take what is right and refuse the rest; the example is checked."""
+
+import csv
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infomask_jax.datasets import BadData, images, schema
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
+NUMBER = st.floats(-3000, 3000) | st.sampled_from([0.0, 1e-30, 1e300, float("nan"), float("inf")])
+
+
+@settings(max_examples=200, deadline=None)
+@given(x=NUMBER, y=NUMBER, w=NUMBER, h=NUMBER, height=st.integers(1, 3000), width=st.integers(1, 3000))
+def test_any_box_is_valid_or_refused(x, y, w, h, height, width):
+    try:
+        box = schema.unit_box(schema.parse_box([repr(v) for v in (x, y, w, h)]), height, width)
+    except ValueError as error:
+        assert "expected" in str(error) and "found" in str(error)
+        return
+    assert box.dtype == np.float32 and (box >= 0).all() and (box <= 1).all() and (box[:2] < box[2:]).all()
+    truth = np.array([y / height, x / width, (y + h) / height, (x + w) / width])
+    assert (np.abs(box - truth) <= 1 / np.array([height, width] * 2) + 1e-6).all()  # cut by a pixel at most
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 500), st.integers(1, 500), st.data())
+def test_every_box_inside_is_kept(height, width, data):
+    x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+    w, h = data.draw(st.integers(1, width - x)), data.draw(st.integers(1, height - y))
+    box = schema.unit_box((x, y, w, h), height, width)
+    np.testing.assert_allclose(box * np.array([height, width] * 2), [y, x, y + h, x + w], atol=1e-3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(TEXT, max_size=4))
+def test_parse_box_takes_four_finite_numbers_and_nothing_else(cells):
+    try:
+        box = schema.parse_box(cells)
+    except ValueError as error:
+        assert "expected four numbers" in str(error)
+    else:
+        assert len(box) == 4 and np.isfinite(box).all()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(["..", ".", "", "a", "b.png", "C:", "\\", "~"]) | TEXT, max_size=5).map("/".join))
+def test_safe_name_stays_inside(name):
+    root = "/data/images"
+    try:
+        safe = schema.safe_name(name)
+    except ValueError as error:
+        assert "expected the name of an image" in str(error)
+        return
+    assert os.path.normpath(os.path.join(root, safe)).startswith(root + "/")
+    assert schema.safe_name(safe) == safe and "\\" not in safe and safe.isprintable() >= ("\n" in safe)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(TEXT, min_size=2, max_size=3), min_size=1, max_size=6), st.booleans())
+def test_any_csv_text_returns_its_cells(tmp_path_factory, rows, bom):
+    path = tmp_path_factory.mktemp("csv") / "t.csv"
+    with path.open("w", newline="", encoding="utf-8-sig" if bom else "utf-8") as file:
+        csv.writer(file).writerows([("id", "b"), *rows])
+    problems = []
+    try:
+        found = schema.read_table(path, ("id", "b"), problems)
+    except BadData:
+        assert not any(cell.strip() for row in rows for cell in row) or "\0" in path.read_text("utf-8")
+        return
+    whole = [row for row in ([cell.strip() for cell in row] for row in rows) if any(row)]
+    ragged = [row for row in whole if len(row) == 3 and row[2]]
+    assert [list(cells.values()) for _, cells in found] == [row[:2] for row in whole if row not in ragged]
+    assert [problem.image_id for problem in problems] == [row[0] for row in ragged]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=80))
+def test_any_bytes_as_csv_are_read_or_refused(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("csv") / "t.csv"
+    path.write_bytes(b"id,b\n" + data)
+    try:
+        for row, cells in schema.read_table(path, ("id", "b"), []):
+            assert row > 1 and cells.keys() == {"id", "b"}
+    except BadData as error:
+        assert "expected" in str(error)
+
+
+def test_check_names_every_field_that_differs():
+    good = {
+        **{
+            "image": images.encode(np.zeros((4, 4), np.uint8)),
+            "mask": b"",
+            "image_id": "a",
+            "patient_id": "p",
+            "view": "",
+        },
+        **{"labels": np.array([1, -1], np.int8), "boxes": np.array([[0, 0, 1, 0.5]], np.float32)},
+        **{"box_labels": np.array([1], np.int32), "height": 4, "width": 4},
+    }
+    schema.check(good, ("x", "y"))
+    bad = {
+        "image": b"",
+        "mask": b"no",
+        "labels": np.array([1, 2], np.int8),
+        "boxes": np.array([[0, 0.5, 1, 0.5]], np.float32),
+        "box_labels": np.array([2], np.int32),
+        "image_id": "",
+        "patient_id": b"p",
+        "height": 0,
+    }
+    for name, value in bad.items():
+        with pytest.raises(ValueError, match=name):
+            schema.check(good | {name: value}, ("x", "y"))
+    with pytest.raises(ValueError, match=r"(?s)labels: .*boxes: "):
+        schema.check(good | {"labels": np.zeros(2), "boxes": np.zeros(4, np.float32)}, ("x", "y"))
+    with pytest.raises(ValueError, match="expected fields"):
+        schema.check({**good, "extra": 1}, ("x", "y"))
+
+
+def test_long_lists_are_capped():
+    text = schema.describe([schema.Problem("t.csv", i, "x", "wrong") for i in range(100)])
+    assert text.startswith("100 problems") and text.endswith("and 80 more") and len(text.splitlines()) == 22

@@ -1,0 +1,193 @@
+"""The loop: one trace, sharded = single device, resumption bit for bit after SIGKILL, refusals, clean stops."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from infomask_jax import checkpoint, pipeline
+from infomask_jax.config import Config, DataConfig, ModelConfig, TrainConfig
+from infomask_jax.train import create_state, data_sharding, make_train_step, train
+
+ROOT = Path(__file__).parent.parent
+
+
+def tiny(workdir: Path, **changes) -> Config:
+    config = Config(
+        data_dir=Path("data"),
+        workdir=workdir,
+        data=DataConfig(image_size=16, batch_size=8),
+        model=ModelConfig(width=8, depth=1, stride=4, latent_channels=4),
+        train=TrainConfig(steps=12, log_every=4, checkpoint_every=5),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+@pytest.fixture
+def data(examples):
+    return SimpleNamespace(name="squares", fingerprint="f0", findings=("bright",), source=lambda split: examples)
+
+
+def rows(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_step_traces_once_and_trains(tmp_path, examples):
+    config = tiny(tmp_path, train=TrainConfig(steps=60, learning_rate=5e-3))
+    step = jax.jit(chex.assert_max_traces(make_train_step(config), n=1))
+    state = create_state(config, 1)
+    losses = []
+    for batch in (b for b, _ in zip(pipeline.train_batches(examples, config.data, 0), range(60), strict=False)):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["nll"]))
+    assert int(state.step) == 60
+    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
+
+
+def test_sharded_step_equals_single_device(tmp_path, examples):
+    """Eight devices draw the same noise and reach the same parameters as one, to float32 rounding."""
+    config = tiny(tmp_path)
+    batches = [b for b, _ in zip(pipeline.train_batches(examples, config.data, 0), range(10), strict=False)]
+    replicated, split = data_sharding(config.data.batch_size)
+    assert len(split.device_set) == 8
+    single, sharded = create_state(config, 1), jax.device_put(create_state(config, 1), replicated)
+    step = make_train_step(config)
+    step_single, step_sharded = jax.jit(step), jax.jit(step, out_shardings=(replicated, replicated))
+    for batch in batches:
+        single, a = step_single(single, batch)
+        sharded, b = step_sharded(sharded, jax.device_put(batch, split))
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=2e-5)
+        np.testing.assert_allclose(a["mask_mean"], b["mask_mean"], rtol=1e-5)  # the mask is sampled: same draws
+    chex.assert_trees_all_close(jax.device_get(single.params), jax.device_get(sharded.params), atol=2e-4)
+
+
+def test_indivisible_batch_is_refused():
+    with pytest.raises(ValueError, match="batch_size 12 does not divide over 8 devices"):
+        data_sharding(12)
+
+
+def test_run_writes_its_files_and_finishes(tmp_path, data):
+    state = train(tiny(tmp_path / "run"), data)
+    run = tmp_path / "run"
+    assert Config.load(run) == tiny(run)
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["dataset"] == {"name": "squares", "fingerprint": "f0", "findings": ["bright"]}
+    assert [row["step"] for row in rows(run)] == [4, 8, 12]
+    assert {"loss", "nll", "rate_z", "rate_m", "mask_mean", "grad_norm", "images_per_s"} <= set(rows(run)[-1])
+    params, step = checkpoint.load_params(run)
+    assert step == 12
+    chex.assert_trees_all_equal(params, jax.device_get(state.params))
+    before = (run / "metrics.jsonl").read_text()
+    again = train(tiny(run), data)  # finished: nothing to do
+    chex.assert_trees_all_equal(params, jax.device_get(again.params))
+    assert (run / "metrics.jsonl").read_text() == before
+
+
+def test_changed_config_or_data_is_refused_with_the_difference(tmp_path, data):
+    config = tiny(tmp_path, train=TrainConfig(steps=2))
+    train(config, data)
+    with pytest.raises(ValueError, match=r"config\.loss\.beta_z: 0\.0001 -> 0\.5"):
+        train(dataclasses.replace(config, loss=dataclasses.replace(config.loss, beta_z=0.5)), data)
+    data.fingerprint = "f1"
+    with pytest.raises(ValueError, match=r"dataset\.fingerprint: 'f0' -> 'f1'"):
+        train(config, data)
+
+
+def test_non_finite_loss_stops_with_step_and_last_metrics(tmp_path, data, examples):
+    class Poisoned:
+        def __len__(self):
+            return len(examples)
+
+        def __getitem__(self, index):
+            return examples[index]
+
+    config = tiny(tmp_path, train=TrainConfig(steps=40, log_every=5, checkpoint_every=100, learning_rate=1e30, clip_norm=1e30))
+    with pytest.raises(FloatingPointError, match=r"step \d+: loss .* Last finite metrics"):
+        train(config, data)
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))  # no broken state was saved
+
+
+SCRIPT = """
+import sys, pathlib
+sys.path.insert(0, {root!r}); sys.path.insert(0, {tests!r})
+import conftest, test_train
+from types import SimpleNamespace
+data = SimpleNamespace(name="squares", fingerprint="f0", findings=("bright",), source=lambda split: conftest.Examples())
+config = test_train.tiny(pathlib.Path({workdir!r}), train=test_train.TrainConfig(steps={steps}, log_every=1, checkpoint_every=7))
+try:
+    test_train.train(config, data)
+except KeyboardInterrupt as stop:
+    print(stop)
+    raise SystemExit(3)
+"""
+
+
+def start(workdir: Path, steps: int) -> subprocess.Popen:
+    script = SCRIPT.format(root=str(ROOT), tests=str(ROOT / "tests"), workdir=str(workdir), steps=steps)
+    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env={**os.environ})
+
+
+def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
+    path, deadline = workdir / "metrics.jsonl", time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if path.exists() and len(path.read_text().splitlines()) >= step:
+            return
+        time.sleep(0.005)
+    pytest.fail(f"step {step} was not reached: {process.communicate()}")
+
+
+def test_resume_after_sigkill_is_bitwise(tmp_path, data):
+    """Killed at two random steps and started again: parameters, optimizer, key and data order as uninterrupted."""
+    steps, rng = 60, random.Random(time.time_ns())
+    reference = train(tiny(tmp_path / "whole", train=TrainConfig(steps=steps, log_every=1, checkpoint_every=7)), data)
+    killed = tmp_path / "killed"
+    kills = sorted(rng.sample(range(8, steps - 5), 2))
+    for step in kills:
+        process = start(killed, steps)
+        wait_for_step(process, killed, step)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start(killed, steps).wait() == 0
+    params, step = checkpoint.load_params(killed)
+    assert step == steps
+    chex.assert_trees_all_equal(params, jax.device_get(reference.params), custom_message=f"killed at steps {kills}")
+    with checkpoint.manager(killed) as checkpoints:
+        config = tiny(killed, train=TrainConfig(steps=steps, log_every=1, checkpoint_every=7))
+        replicated, split = data_sharding(8)
+        target = jax.device_put(create_state(config, 1), replicated)
+        iterator = iter(pipeline.train_batches(data.source("train"), config.data, 0, split))
+        state = checkpoint.restore(checkpoints, steps, target, iterator)
+    chex.assert_trees_all_equal(jax.device_get(state.opt_state), jax.device_get(reference.opt_state))
+    np.testing.assert_array_equal(jax.random.key_data(state.key), jax.random.key_data(reference.key))
+    whole, resumed = ([(r["step"], r["loss"]) for r in rows(tmp_path / name)] for name in ("whole", "killed"))
+    assert whole == resumed  # every step once, same losses
+
+
+def test_sigterm_saves_and_exits_cleanly(tmp_path):
+    process = start(tmp_path, 4000)
+    wait_for_step(process, tmp_path, 10)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 3 and "saved. The same command continues" in output
+    _, step = checkpoint.load_params(tmp_path)
+    assert step >= 10 and step == rows(tmp_path)[-1]["step"]
+
+
+def test_learning_rate_and_decay_reach_only_what_they_should(tmp_path):
+    config = tiny(tmp_path)
+    state = create_state(config, 1)
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    updates, _ = state.tx.update(zeros, state.opt_state, state.params)
+    assert all((u == 0).all() for u in jax.tree.leaves(updates))  # warm-up starts at rate zero
