@@ -1,7 +1,7 @@
 """The paper's task: localize pneumonia on NIH ChestX-ray14, official patient-wise split, image labels only.
 
-    python -m infomask_jax prepare nih --source DIR --data-dir data --size 256 --findings Pneumonia
-    python experiments/nih_pneumonia.py --data-dir data --workdir runs/nih
+python -m infomask_jax prepare nih --source DIR --data-dir data --size 256 --findings Pneumonia
+python experiments/nih_pneumonia.py --data-dir data --workdir runs/nih
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """The demo: InfoMask and a plain classifier on the synthetic chest phantom, scored against CAM and blind controls.
 
-    python -m infomask_jax prepare synthetic --data-dir data --size 64
-    python experiments/quickstart.py --data-dir data --workdir runs/demo
+python -m infomask_jax prepare synthetic --data-dir data --size 64
+python experiments/quickstart.py --data-dir data --workdir runs/demo
 """
 
 from pathlib import Path

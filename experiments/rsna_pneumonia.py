@@ -1,7 +1,7 @@
 """InfoMask on the RSNA Pneumonia Detection Challenge: image labels in, boxes only for scoring.
 
-    python -m infomask_jax prepare rsna --source DIR --data-dir data --size 128 --matched
-    python experiments/rsna_pneumonia.py --data-dir data --workdir runs/rsna
+python -m infomask_jax prepare rsna --source DIR --data-dir data --size 128 --matched
+python experiments/rsna_pneumonia.py --data-dir data --workdir runs/rsna
 """
 
 from pathlib import Path

@@ -47,6 +47,8 @@ class ModelConfig:
     """How the mask is sampled in training; sigmoid is the deterministic attention baseline. Ours."""
     temperature: float = 0.5
     """Temperature of the relaxed samplers; standard deviation of the Gaussian gate's noise. Ours."""
+    mask_samples: int = 8
+    """Masks drawn per image and step; their losses are averaged, which only costs the head and calms the gradient. Ours."""
     mask_per_finding: bool = False
     """One mask for each finding instead of one for all. Ours."""
     fill: Literal["zero", "noise"] = "zero"
@@ -139,7 +141,9 @@ class Config:
         """The config of a run. FileNotFoundError where `workdir` holds none."""
         path = Path(workdir) / "config.json"
         if not path.exists():
-            raise FileNotFoundError(f"{workdir} is not a run: {path.name} is missing. Give the --workdir of a training run.")
+            raise FileNotFoundError(
+                f"{workdir} is not a run: {path.name} is missing. Give the --workdir of a training run."
+            )
         return cls.from_dict(json.loads(path.read_text()))
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.progress import track
 
 from infomask_jax import checkpoint, datasets, evaluate, localize, pipeline, report
@@ -61,7 +60,7 @@ def evaluate_run(workdir: Path, data: Prepared, split: str) -> Path:
     on-NAME-FINGERPRINT if the data is not what the run was trained on; prints the tables; returns that folder.
     Thresholds are tuned on the data's `val` split. ValueError if the data lacks a finding that the run predicts.
     """
-    workdir, console = Path(workdir), Console()
+    workdir, console = Path(workdir), report.console()
     config, manifest = Config.load(workdir), json.loads((workdir / "manifest.json").read_text())
     own = manifest["dataset"]["fingerprint"] == data.fingerprint
     output = workdir if own else workdir / f"on-{data.name}-{data.fingerprint[:8]}"
@@ -95,7 +94,7 @@ def evaluate_run(workdir: Path, data: Prepared, split: str) -> Path:
 
 
 def predict_split(workdir: Path, data: Prepared, split: str, findings: list[str]) -> tuple[dict, dict[str, np.ndarray]]:
-    """What `evaluate.score` takes, of one split: the examples as arrays, and the maps [N, h, w, K] of the run's models."""
+    """What `evaluate.score` takes, of one split: examples as arrays, and maps [N, h, w, K] of the run's models."""
     examples, maps = read_examples(data, split, findings), {}
     for folder in (workdir, workdir / BASELINE):
         if (folder / "config.json").exists():

@@ -33,7 +33,9 @@ def claim(config: Config, data: Prepared) -> None:
             old["config"][key] = new["config"][key]
         if lines := differences(old, new):
             raise ValueError(
-                f"{workdir} belongs to another run:\n  " + "\n  ".join(lines) + "\nGive another --workdir, or the old settings."
+                f"{workdir} belongs to another run:\n  "
+                + "\n  ".join(lines)
+                + "\nGive another --workdir, or the old settings."
             )
         return
     if (workdir / "checkpoints").exists():

@@ -84,7 +84,9 @@ def train_batches(source, config: DataConfig, seed: int, sharding=None) -> grain
         .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     )
     if config.workers:
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=2))
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=2)
+        )
     if sharding is not None:
         dataset = device_put(dataset, sharding, cpu_buffer_size=2, device_buffer_size=2)
     return dataset

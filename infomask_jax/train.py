@@ -115,6 +115,8 @@ def train(config: Config, data: Prepared) -> TrainState:
         if checkpoints.latest_step() != step:
             checkpoint.save(checkpoints, step, state, iterator)
         checkpoints.wait_until_finished()
+    if waits := [row["data_wait"] for row in log.written if "data_wait" in row]:
+        progress.console.print(f"{workdir}: {np.mean(waits):.1%} of the time waited for data")
     if step < total:
         raise KeyboardInterrupt(f"stopped at step {step} of {total}; saved. The same command continues from there.")
     return state
@@ -132,6 +134,7 @@ class MetricsLog:
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
         path.write_text("".join(line + "\n" for line in kept))  # lines after the checkpoint will be written again
         self.last = json.loads(kept[-1]) if kept else None
+        self.written: list[dict[str, float]] = []
         self.pending: list[tuple[int, dict]] = []
         self.since, self.waited, self.first = time.perf_counter(), 0.0, True
 
@@ -147,7 +150,8 @@ class MetricsLog:
         for (step, _), row in zip(self.pending, rows, strict=True):
             if not (np.isfinite(row["loss"]) and np.isfinite(row["grad_norm"])):
                 raise FloatingPointError(
-                    f"step {step}: loss {row['loss']}, gradient norm {row['grad_norm']}. Last finite metrics: {self.last}."
+                    f"step {step}: loss {row['loss']}, gradient norm {row['grad_norm']}. "
+                    f"Last finite metrics: {self.last}."
                     " Lower train.learning_rate or the betas; the last checkpoint is from before this step."
                 )
         return rows
@@ -162,6 +166,7 @@ class MetricsLog:
             row |= {"images_per_s": counted * self.batch_size / elapsed, "data_wait": min(1.0, self.waited / elapsed)}
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        self.written.append(row)
         self.last, self.pending, self.first = row, [], False
         self.since, self.waited = time.perf_counter(), 0.0
         return row
@@ -188,11 +193,11 @@ class _Stop:
 
 
 def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.completed}/{task.total}"))
+    columns = (TextColumn("{task.description}"), BarColumn(10), TextColumn("{task.completed}/{task.total}"))
     return Progress(*columns, TextColumn("{task.fields[status]}"), TimeRemainingColumn(compact=True))
 
 
 def _status(row: dict[str, float]) -> str:
-    speed = f"{row['images_per_s']:.0f} images/s, {row['data_wait']:.0%} waiting" if "images_per_s" in row else ""
     rate = row["rate_z"] + row["rate_m"]
-    return f"loss {row['loss']:.3f}  nll {row['nll']:.3f}  rate {rate:.0f} bits  mask {row['mask_mean']:.2f}  {speed}"
+    speed = f" {row['images_per_s']:.0f} images/s" if "images_per_s" in row else ""
+    return f"loss {row['loss']:.3f}{f' rate {rate:.0f} bits' if rate else ''}{speed}"

@@ -172,6 +172,16 @@ def test_truncated_file_is_never_a_different_picture(kind):
     assert max(kept, default=0) <= (9 if kind.startswith("dicom-") else 0)
 
 
+@pytest.mark.parametrize("kind", ["png", "jpeg"])
+def test_truncation_is_found_whatever_the_decoder_accepts(kind, monkeypatch):
+    """Some decoders return the part they got."""
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: RAMP8)
+    decode(WHOLE[kind])
+    for cut in range(len(WHOLE[kind])):
+        with pytest.raises(BadImage):
+            decode(WHOLE[kind][:cut])
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=200), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\0" * 128 + b"DICM"]))
 def test_rubbish_is_refused(rubbish, start):
@@ -214,6 +224,8 @@ def jpeg_of_size(height, width):
         (dicom(RAMP8, Rows=0), "40 x 0"),
         (dicom(RAMP8, JPEGBaseline8Bit, jpeg_of_size(20000, 20000)), "20000 x 20000"),
         (dicom(RAMP8, JPEGBaseline8Bit, coded(".jpg", RAMP8[:20])), "40 x 20 compressed"),
+        (dicom(RAMP8, JPEGBaseline8Bit, coded(".jpg", RAMP8)[:-60]), "no end mark"),
+        (dicom(RAMP16, JPEG2000Lossless, j2k(RAMP16)[:-60]), "no end mark in its JPEG 2000"),
         (dicom(RAMP8[:9], JPEG2000Lossless, j2k(RAMP8)), "40 x 48 compressed"),
         (dicom(RAMP8, MPEG2MPML, coded(".jpg", RAMP8)), "MPEG2"),
         (dicom(RAMP8, ExplicitVRLittleEndian).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.9.9.9\0"), "9.9.9"),
@@ -263,3 +275,5 @@ def test_resize_keeps_mean_and_geometry(shape):
     assert found.shape == (32, 32) and found.dtype == np.uint8
     assert abs(found.mean() - image.mean()) < 3
     assert found[4, 4] == 200 and found[28, 28] == 0
+    fine = np.indices(shape).sum(0).astype(np.uint8) % 2 * 200  # no stripes where it shrinks
+    assert images.resize(fine, 4).std() < 20

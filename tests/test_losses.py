@@ -23,12 +23,21 @@ def fabricate(batch: int = 4, findings: int = 2, seed: int = 0):
         "auxiliary_logits": normal(batch, findings),
     }
     labels = jnp.asarray(rng.integers(0, 2, (batch, findings)), jnp.float32)
-    return normal(batch, findings), out, {"labels": labels, "label_mask": jnp.ones_like(labels), "valid": jnp.ones(batch)}
+    return (
+        normal(batch, findings),
+        out,
+        {"labels": labels, "label_mask": jnp.ones_like(labels), "valid": jnp.ones(batch)},
+    )
 
 
 @pytest.mark.parametrize(
     ("logit", "label", "expected"),
-    [(0.0, 1.0, np.log(2)), (2.0, 1.0, np.log1p(np.exp(-2.0))), (2.0, 0.0, 2.0 + np.log1p(np.exp(-2.0))), (-200.0, 1.0, 200.0)],
+    [
+        (0.0, 1.0, np.log(2)),
+        (2.0, 1.0, np.log1p(np.exp(-2.0))),
+        (2.0, 0.0, 2.0 + np.log1p(np.exp(-2.0))),
+        (-200.0, 1.0, 200.0),
+    ],
 )
 def test_nll_table(logit, label, expected):
     ones = jnp.ones((1, 1))
@@ -73,7 +82,11 @@ def test_padding_changes_nothing():
     logits, out, batch = fabricate(6)
     padded = {**batch, "valid": jnp.array([1.0, 1.0, 1.0, 1.0, 0.0, 0.0])}
     expected = infomask_loss(
-        LossConfig(), logits[:4], jax.tree.map(lambda x: x[:4], out), jax.tree.map(lambda x: x[:4], batch), jnp.float32(1)
+        LossConfig(),
+        logits[:4],
+        jax.tree.map(lambda x: x[:4], out),
+        jax.tree.map(lambda x: x[:4], batch),
+        jnp.float32(1),
     )
     chex.assert_trees_all_close(infomask_loss(LossConfig(), logits, out, padded, jnp.float32(1)), expected, rtol=1e-6)
 
@@ -81,4 +94,7 @@ def test_padding_changes_nothing():
 def test_beta_waits_then_rises_linearly():
     scale = [float(beta_scale(jnp.float32(step), 100, 0.25, 0.5)) for step in (0, 25, 50, 75, 100)]
     np.testing.assert_allclose(scale, [0, 0, 0.5, 1, 1], atol=1e-6)
-    assert float(beta_scale(jnp.float32(0), 100, 0.0, 0.0)) == 0.0 and float(beta_scale(jnp.float32(1), 100, 0.0, 0.0)) == 1.0
+    assert (
+        float(beta_scale(jnp.float32(0), 100, 0.0, 0.0)) == 0.0
+        and float(beta_scale(jnp.float32(1), 100, 0.0, 0.0)) == 1.0
+    )

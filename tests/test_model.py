@@ -43,7 +43,9 @@ def test_contract_of_outputs(bottleneck, per_finding, dtype):
         chex.assert_tree_all_finite(maps)
 
 
-@pytest.mark.parametrize(("size", "stride", "grid"), [(112, 8, 14), (128, 8, 16), (64, 4, 16), (224, 16, 14), (32, 2, 16)])
+@pytest.mark.parametrize(
+    ("size", "stride", "grid"), [(112, 8, 14), (128, 8, 16), (64, 4, 16), (224, 16, 14), (32, 2, 16)]
+)
 def test_latent_grid(size, stride, grid):
     model = InfoMask(dataclasses.replace(TINY, stride=stride), 1)
     shapes = jax.eval_shape(

@@ -113,7 +113,9 @@ def test_non_finite_loss_stops_with_step_and_last_metrics(tmp_path, data, exampl
         def __getitem__(self, index):
             return examples[index]
 
-    config = tiny(tmp_path, train=TrainConfig(steps=40, log_every=5, checkpoint_every=100, learning_rate=1e30, clip_norm=1e30))
+    config = tiny(
+        tmp_path, train=TrainConfig(steps=40, log_every=5, checkpoint_every=100, learning_rate=1e30, clip_norm=1e30)
+    )
     with pytest.raises(FloatingPointError, match=r"step \d+: loss .* Last finite metrics"):
         train(config, data)
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))  # no broken state was saved
@@ -125,7 +127,8 @@ sys.path.insert(0, {root!r}); sys.path.insert(0, {tests!r})
 import conftest, test_train
 from types import SimpleNamespace
 data = SimpleNamespace(name="squares", fingerprint="f0", findings=("bright",), source=lambda split: conftest.Examples())
-config = test_train.tiny(pathlib.Path({workdir!r}), train=test_train.TrainConfig(steps={steps}, log_every=1, checkpoint_every=7))
+settings = test_train.TrainConfig(steps={steps}, log_every=1, checkpoint_every=7)
+config = test_train.tiny(pathlib.Path({workdir!r}), train=settings)
 try:
     test_train.train(config, data)
 except KeyboardInterrupt as stop:

@@ -226,8 +226,8 @@ def build(name: str, options, read: Callable, executor: Executor, make: Callable
 
 def print_summary(prepared: Prepared) -> None:
     """Prints what is in a data set, split by split."""
-    table = Table()
-    table.add_column("findings: present / absent / unknown")
+    table = Table(caption="findings: present / absent / unknown", caption_justify="left")
+    table.add_column(prepared.name)
     for split in prepared.splits:
         table.add_column(split, justify="right")
     summary = prepared.summary.values()

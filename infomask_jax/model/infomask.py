@@ -32,11 +32,11 @@ class InfoMask(nn.Module):
           train: sample z and the mask (needs the rng stream `sample`); otherwise use the posterior means, no rng.
 
         Returns:
-          logits [B, K] float32 and `out`, all float32: features [B, h, w, D]; mu, log_sigma [B, h, w, C]; mask_logits,
+          logits [B, K] float32 (in training the mean over the S mask samples) and `out`, all float32: features [B, h, w, D]; mu, log_sigma [B, h, w, C]; mask_logits,
           mask [B, h, w, M]; kl_z [B, h, w] (already weighed by the probability that the cell is open) and kl_m
-          [B, h, w, M], nats; evidence [B, h, w, K], the logit contributions that are pooled; with a mask also
-          auxiliary_logits [B, K], through the unmasked representation. Without mask: mask 1, kl_m 0; without z: mu =
-          features, kl_z 0.
+          [B, h, w, M], nats; evidence [B, h, w, K], the logit contributions that are pooled; in training sample_logits
+          [S, B, K], one per mask sample, of which mask and evidence are then the means; with a mask auxiliary_logits
+          [B, K], through the unmasked representation. Without mask: mask 1, kl_m 0; without z: mu = features, kl_z 0.
         """
         c = self.config
         encoder = Encoder(c.width, c.depth, c.stride, c.norm, dtype=jnp.dtype(c.dtype), name="encoder")
@@ -47,17 +47,17 @@ class InfoMask(nn.Module):
             key_z, key_mask, key_fill = jax.random.split(self.make_rng("sample"), 3)
 
         mask_logits = jnp.full((*grid, 1), jnp.inf)
-        mask, kl_m = jnp.ones((*grid, 1)), jnp.zeros((*grid, 1))
+        mask, kl_m = jnp.ones((1, *grid, 1)), jnp.zeros((*grid, 1))  # mask: [S, B, h, w, M]
         if c.bottleneck == "infomask":
             count = self.findings if c.mask_per_finding else 1
             mask_logits = nn.Dense(count, bias_init=nn.initializers.constant(c.mask_bias), name="mask")(features)
-            # A saturated sigmoid has no gradient: without a bound, the uncharged mask of the first steps opens for good.
+            # A saturated sigmoid has no gradient: without a bound, an uncharged mask opens for good in the first steps.
             mask_logits = LOGIT_BOUND * jnp.tanh(mask_logits / LOGIT_BOUND)
-            mask = (
-                masks.sample_mask(key_mask, mask_logits, c.sampler, c.temperature)
-                if train
-                else masks.mean_mask(mask_logits, c.sampler)
-            )  # [B, h, w, M]
+            if train:
+                shape = (c.mask_samples, *mask_logits.shape)
+                mask = masks.sample_mask(key_mask, jnp.broadcast_to(mask_logits, shape), c.sampler, c.temperature)
+            else:
+                mask = masks.mean_mask(mask_logits, c.sampler)[None]
             kl_m = masks.kl_bernoulli(mask_logits, c.mask_prior)
 
         if c.bottleneck == "none":
@@ -74,23 +74,25 @@ class InfoMask(nn.Module):
             kl_z = any_open * masks.kl_normal(mu, log_sigma)
 
         unmasked = head(z)  # [B, h, w, K]
-        bias = head.variables["params"]["bias"][None, None, None]
-        # head(m * z) = m * (W z) + b, for one mask or one per finding, without forming m * z for each.
-        evidence = mask * (unmasked - bias) + bias  # [B, h, w, K]
+        # head(m * z) = m * head(z) + (1 - m) * b: for any number of masks, without forming m * z for each.
+        closed = jnp.broadcast_to(head.variables["params"]["bias"], unmasked.shape)
         if c.fill == "noise" and train and c.bottleneck == "infomask":
-            noise = jax.random.normal(key_fill, z.shape)
-            evidence = evidence + (1.0 - mask) * (head(noise) - bias)
+            closed = head(jax.random.normal(key_fill, z.shape))
+        evidence = mask * unmasked[None] + (1.0 - mask) * closed[None]  # [S, B, h, w, K]
         pool = partial(masks.pool, pooling=c.pooling, sharpness=c.sharpness, topk=c.topk)
         out = {
             "features": features,
             "mu": mu,
             "log_sigma": log_sigma,
             "mask_logits": mask_logits,
-            "mask": mask,
+            "mask": mask.mean(axis=0),
             "kl_z": kl_z,
             "kl_m": kl_m,
-            "evidence": evidence,
+            "evidence": evidence.mean(axis=0),
         }
         if c.bottleneck == "infomask":
             out["auxiliary_logits"] = pool(unmasked)
-        return pool(evidence), out
+        sample_logits = jax.vmap(pool)(evidence)  # [S, B, K]
+        if train:
+            out["sample_logits"] = sample_logits
+        return sample_logits.mean(axis=0), out

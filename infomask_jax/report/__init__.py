@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
 from infomask_jax import datasets, pipeline
 from infomask_jax.config import Config
@@ -14,12 +15,18 @@ from infomask_jax.report.table import print_scores
 MOST = 2000  # images that a gallery chooses from; of a larger split, evenly spaced ones
 
 
+def console() -> Console:
+    """Where tables go: the terminal, or, into a file or pipe, lines of 120 columns."""
+    found = Console()
+    return found if found.is_terminal else Console(width=120)
+
+
 def report(workdir: Path, split: str) -> list[Path]:
     """Print the tables of a scored run and redraw its figures. FileNotFoundError if the split was not scored."""
     workdir = Path(workdir)
     config = Config.load(workdir)
     data = datasets.load(config.dataset, config.data_dir)
-    print_scores(json.loads(_scored(workdir / "eval" / f"{split}.json").read_text()))
+    print_scores(json.loads(_scored(workdir / "eval" / f"{split}.json").read_text()), console())
     paths = draw(workdir, workdir, data, split)
     print("written:", *paths, sep="\n  ")
     return paths

@@ -17,8 +17,13 @@ from matplotlib.patches import Rectangle
 from infomask_jax.localize import normalise, resize_map
 
 TRUE, PREDICTED, HEAT = "#35d04a", "#ff9d1e", "inferno"
-NAMES = {"infomask": "InfoMask", "infomask_bits": "InfoMask bits", "cam": "CAM", "gradcam": "Grad-CAM"}
-NATS_PER_BIT = np.log(2)
+NAMES = {
+    "infomask": "InfoMask",
+    "infomask_bits": "InfoMask bits",
+    "vib_bits": "VIB bits",
+    "cam": "CAM",
+    "gradcam": "Grad-CAM",
+}
 
 
 def points_at_truth(heat: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> bool:
@@ -30,10 +35,10 @@ def points_at_truth(heat: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) 
 
 
 def outcomes(images, heat, truth_boxes, probabilities, labels) -> list[str]:
-    """What happened to each image: "hit", "miss" (positive with a box; where the map peaks), else how it was classified.
+    """What happened to each image, one word or two.
 
-    A positive below probability .5 is a "missed positive" whatever its map, a negative at or above it a "false alarm". A
-    positive without boxes can be no more than "found", a negative below .5 is "rejected".
+    Positive at probability >= .5: "hit" if the map peaks in a true box, "miss" if outside, "found" if there is no box.
+    Positive below: "missed positive", whatever its map. Negative (or unknown): "false alarm" or "rejected".
     """
     out = []
     for image, s, boxes, p, label in zip(images, heat, truth_boxes, probabilities, labels, strict=True):
@@ -48,9 +53,7 @@ def outcomes(images, heat, truth_boxes, probabilities, labels) -> list[str]:
     return out
 
 
-def gallery(
-    images, maps, truth_boxes, predicted_boxes, probabilities, labels, ids, path, title="", notes=None, threshold=None
-) -> Path:
+def gallery(images, maps, truth_boxes, predicted_boxes, probabilities, labels, ids, path, title="", notes=None) -> Path:
     """One row an image: the image with true boxes, then each method's map over it with true and predicted boxes.
 
     Args:
@@ -63,10 +66,8 @@ def gallery(
     if not n:
         raise ValueError("no images to draw")
     notes = notes or outcomes(images, maps[methods[0]], truth_boxes, probabilities, labels)
-    side = 2.3
-    fig, axes = plt.subplots(
-        n, 1 + len(methods), figsize=(side * (1 + len(methods)), side * 1.12 * n + 0.75), squeeze=False
-    )
+    columns = 1 + len(methods)
+    fig, axes = plt.subplots(n, columns, figsize=(2.3 * columns, 2.65 * n + 0.8), squeeze=False, layout="constrained")
     for row in range(n):
         image = np.asarray(images[row], np.float32)
         height, width = image.shape[:2]
@@ -78,6 +79,9 @@ def gallery(
                 heat = normalise(resize_map(maps[method][row], height, width))
                 ax.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=0.15 + 0.5 * heat, extent=extent)
                 _draw(ax, predicted_boxes.get(method, [()] * n)[row], height, width, PREDICTED)
+                if len(truth_boxes[row]):
+                    inside = points_at_truth(maps[method][row], truth_boxes[row], (height, width))
+                    ax.set_xlabel("peak inside" if inside else "peak outside", fontsize=8)
             _draw(ax, truth_boxes[row], height, width, TRUE)
             ax.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
@@ -86,10 +90,9 @@ def gallery(
         sign = {1: "positive", 0: "negative"}.get(int(labels[row]), "unknown")
         axes[row, 0].set_xlabel(f"{str(ids[row])[:22]}\n{sign}, p = {probabilities[row]:.2f}: {notes[row]}", fontsize=8)
     axes[0, 0].set_title("image", fontsize=10)
-    fig.suptitle(title, fontsize=11, y=1 - 0.12 / fig.get_figheight(), va="top")
-    fig.tight_layout(rect=(0, 0.3 / fig.get_figheight(), 1, 1 - 0.2 / fig.get_figheight()), h_pad=0.6, w_pad=0.3)
+    fig.suptitle(title, fontsize=11)
     handles = [Rectangle((0, 0), 1, 1, fill=False, ec=color, lw=1.8) for color in (TRUE, PREDICTED)]
-    fig.legend(handles, ["true box", "predicted box"], loc="lower center", ncols=2, fontsize=9, frameon=False)
+    fig.legend(handles, ["true box", "predicted box"], loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     return _save(fig, path)
 
 
@@ -98,8 +101,8 @@ def galleries(
 ) -> list[Path]:
     """hits.png and misses.png in `folder`: evenly spaced examples, judged by the first method of `maps`.
 
-    Misses are maps that peak outside every true box, missed positives and false alarms, in turn. A file without examples
-    is not written (and an old one removed).
+    Misses are maps that peak outside every true box, missed positives and false alarms, in turn. A file without
+    examples is not written (and an old one removed).
     """
     notes = np.array(outcomes(images, next(iter(maps.values())), truth_boxes, probabilities, labels))
     kinds = [np.flatnonzero(notes == kind) for kind in ("miss", "missed positive", "false alarm")]
@@ -137,8 +140,8 @@ def galleries(
 def read_metrics(path) -> dict[str, np.ndarray]:
     """metrics.jsonl -> {"step": [n], name: [n]}, ascending in step.
 
-    A resumed run repeats steps (the last line of a step wins) and a killed one ends in a torn line (skipped). A value that
-    is absent, null or not a number becomes NaN.
+    A resumed run repeats steps (the last line of a step wins) and a killed one ends in a torn line (skipped). A value
+    that is absent, null or not a number becomes NaN.
     """
     rows = {}
     for line in Path(path).read_text().splitlines():
@@ -153,33 +156,33 @@ def read_metrics(path) -> dict[str, np.ndarray]:
 
 
 def training_curves(paths, path) -> Path:
-    """Loss, rates in bits, mask mean and gradient norm over steps; one line a run.
+    """Loss, rates, mask mean and gradient norm over steps; one line a run.
 
     Args:
-      paths: one metrics.jsonl, or {label: metrics.jsonl} to compare runs. rate_z and rate_m are nats per image there.
+      paths: one metrics.jsonl, or {label: metrics.jsonl} to compare runs. rate_z and rate_m are bits there.
       path: of the PNG.
     """
     runs = paths if isinstance(paths, dict) else {"": paths}
-    panels = [  # heading, {metric: (label, line style)}, scale, log axis
-        ("loss (nats)", {"loss": ("loss", "-"), "nll": ("nll", "--")}, 1.0, False),
-        ("rate (bits per image)", {"rate_z": ("representation", "-"), "rate_m": ("mask", "--")}, NATS_PER_BIT, True),
-        ("mean of the mask", {"mask_mean": ("", "-")}, 1.0, False),
-        ("gradient norm", {"grad_norm": ("", "-")}, 1.0, True),
+    panels = [  # heading, {metric: (label, line style)}, log axis
+        ("loss (nats)", {"loss": ("loss", "-"), "nll": ("nll", "--")}, False),
+        ("rate (bits per image)", {"rate_z": ("representation", "-"), "rate_m": ("mask", "--")}, True),
+        ("mean of the mask", {"mask_mean": ("", "-")}, False),
+        ("gradient norm", {"grad_norm": ("", "-")}, True),
     ]
     fig, axes = plt.subplots(1, len(panels), figsize=(13, 3))
     colors = plt.get_cmap("tab10").colors
     for number, (run, source) in enumerate(runs.items()):
         metrics = read_metrics(source)
-        for ax, (_, lines, scale, _) in zip(axes, panels, strict=True):
+        for ax, (_, lines, _) in zip(axes, panels, strict=True):
             for k, (name, (label, style)) in enumerate(lines.items()):
                 if name in metrics and np.isfinite(metrics[name]).any():
                     color = colors[(2 * number + k if len(runs) == 1 else number) % 10]
                     text = " ".join(part for part in (run, label) if part)
-                    ax.plot(metrics["step"], metrics[name] / scale, style, color=color, lw=1.3, label=text)
-    for ax, (heading, _, _, log) in zip(axes, panels, strict=True):
+                    ax.plot(metrics["step"], metrics[name], style, color=color, lw=1.3, label=text)
+    for ax, (heading, _, log) in zip(axes, panels, strict=True):
         ax.set_title(heading, fontsize=10)
         ax.set_xlabel("step", fontsize=9)
-        ax.tick_params(labelsize=8)
+        ax.tick_params(which="both", labelsize=8)
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.2)
         values = np.concatenate([line.get_ydata() for line in ax.lines]) if ax.lines else np.zeros(0)

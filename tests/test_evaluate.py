@@ -1,0 +1,528 @@
+"""Scores against scikit-learn and plain references; conventions; intervals; controls; the whole dict."""
+
+import copy
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from infomask_jax.evaluate import bootstrap, boxes, controls, pixels, ranking, score
+from infomask_jax.evaluate.frame import prepare_maps, rasterise, resize_mask
+
+SEEDS = st.integers(0, 10**6)
+
+
+def scene(n=40, grid=16, findings=1, seed=0, boxed=True, noise=0.3):
+    """A split whose positives have one or two boxes, and maps that are hot in them."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, (n, findings))
+    maps = noise * rng.random((n, grid, grid, findings), dtype=np.float32)
+    found = []
+    for i in range(n):
+        own, finding = [], []
+        for k in np.flatnonzero(labels[i]) if boxed else ():
+            for _ in range(rng.integers(1, 3)):
+                y, x, h, w = *rng.integers(0, grid - 5, 2), *rng.integers(2, 6, 2)
+                maps[i, y : y + h, x : x + w, k] += 0.7
+                own.append(np.array([y, x, y + h, x + w]) / grid)
+                finding.append(k)
+        found.append((np.reshape(own, (-1, 4)), np.array(finding, int)))
+    data = {
+        "image_id": [f"image{i}" for i in range(n)],
+        "patient_id": [f"patient{i // 2}" for i in range(n)],
+        "labels": labels,
+        "probabilities": 0.5 * labels + 0.5 * rng.random((n, findings)),
+        "boxes": found,
+    }
+    return data, maps if findings > 1 else maps[..., 0]
+
+
+def random_case(seed, n=6, size=12):
+    """Maps with many ties, and truth, as the pixel scores take them."""
+    rng = np.random.default_rng(seed)
+    maps = prepare_maps(rng.integers(0, rng.integers(2, 40), (n, size, size)), size)
+    return maps, rng.random((n, size, size)) < rng.uniform(0.05, 0.6)
+
+
+# --- pixels
+
+
+@settings(max_examples=50, deadline=None)
+@given(SEEDS)
+def test_pxap_equals_scikit_learn(seed):
+    maps, truth = random_case(seed)
+    assert pixels.pxap(maps, truth) == pytest.approx(average_precision_score(truth.ravel(), maps.ravel()), abs=1e-9)
+
+
+def test_pxap_equals_scikit_learn_without_ties():
+    rng = np.random.default_rng(1)
+    maps, truth = prepare_maps(rng.random((20, 64, 64)), 64), rng.random((20, 64, 64)) < 0.1
+    maps[truth] = np.sqrt(maps[truth])
+    assert pixels.pxap(maps, truth) == pytest.approx(average_precision_score(truth.ravel(), maps.ravel()), abs=1e-6)
+
+
+def test_pxap_of_a_constant_map_is_the_true_share():
+    truth = np.zeros((2, 10, 10), bool)
+    truth[0, :3] = True
+    assert pixels.pxap(np.zeros((2, 10, 10), np.float32), truth) == pytest.approx(0.15)
+
+
+def test_unprepared_maps_are_refused():
+    truth = np.ones((1, 4, 4), bool)
+    for maps in (np.full((1, 4, 4), 2, np.float32), np.full((1, 4, 4), np.nan, np.float32), np.zeros((1, 4, 4))):
+        with pytest.raises(ValueError, match="expected"):
+            pixels.pxap(maps, truth)
+    with pytest.raises(ValueError, match="one shape"):
+        pixels.pointing_game(np.zeros((1, 5, 5), np.float32), truth)
+
+
+def test_pointing_game_shares_ties():
+    maps, truth = np.zeros((3, 4, 4), np.float32), np.zeros((3, 4, 4), bool)
+    truth[:, 0, :2] = True
+    maps[0, 0, 1] = 1  # inside
+    maps[1, 0, 1] = maps[1, 3, 3] = 1  # one of two inside; map 2 is constant
+    np.testing.assert_allclose(pixels.pointing_game(maps, truth), [1, 0.5, 2 / 16])
+
+
+@settings(max_examples=30, deadline=None)
+@given(SEEDS)
+def test_iou_of_all_thresholds_equals_one_at_a_time(seed):
+    maps, truth = random_case(seed)
+    curve = pixels.iou_curve(maps, truth)
+    for t, column in zip(pixels.THRESHOLDS, curve.T, strict=True):
+        plain = [(m >= t) & g for m, g in zip(maps, truth, strict=True)]
+        union = [(m >= t) | g for m, g in zip(maps, truth, strict=True)]
+        np.testing.assert_allclose(column, [a.sum() / max(b.sum(), 1) for a, b in zip(plain, union, strict=True)])
+        np.testing.assert_array_equal(column, pixels.region_iou(maps, truth, float(t)))
+
+
+def test_iou_curve_is_exact_at_the_thresholds_themselves():
+    """Scores that sit exactly on a threshold belong to its region."""
+    grid = np.r_[0, pixels.THRESHOLDS][:100].reshape(1, 10, 10).astype(np.float32)
+    truth = grid >= pixels.THRESHOLDS[49]
+    assert pixels.iou_curve(grid, truth)[0].argmax() == 49
+    assert pixels.iou_curve(grid, truth)[0, 49] == 1
+
+
+def test_tuned_threshold_maximises_mean_iou():
+    data, maps = scene()
+    positive = np.flatnonzero(data["labels"][:, 0])
+    prepared = prepare_maps(maps[positive], 32)
+    truth = np.stack([rasterise(data["boxes"][i][0], 32) for i in positive])
+    threshold, value = pixels.tune_threshold(prepared, truth)
+    means = {t: pixels.region_iou(prepared, truth, t / 100).mean() for t in range(1, 101)}
+    assert value == pytest.approx(max(means.values()))
+    assert means[round(threshold * 100)] == pytest.approx(value)
+
+
+def test_empty_prediction_counts_zero_and_is_not_dropped():
+    maps, truth = np.zeros((2, 4, 4), np.float32), np.zeros((2, 4, 4), bool)
+    truth[:, :2, :2] = True
+    maps[0, :2, :2] = 1
+    np.testing.assert_allclose(pixels.region_iou(maps, truth, 0.5), [1, 0])
+
+
+# --- frame
+
+
+def test_constant_maps_become_zero_and_bad_maps_name_the_image():
+    assert not prepare_maps(np.full((1, 3, 3), 7.0), 6).any()
+    maps = np.random.default_rng(0).random((3, 4, 4)).astype(np.float16)
+    maps[1, 0, 0] = np.float16(np.inf)
+    with pytest.raises(ValueError, match="image beta"):
+        prepare_maps(maps, 8, ["alpha", "beta", "gamma"])
+    with pytest.raises(ValueError, match=r"\[n,h,w\]"):
+        prepare_maps(maps[0], 8)
+
+
+@settings(max_examples=50, deadline=None)
+@given(SEEDS, st.integers(1, 40))
+def test_rasterised_pixels_have_their_centre_in_the_box(seed, size):
+    y0, x0, h, w = np.random.default_rng(seed).uniform(0.01, 0.49, 4)
+    box = np.array([[y0, x0, y0 + h, x0 + w]])
+    centre = (np.arange(size) + 0.5) / size
+    rows, cols = (centre >= y0) & (centre < y0 + h), (centre >= x0) & (centre < x0 + w)
+    mask = rasterise(box, size)
+    if rows.any() and cols.any():
+        np.testing.assert_array_equal(mask, rows[:, None] & cols)
+    assert mask.any()  # never vanishes
+
+
+def test_exact_masks_keep_place_and_never_vanish():
+    mask = np.zeros((64, 64), np.uint8)
+    mask[8:24, 40:48] = 255
+    np.testing.assert_array_equal(resize_mask(mask, 32), rasterise([[8 / 64, 40 / 64, 24 / 64, 48 / 64]], 32))
+    np.testing.assert_array_equal(resize_mask(mask, 64), mask > 0)
+    dot = np.zeros((64, 64), bool)
+    dot[0, 63] = True
+    assert resize_mask(dot, 8)[0, 7] and resize_mask(dot, 8).sum() == 1
+    assert not resize_mask(np.zeros((8, 8)), 4).any()
+
+
+# --- boxes
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEEDS, st.sampled_from([4, 8]))
+def test_regions_equal_scipy_labels(seed, connectivity):
+    rng = np.random.default_rng(seed)
+    masks = rng.random((5, 9, 9)) < rng.uniform(0, 1)
+    structure = np.ones((3, 3)) if connectivity == 8 else None
+    expected = set()
+    for i, mask in enumerate(masks):
+        for rows, cols in ndimage.find_objects(ndimage.label(mask, structure)[0]):
+            expected.add((i, rows.start / 9, cols.start / 9, rows.stop / 9, cols.stop / 9))
+    found = boxes.region_boxes(masks, connectivity)
+    assert {(i, *b) for b, i in zip(found.boxes, found.image, strict=True)} == expected
+    assert (np.diff(found.image) >= 0).all()
+
+
+def plain_overlap(a, b):
+    """IoU and IoBB of two boxes, one number at a time."""
+    height, width = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    both = max(height, 0) * max(width, 0)
+    area_a, area_b = (a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1])
+    return both / (area_a + area_b - both), both / area_a
+
+
+def random_boxes(rng, n):
+    corner = rng.uniform(0, 0.6, (n, 2))
+    return np.hstack([corner, corner + rng.uniform(0.02, 0.4, (n, 2))])
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEEDS)
+def test_hits_and_false_alarms_equal_a_plain_loop(seed):
+    rng = np.random.default_rng(seed)
+    predicted = [random_boxes(rng, rng.integers(0, 4)) for _ in range(5)]
+    true = [random_boxes(rng, rng.integers(0, 3)) for _ in range(5)]
+    flat_p, flat_t, levels = boxes.flatten(predicted), boxes.flatten(true), (0.1, 0.5)
+    for j, measure in enumerate(("iou", "iobb")):
+        found = boxes.found_per_image(flat_p, flat_t, levels, 5, measure)
+        for i in range(5):
+            for level, count in zip(levels, found[i], strict=True):
+                assert count == sum(any(plain_overlap(p, t)[j] > level for p in predicted[i]) for t in true[i])
+    wrong = boxes.false_per_image(flat_p, flat_t, levels, 5)
+    best = boxes.best_iou(flat_p, flat_t, 5)
+    for i in range(5):
+        for level, count in zip(levels, wrong[i], strict=True):
+            assert count == sum(all(plain_overlap(p, t)[0] <= level for t in true[i]) for p in predicted[i])
+        every = [plain_overlap(p, t)[0] for p in predicted[i] for t in true[i]]
+        assert best[i] == pytest.approx(max(every, default=0))
+
+
+@pytest.mark.parametrize("connectivity", [4, 8])
+def test_max_box_acc_equals_one_connected_components_call_per_threshold(connectivity):
+    rng = np.random.default_rng(0)
+    maps = prepare_maps(rng.random((8, 6, 6)), 16)
+    true = [random_boxes(rng, rng.integers(1, 3)) for _ in maps]
+    curve = boxes.best_iou_curve(maps, boxes.flatten(true), connectivity)
+    structure = np.ones((3, 3)) if connectivity == 8 else None
+    for i, s in enumerate(maps):
+        for k, tau in enumerate(boxes.TAUS):
+            regions = ndimage.find_objects(ndimage.label(s > tau, structure)[0])
+            drawn = [(r.start / 16, c.start / 16, r.stop / 16, c.stop / 16) for r, c in regions]
+            plain = max((plain_overlap(p, t)[0] for p in drawn for t in true[i]), default=0)
+            assert curve[i, k] == pytest.approx(plain, abs=1e-12)
+    weights, index = bootstrap.patient_weights(range(8), 5)
+    value = boxes.max_box_acc_v2(curve, weights, index).value
+    assert value == pytest.approx(np.mean([(curve >= d).mean(0).max() for d in (0.3, 0.5, 0.7)]))
+
+
+def test_perfect_one_pixel_box_has_iou_one():
+    mask = np.zeros((1, 7, 7), bool)
+    mask[0, 6, 6] = True
+    true = boxes.flatten([np.array([[6 / 7, 6 / 7, 1, 1]])])
+    np.testing.assert_allclose(boxes.overlaps(boxes.region_boxes(mask), true)[2], 1)
+
+
+# --- classification and intervals
+
+
+@settings(max_examples=30, deadline=None)
+@given(SEEDS)
+def test_resampled_auroc_and_auprc_equal_scikit_learn_on_repeated_images(seed):
+    rng = np.random.default_rng(seed)
+    labels, scores = rng.integers(0, 2, 30), rng.integers(0, 8, 30) / 8
+    weights, index = bootstrap.patient_weights(np.arange(30) // 3, 7, seed)
+    auroc, auprc = ranking.resampled_classification(labels, scores, weights, index, chunk=60)
+    for row, a, p in zip(weights, auroc, auprc, strict=True):
+        drawn = np.repeat(np.arange(30), row[index].astype(int))
+        if len(set(labels[drawn])) == 2:
+            assert a == pytest.approx(roc_auc_score(labels[drawn], scores[drawn]))
+            assert p == pytest.approx(average_precision_score(labels[drawn], scores[drawn]))
+        else:
+            assert np.isnan(a)
+
+
+def test_resampled_means_and_pxap_equal_a_plain_loop():
+    data, maps = scene(20)
+    positive = np.flatnonzero(data["labels"][:, 0])
+    prepared = prepare_maps(maps[positive], 24)
+    truth = np.stack([rasterise(data["boxes"][i][0], 24) for i in positive])
+    weights, index = bootstrap.patient_weights(np.array(data["patient_id"])[positive], 6)
+    values = pixels.region_iou(prepared, truth, 0.5)
+    means, areas = (
+        bootstrap.mean(values, weights, index).samples,
+        pixels.resampled_pxap(prepared, truth, weights, index),
+    )
+    for row, m, a in zip(weights, means, areas, strict=True):
+        drawn = np.repeat(np.arange(len(positive)), row[index].astype(int))
+        assert m == pytest.approx(values[drawn].mean())
+        assert a == pytest.approx(pixels.pxap(prepared[drawn], truth[drawn]), abs=2e-3)  # binned
+
+
+def test_patients_are_drawn_whole():
+    weights, index = bootstrap.patient_weights(["b", "a", "b", "c"], 200)
+    assert weights.shape == (200, 3) and index[0] == index[2] != index[1]
+    np.testing.assert_array_equal(weights.sum(1), 3)
+
+
+def test_interval_covers_the_mean_about_95_times_in_100():
+    """A percentile interval of 80 patients covers .94; over 1,000 repeats the share has a standard error of .007."""
+    rng, covered = np.random.default_rng(0), 0
+    for seed in range(1000):
+        values = rng.normal(2, 1, 80)
+        low, high = bootstrap.as_json(bootstrap.mean(values, *bootstrap.patient_weights(range(80), 400, seed)))["ci95"]
+        covered += low <= 2 <= high
+    assert 0.915 <= covered / 1000 <= 0.965, covered / 1000
+
+
+def test_images_of_one_patient_widen_the_interval():
+    """Forty copies are not forty patients."""
+    values = np.repeat(np.random.default_rng(0).normal(size=10), 4)
+    alone = bootstrap.as_json(bootstrap.mean(values, *bootstrap.patient_weights(range(40))))["ci95"]
+    together = bootstrap.as_json(bootstrap.mean(values, *bootstrap.patient_weights(np.repeat(range(10), 4))))["ci95"]
+    assert np.diff(together) > 1.5 * np.diff(alone)
+
+
+def test_paired_difference_is_narrower_than_the_parts():
+    weights = bootstrap.patient_weights(range(50))
+    values = np.random.default_rng(0).random(50)
+    a, b = bootstrap.mean(values + 0.1, *weights), bootstrap.mean(values, *weights)
+    difference = bootstrap.as_json(bootstrap.difference(a, b))
+    assert difference["value"] == pytest.approx(0.1)
+    assert difference["ci95"] == pytest.approx([0.1, 0.1], abs=1e-6)
+
+
+def test_undefined_is_null_with_a_reason():
+    nothing = bootstrap.as_json(bootstrap.ratio([0], [0], *bootstrap.patient_weights(["p"], 5), reason="no boxes"))
+    assert nothing == {"value": None, "ci95": None, "n": 0, "reason": "no boxes"}
+
+
+# --- controls
+
+
+def test_mean_boxes_leave_the_image_out():
+    reference, owner = np.array([[0, 0.1, 0.2, 0.3], [0.2, 0.1, 0.4, 0.3], [0, 0.6, 1, 1.0]]), np.array([4, 7, 7])
+    np.testing.assert_allclose(controls.control_boxes("mean_box", reference, owner, [7])[0], reference[:1])
+    np.testing.assert_allclose(controls.control_boxes("mean_box", reference, owner, [1])[0][0], reference.mean(0))
+    both = controls.control_boxes("mean_lung_boxes", reference, owner, [0])[0]
+    np.testing.assert_allclose(both, [[0.1, 0.1, 0.3, 0.3], [0, 0.6, 1, 1]])
+
+
+def test_controls_never_see_the_image():
+    """Other maps, labels' probabilities and masks: the controls' rows stay as they are."""
+    data, maps = scene()
+    val, val_maps = scene(seed=1)
+    first = score(["mass"], data, {"infomask": maps}, val=val, val_maps={"infomask": val_maps}, frame=32, resamples=20)
+    second = score(
+        ["mass"], data, {"infomask": 1 - maps}, val=val, val_maps={"infomask": maps[:40]}, frame=32, resamples=20
+    )
+    blind = [m for m in first["localization"]["mass"] if m.startswith("control/")]
+    assert {m.removeprefix("control/") for m in blind} == set(controls.NAMES)
+    for method in blind:
+        assert first["localization"]["mass"][method] == second["localization"]["mass"][method]
+
+
+def test_accuracy_of_control_boxes_equals_a_plain_loop():
+    true = random_boxes(np.random.default_rng(3), 12)
+    for name in ("mean_box", "mean_lung_boxes", "lung_boxes"):
+        predicted = controls.control_boxes(name, true, np.arange(12), np.arange(12))
+        found = boxes.found_per_image(boxes.flatten(predicted), boxes.flatten(list(true[:, None])), (0.1, 0.3), 12)
+        for level, share in zip((0.1, 0.3), found.mean(0), strict=True):
+            plain = [
+                any(plain_overlap(p, t)[0] > level for p in drawn) for drawn, t in zip(predicted, true, strict=True)
+            ]
+            assert share == pytest.approx(np.mean(plain))
+
+
+# --- the whole
+
+
+@pytest.fixture(scope="module")
+def result():
+    (data, maps), (val, val_maps) = scene(), scene(seed=1)
+    methods = {"infomask": maps, "cam": maps.astype(np.float16)[:, ::-1]}
+    return score(
+        ["mass"], data, methods, val=val, val_maps={"infomask": val_maps, "cam": val_maps}, frame=32, resamples=50,
+        dataset="squares",
+    )  # fmt: skip
+
+
+def test_result_has_the_promised_shape(result):
+    text = json.dumps(result, allow_nan=False)
+    assert json.loads(text) == result
+    row = result["localization"]["mass"]["infomask"]
+    assert set(row["pxap"]) == {"value", "ci95", "n"}
+    assert set(row["acc_iou"]) == {"0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7"} == set(row["afp"])
+    assert set(row["acc_iobb"]) == {"0.1", "0.25", "0.5", "0.75", "0.9"}
+    assert row["threshold"]["tuned_on"] == "val" and row["max_box_acc_v2"]["tuned_on"] == "oracle"
+    assert set(result["classification"]["mass"]) == {"auroc", "auprc", "prevalence"}
+    assert row["pxap"]["n"] == result["counts"]["mass"]["scored_images"]
+    assert row["acc_iou"]["0.1"]["n"] == result["counts"]["mass"]["scored_boxes"]
+    low, high = row["mean_iou"]["ci95"]
+    assert low < row["mean_iou"]["value"] < high
+
+
+def test_upside_down_or_mirrored_maps_score_worse():
+    (data, maps), (val, val_maps) = scene(80), scene(80, seed=1)
+    turned = {
+        "right": lambda m: m, "upside_down": lambda m: m[:, ::-1], "mirrored": lambda m: m[:, :, ::-1],
+        "transposed": lambda m: m.swapaxes(1, 2),
+    }  # fmt: skip
+    scored = score(
+        ["mass"], data, {k: f(maps) for k, f in turned.items()}, val=val,
+        val_maps={k: f(val_maps) for k, f in turned.items()}, frame=32, resamples=10,
+    )["localization"]["mass"]  # fmt: skip
+    for name in ("upside_down", "mirrored", "transposed"):
+        for metric in ("pxap", "pointing_game", "mean_iou", "max_box_acc_v2"):
+            assert scored[name][metric]["value"] < scored["right"][metric]["value"] - 0.15, (name, metric)
+
+
+def test_infomask_is_compared_with_cam_and_the_best_control(result):
+    differences, rows = result["differences"]["mass"], result["localization"]["mass"]
+    gap = differences["infomask - cam"]["pxap"]["value"]
+    assert gap == pytest.approx(rows["infomask"]["pxap"]["value"] - rows["cam"]["pxap"]["value"], abs=2e-6)
+    best = differences["infomask - best control"]["acc_iou/0.1"]
+    blind = {m: r["acc_iou"]["0.1"]["value"] for m, r in rows.items() if m.startswith("control/")}
+    assert blind[best["control"]] == max(blind.values())
+
+
+def test_score_is_seeded():
+    data, maps = scene(20)
+    runs = [score(["mass"], data, {"cam": maps}, frame=16, resamples=20, seed=s) for s in (0, 0, 1)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_several_findings_and_findings_without_boxes():
+    data, maps = scene(40, findings=3)
+    data["boxes"] = [(b[f != 2], f[f != 2]) for b, f in data["boxes"]]
+    data["labels"][:5, 0] = -1
+    data["labels"][:, 1] = 1
+    result = score(["a", "b", "c"], data, {"cam": maps, "one_for_all": maps[..., 0]}, frame=16, resamples=20)
+    json.dumps(result, allow_nan=False)
+    assert set(result["localization"]) == {"a", "b"}
+    assert result["counts"]["c"]["scored_images"] == 0 and "reason" in result["counts"]["c"]
+    assert result["counts"]["a"]["skipped_boxed_not_positive"] > 0
+    assert result["classification"]["a"]["auroc"]["n"] == 35
+    assert result["classification"]["b"]["auroc"] == {"value": None, "ci95": None, "n": 40, "reason": "one class only"}
+    own, other = (result["localization"]["b"][m]["pxap"]["value"] for m in ("cam", "one_for_all"))
+    assert own > other + 0.2  # each finding is scored on its own map
+
+
+def test_without_validation_boxes_threshold_is_fixed_and_means_leave_one_out():
+    data, maps = scene()
+    val, val_maps = scene(seed=1, boxed=False)
+    result = score(["mass"], data, {"cam": maps}, val=val, val_maps={"cam": val_maps}, frame=16, resamples=10)
+    assert result["localization"]["mass"]["cam"]["threshold"] == {"value": 0.5, "tuned_on": "fixed"}
+    assert result["mean_boxes_from"]["mass"].startswith("leave-one-out")
+
+
+def test_split_without_any_box_or_probability():
+    data, maps = scene(boxed=False)
+    del data["probabilities"]
+    result = score(["mass"], data, {"cam": maps}, frame=16, resamples=10)
+    assert result["localization"] == {} and result["n_boxed_images"] == 0
+    assert result["classification"]["mass"]["auroc"]["reason"] == "no probabilities"
+    json.dumps(result, allow_nan=False)
+
+
+def test_exact_mask_is_the_truth_of_pixel_scores():
+    data, _ = scene(11)
+    i = int(np.flatnonzero(data["labels"][:, 0])[0])
+    data["labels"][:] = 0
+    data["labels"][i] = 1
+    mask = np.zeros((64, 64), bool)
+    mask[0, 0:8] = mask[60:, 60:] = True
+    data["masks"] = [mask if j == i else None for j in range(11)]
+    data["boxes"] = [(b, f) if j == i else (b[:0], f[:0]) for j, (b, f) in enumerate(data["boxes"])]
+    hot = np.zeros((11, 16, 16), np.float32)
+    hot[i, 15, 15] = 1  # in the mask, not in the box
+    scored = score(["mass"], data, {"cam": hot}, frame=64, resamples=10)["localization"]["mass"]["cam"]
+    assert scored["pointing_game"]["value"] == 1
+    assert scored["acc_iou"]["0.1"]["value"] == 0  # box scores keep to the boxes
+
+
+def test_false_positives_are_counted_on_all_boxed_images():
+    """Two boxed images, one of another finding: each draws one box, one of them is right."""
+    box = np.array([[0.0, 0.0, 0.5, 0.5]])
+    data = {
+        "image_id": ["a", "b"], "patient_id": ["p", "q"], "labels": np.eye(2, dtype=int),
+        "boxes": [(box, np.array([0])), (box, np.array([1]))],
+    }  # fmt: skip
+    heat = np.zeros((2, 4, 4), np.float32)
+    heat[:, :2, :2] = 1
+    rows = score(["mass", "nodule"], data, {"cam": heat}, frame=4, resamples=10)["localization"]["mass"]["cam"]
+    assert rows["acc_iou"]["0.7"]["value"] == 1 and rows["afp"]["0.7"] == {**rows["afp"]["0.7"], "value": 0.5, "n": 2}
+
+
+def broken(change):
+    data, maps = scene(12)
+    data, maps = copy.deepcopy(data), {"cam": maps.copy()}
+    change(data, maps)
+    return data, maps
+
+
+BOXED = int(np.flatnonzero(scene(12)[0]["labels"][:, 0])[0])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda d, m: d["image_id"].__setitem__(1, "image0"), "twice: image0"),
+        (lambda d, m: d["labels"].__setitem__((2, 0), 3), "labels other than .*image2"),
+        (lambda d, m: d["probabilities"].__setitem__((2, 0), np.nan), "non-finite probabilities: image2"),
+        (lambda d, m: d["boxes"].__setitem__(3, ([[0, 0, 1.2, 1]], [0])), "bad boxes: image3"),
+        (lambda d, m: d["boxes"].__setitem__(3, ([[0.5, 0, 0.5, 1]], [0])), "bad boxes: image3"),
+        (lambda d, m: d["boxes"].__setitem__(3, ([[0, 0, np.nan, 1]], [0])), "bad boxes: image3"),
+        (lambda d, m: d["boxes"].__setitem__(3, ([[0, 0, 1, 1]], [1])), "bad boxes: image3"),
+        (lambda d, m: d["patient_id"].pop(), "patient_id"),
+        (lambda d, m: m.update(cam=m["cam"][:5]), "cam maps of shape"),
+        (lambda d, m: m["cam"].__setitem__(BOXED, np.nan), f"cam: .*image{BOXED} "),
+        (lambda d, m: m["cam"].__setitem__((BOXED, 0, 0), np.inf), f"cam: .*image{BOXED} "),
+        (lambda d, m: m.update({"control/random": m["cam"]}), "kept for our controls"),
+        (lambda d, m: d.update(masks=[np.zeros((8, 8))] * 12), "mask is empty"),
+    ],
+)
+def test_bad_input_is_refused_by_name(change, message):
+    data, maps = broken(change)
+    with pytest.raises(ValueError, match=message):
+        score(["mass"], data, maps, frame=8, resamples=5)
+
+
+def test_bootstrap_of_880_images_takes_seconds():
+    rng, start = np.random.default_rng(0), time.perf_counter()
+    weights, index = bootstrap.patient_weights(rng.integers(0, 700, 880), 1000)
+    pixels_hist = rng.random((880, 1000))
+    bootstrap.resampled_sum(pixels_hist, weights, index)
+    ranking.resampled_classification(rng.integers(0, 2, 880), rng.random(880), weights, index)
+    assert time.perf_counter() - start < 10
+
+
+def test_room_imports_neither_jax_nor_other_rooms():
+    code = (
+        "import sys, infomask_jax.evaluate\n"
+        "bad = [m for m in sys.modules if m in ('jax', 'flax', 'torch', 'tensorflow')\n"
+        "       or m.startswith('infomask_jax.') and not m.startswith('infomask_jax.evaluate')]\n"
+        "assert not bad, bad"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
