@@ -63,6 +63,8 @@ class ModelConfig:
     """rho: prior probability of an open cell. Ours."""
     mask_bias: float = 3.0
     """Initial mask logit: positive starts open. Ours."""
+    closed_evidence: float = -3.0
+    """Initial evidence of a closed cell, hence logit of an image whose mask is closed. Ours."""
     log_sigma_bias: float = -3.0
     """Initial log standard deviation of the posterior: negative starts nearly noise-free. Ours."""
     dtype: Literal["float32", "bfloat16"] = "float32"

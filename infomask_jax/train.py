@@ -62,6 +62,9 @@ def make_train_step(config: Config):
             return infomask_loss(config.loss, logits, out, batch, scale)
 
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        if "mask" in grads:
+            # Free of charge the mask would open until its sigmoid saturates, and never close again: it waits.
+            grads["mask"] = jax.tree.map(lambda g: g * (scale > 0), grads["mask"])
         metrics |= {"loss": loss, "grad_norm": optax.tree.norm(grads), "beta_scale": scale}
         return state.apply_gradients(grads=grads), metrics
 

@@ -111,6 +111,15 @@ def test_iou_curve_is_exact_at_the_thresholds_themselves():
     assert pixels.iou_curve(grid, truth)[0, 49] == 1
 
 
+def test_iou_curve_is_exact_next_to_the_thresholds():
+    """The neighbours of every threshold in float32, where s * 100 rounds to either side."""
+    below, above = (np.nextafter(pixels.THRESHOLDS, np.float32(end)) for end in (0, 1))
+    maps = np.concatenate([below, pixels.THRESHOLDS, above])[None, None]
+    truth = np.ones(maps.shape, bool)
+    plain = [(maps >= t).mean() for t in pixels.THRESHOLDS]
+    np.testing.assert_array_equal(pixels.iou_curve(maps, truth)[0], plain)
+
+
 def test_tuned_threshold_maximises_mean_iou():
     data, maps = scene()
     positive = np.flatnonzero(data["labels"][:, 0])
@@ -164,6 +173,8 @@ def test_exact_masks_keep_place_and_never_vanish():
     dot[0, 63] = True
     assert resize_mask(dot, 8)[0, 7] and resize_mask(dot, 8).sum() == 1
     assert not resize_mask(np.zeros((8, 8)), 4).any()
+    noise = np.random.default_rng(0).random((63, 63)) < 0.5
+    np.testing.assert_array_equal(resize_mask(noise, 21), noise[1::3, 1::3])  # the pixel under the centre
 
 
 # --- boxes
@@ -221,8 +232,15 @@ def test_hits_and_false_alarms_equal_a_plain_loop(seed):
 @pytest.mark.parametrize("connectivity", [4, 8])
 def test_max_box_acc_equals_one_connected_components_call_per_threshold(connectivity):
     rng = np.random.default_rng(0)
-    maps = prepare_maps(rng.random((8, 6, 6)), 16)
-    true = [random_boxes(rng, rng.integers(1, 3)) for _ in maps]
+    maps = rng.integers(0, 61, (8, 16, 16))  # hundredths, so that pixels lie exactly on a threshold
+    true = []
+    for s in maps:
+        y, x, h, w = *rng.integers(0, 6, 2), *rng.integers(5, 9, 2)
+        s[y : y + h, x : x + w] += rng.integers(5, 36)
+        y, x = y + rng.integers(0, 3), x + rng.integers(0, 3)  # not quite where the map is hot
+        s[rng.integers(0, 16), rng.integers(0, 16)] = 100
+        true.append(np.vstack([np.array([[y, x, y + h, x + w]]) / 16, random_boxes(rng, rng.integers(0, 2))]))
+    maps = (maps / 100).astype(np.float32)
     curve = boxes.best_iou_curve(maps, boxes.flatten(true), connectivity)
     structure = np.ones((3, 3)) if connectivity == 8 else None
     for i, s in enumerate(maps):
@@ -232,8 +250,11 @@ def test_max_box_acc_equals_one_connected_components_call_per_threshold(connecti
             plain = max((plain_overlap(p, t)[0] for p in drawn for t in true[i]), default=0)
             assert curve[i, k] == pytest.approx(plain, abs=1e-12)
     weights, index = bootstrap.patient_weights(range(8), 5)
-    value = boxes.max_box_acc_v2(curve, weights, index).value
-    assert value == pytest.approx(np.mean([(curve >= d).mean(0).max() for d in (0.3, 0.5, 0.7)]))
+    value, samples, _, _ = boxes.max_box_acc_v2(curve, weights, index)
+    for result, times in zip([value, *samples], [np.ones(8), *weights], strict=True):
+        drawn = np.repeat(np.arange(8), times.astype(int))
+        assert result == pytest.approx(np.mean([(curve[drawn] >= d).mean(0).max() for d in (0.3, 0.5, 0.7)]))
+    assert 0.2 < value < 1
 
 
 def test_perfect_one_pixel_box_has_iou_one():
@@ -279,6 +300,12 @@ def test_resampled_means_and_pxap_equal_a_plain_loop():
         assert a == pytest.approx(pixels.pxap(prepared[drawn], truth[drawn]), abs=2e-3)  # binned
 
 
+def test_resampled_pxap_of_a_perfect_binary_map_is_one():
+    truth = np.random.default_rng(0).random((9, 8, 8)) < 0.3
+    samples = pixels.resampled_pxap(truth.astype(np.float32), truth, *bootstrap.patient_weights(range(9), 5))
+    np.testing.assert_allclose(samples, 1)
+
+
 def test_patients_are_drawn_whole():
     weights, index = bootstrap.patient_weights(["b", "a", "b", "c"], 200)
     assert weights.shape == (200, 3) and index[0] == index[2] != index[1]
@@ -321,11 +348,11 @@ def test_undefined_is_null_with_a_reason():
 
 
 def test_mean_boxes_leave_the_image_out():
-    reference, owner = np.array([[0, 0.1, 0.2, 0.3], [0.2, 0.1, 0.4, 0.3], [0, 0.6, 1, 1.0]]), np.array([4, 7, 7])
+    reference, owner = np.array([[0, 0.1, 0.2, 0.45], [0.2, 0.1, 0.4, 0.45], [0, 0.6, 1, 1.0]]), np.array([4, 7, 7])
     np.testing.assert_allclose(controls.control_boxes("mean_box", reference, owner, [7])[0], reference[:1])
     np.testing.assert_allclose(controls.control_boxes("mean_box", reference, owner, [1])[0][0], reference.mean(0))
     both = controls.control_boxes("mean_lung_boxes", reference, owner, [0])[0]
-    np.testing.assert_allclose(both, [[0.1, 0.1, 0.3, 0.3], [0, 0.6, 1, 1]])
+    np.testing.assert_allclose(both, [[0.1, 0.1, 0.3, 0.45], [0, 0.6, 1, 1]])
 
 
 def test_controls_never_see_the_image():
@@ -421,7 +448,9 @@ def test_several_findings_and_findings_without_boxes():
     json.dumps(result, allow_nan=False)
     assert set(result["localization"]) == {"a", "b"}
     assert result["counts"]["c"]["scored_images"] == 0 and "reason" in result["counts"]["c"]
-    assert result["counts"]["a"]["skipped_boxed_not_positive"] > 0
+    has = np.array([0 in f for _, f in data["boxes"]])
+    assert result["counts"]["a"]["scored_images"] == (has & (data["labels"][:, 0] == 1)).sum()
+    assert result["counts"]["a"]["skipped_boxed_not_positive"] == has[:5].sum() > 0
     assert result["classification"]["a"]["auroc"]["n"] == 35
     assert result["classification"]["b"]["auroc"] == {"value": None, "ci95": None, "n": 40, "reason": "one class only"}
     own, other = (result["localization"]["b"][m]["pxap"]["value"] for m in ("cam", "one_for_all"))
@@ -434,6 +463,17 @@ def test_without_validation_boxes_threshold_is_fixed_and_means_leave_one_out():
     result = score(["mass"], data, {"cam": maps}, val=val, val_maps={"cam": val_maps}, frame=16, resamples=10)
     assert result["localization"]["mass"]["cam"]["threshold"] == {"value": 0.5, "tuned_on": "fixed"}
     assert result["mean_boxes_from"]["mass"].startswith("leave-one-out")
+
+
+def test_mean_box_averages_every_validation_box():
+    """A single one: nothing is left out, so every image gets it."""
+    data, maps = scene()
+    val, val_maps = scene(seed=1)
+    first = next(i for i, (b, _) in enumerate(val["boxes"]) if len(b) == 1)
+    val["boxes"] = [pair if i == first else (pair[0][:0], pair[1][:0]) for i, pair in enumerate(val["boxes"])]
+    result = score(["mass"], data, {"cam": maps}, val=val, val_maps={"cam": val_maps}, frame=16, resamples=10)
+    assert result["mean_boxes_from"]["mass"] == "val"
+    assert result["localization"]["mass"]["control/mean_box"]["boxes_per_image"] == 1
 
 
 def test_split_without_any_box_or_probability():

@@ -111,7 +111,7 @@ def marker_auroc(shortcut):
 
 
 def test_marker_betrays_the_label_only_as_much_as_shortcut_says():
-    assert marker_auroc(1.0) > 0.98
+    assert marker_auroc(1.0) == 1
     assert 0.6 < marker_auroc(0.5) < 0.95
     assert abs(marker_auroc(0.0) - 0.5) < 0.1
 

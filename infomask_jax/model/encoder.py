@@ -17,7 +17,7 @@ class WSConv(nn.Module):
 
     features: int
     kernel_size: tuple[int, int]
-    strides: tuple[int, int] = (1, 1)
+    symmetric: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -26,13 +26,16 @@ class WSConv(nn.Module):
         kernel = self.param("kernel", nn.initializers.he_normal(), shape)
         gain = self.param("gain", nn.initializers.ones, (self.features,))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        if self.symmetric:
+            kernel = (kernel + kernel[::-1]) / 2
+            kernel = (kernel + kernel[:, ::-1]) / 2
         fan_in = kernel[..., 0].size
         centred = kernel - kernel.mean(axis=(0, 1, 2), keepdims=True)
         scale = gain * jax.lax.rsqrt(fan_in * centred.var(axis=(0, 1, 2)) + 1e-4)  # [features]
         x = jax.lax.conv_general_dilated(
             x.astype(self.dtype),
             (centred * scale[None, None, None]).astype(self.dtype),
-            self.strides,
+            (1, 1),
             "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
@@ -78,12 +81,16 @@ class Encoder(nn.Module):
         for stage in range(stages):
             channels = self.width * 2**stage
             for block in range(self.depth):
-                strides = (2, 2) if stage and not block else (1, 1)
                 y = activate(x)
-                if x.shape[-1] != channels:
-                    x = conv(channels, (1, 1))(nn.avg_pool(y, (2, 2), (2, 2)))
-                y = conv(channels, (3, 3), strides=strides)(y)
-                y = conv(channels, (3, 3))(activate(y))
+                if stage and not block:  # shrink by averaging: cells stay aligned with their pixels
+                    y = nn.avg_pool(y, (2, 2), (2, 2))
+                    x = conv(channels, (1, 1))(y)
+                import os
+                mode=os.environ.get('MODE','')
+                k = (1, 1) if mode=='k1' and stage==stages-1 else (3, 3)
+                kw = dict(symmetric=True) if (mode=='sym' or (mode=='sym2' and stage==stages-1)) else {}
+                y = conv(channels, k, **kw)(y)
+                y = conv(channels, k, **kw)(activate(y))
                 x = x + y
         return activate(x)
 

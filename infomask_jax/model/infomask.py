@@ -42,7 +42,9 @@ class InfoMask(nn.Module):
         encoder = Encoder(c.width, c.depth, c.stride, c.norm, dtype=jnp.dtype(c.dtype), name="encoder")
         features = encoder(images).astype(jnp.float32)  # [B, h, w, D]
         grid = features.shape[:3]
-        head = nn.Dense(self.findings, name="head")
+        # An image whose cells are all closed is told by the head's bias alone: it starts as a confident "absent".
+        head_bias = nn.initializers.constant(c.closed_evidence if c.bottleneck == "infomask" else 0.0)
+        head = nn.Dense(self.findings, bias_init=head_bias, name="head")
         if train and c.bottleneck != "none":
             key_z, key_mask, key_fill = jax.random.split(self.make_rng("sample"), 3)
 
@@ -50,8 +52,9 @@ class InfoMask(nn.Module):
         mask, kl_m = jnp.ones((1, *grid, 1)), jnp.zeros((*grid, 1))  # mask: [S, B, h, w, M]
         if c.bottleneck == "infomask":
             count = self.findings if c.mask_per_finding else 1
-            mask_logits = nn.Dense(count, bias_init=nn.initializers.constant(c.mask_bias), name="mask")(features)
-            # A saturated sigmoid has no gradient: without a bound, an uncharged mask opens for good in the first steps.
+            mask_bias = nn.initializers.constant(c.mask_bias)
+            # Kernel zero: every cell starts at the bias and stays there until the rates are charged (see train.py).
+            mask_logits = nn.Dense(count, kernel_init=nn.initializers.zeros, bias_init=mask_bias, name="mask")(features)
             mask_logits = LOGIT_BOUND * jnp.tanh(mask_logits / LOGIT_BOUND)
             if train:
                 shape = (c.mask_samples, *mask_logits.shape)
@@ -74,6 +77,10 @@ class InfoMask(nn.Module):
             kl_z = any_open * masks.kl_normal(mu, log_sigma)
 
         unmasked = head(z)  # [B, h, w, K]
+        import os
+        if os.environ.get('CAP') and c.bottleneck!='none':
+            E = float(os.environ['CAP']); b0 = head.variables["params"]["bias"][None,None,None]
+            unmasked = b0 + E * jnp.tanh((unmasked - b0)/E)
         # head(m * z) = m * head(z) + (1 - m) * b: for any number of masks, without forming m * z for each.
         closed = jnp.broadcast_to(head.variables["params"]["bias"], unmasked.shape)
         if c.fill == "noise" and train and c.bottleneck == "infomask":
