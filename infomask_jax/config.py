@@ -39,16 +39,19 @@ class ModelConfig:
     """Residual blocks in each stage. Ours."""
     stride: Literal[2, 4, 8, 16] = 4
     """Image pixels per side of one latent cell. Ours."""
-    norm: Literal["group", "weight"] = "group"
+    norm: Literal["group", "weight"] = "weight"
     """group: GroupNorm (statistics global in space); weight: scaled weight standardisation (local). Ours."""
+    half_turn: bool = True
+    """Average the features of the image with those of its half turn, turned back. An encoder that sees beyond a cell may
+    put the evidence for a finding to one side of it, a side that changes with the seed; this cannot. Ours."""
     latent_channels: int = 16
     """Channels C of the representation z. Ours."""
     sampler: Literal["concrete", "hard_concrete", "straight_through", "gaussian_gate", "sigmoid"] = "concrete"
     """How the mask is sampled in training; sigmoid is the deterministic attention baseline. Ours."""
     temperature: float = 0.5
     """Temperature of the relaxed samplers; standard deviation of the Gaussian gate's noise. Ours."""
-    mask_samples: int = 8
-    """Masks drawn per image and step; their losses are averaged, which only costs the head and calms the gradient. Ours."""
+    mask_samples: int = 4
+    """Masks drawn per image and step; their losses are averaged, for a calmer gradient at the head's cost. Ours."""
     mask_per_finding: bool = False
     """One mask for each finding instead of one for all. Ours."""
     fill: Literal["zero", "noise"] = "zero"
@@ -61,10 +64,13 @@ class ModelConfig:
     """Share of cells averaged by topk pooling. Ours."""
     mask_prior: float = 0.05
     """rho: prior probability of an open cell. Ours."""
-    mask_bias: float = 3.0
-    """Initial mask logit: positive starts open. Ours."""
+    mask_bias: float = 2.0
+    """Initial mask logit: positive starts open; the mask stays so until the rates are charged. Ours."""
     closed_evidence: float = -3.0
-    """Initial evidence of a closed cell, hence logit of an image whose mask is closed. Ours."""
+    """Initial evidence of a closed cell, hence logit of an image whose mask is closed: absent unless shown. Ours."""
+    evidence_bound: float = 12.0
+    """Largest evidence of one cell above or below a closed one (tanh), so that one cell alone cannot carry the label
+    and the mask has to cover the finding; 0: unbounded. Ours."""
     log_sigma_bias: float = -3.0
     """Initial log standard deviation of the posterior: negative starts nearly noise-free. Ours."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -75,7 +81,7 @@ class ModelConfig:
 class LossConfig:
     """Weights of NLL + beta_z sum_ij pi KL_z + beta_m sum_ij KL_m: sums over cells and channels, mean over images."""
 
-    beta_z: float = 1e-4
+    beta_z: float = 3e-5
     """Weight of the representation's rate, per nat. Ours; beta_z = beta_m is exactly the bound."""
     beta_m: float = 1e-3
     """Weight of the mask's rate, per nat. Ours."""

@@ -48,7 +48,9 @@ def baseline_config(config: Config) -> Config:
         config,
         workdir=Path(config.workdir) / BASELINE,
         baseline=False,
-        model=dataclasses.replace(config.model, bottleneck="none", pooling="mean"),
+        model=dataclasses.replace(
+            config.model, bottleneck="none", pooling="mean", evidence_bound=0.0, closed_evidence=0.0, half_turn=False
+        ),
         loss=dataclasses.replace(config.loss, beta_z=0.0, beta_m=0.0, auxiliary=0.0),
     )
 

@@ -19,7 +19,7 @@ TINY = ModelConfig(width=8, depth=1, stride=4, latent_channels=5)
 def build(findings: int = 3, size: int = 16, **changes):
     model = InfoMask(dataclasses.replace(TINY, **changes), findings)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, size, size, 1)), jnp.float32)
-    params = model.init(jax.random.key(0), images, train=False)["params"]
+    params = jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(0))["params"]
     return model, params, images
 
 
@@ -38,6 +38,8 @@ def test_contract_of_outputs(bottleneck, per_finding, dtype):
     chex.assert_shape(out["features"], (2, 4, 4, 16))
     chex.assert_type([logits, *out.values()], jnp.float32)
     assert ("auxiliary_logits" in out) == (bottleneck == "infomask")
+    chex.assert_shape(out["sample_logits"], (4 if bottleneck == "infomask" else 1, 2, 3))
+    np.testing.assert_allclose(out["sample_logits"].mean(axis=0), logits, rtol=1e-6)
     for maps in heat_maps(out, bottleneck).values():
         chex.assert_shape(maps, (2, 4, 4, 3))
         chex.assert_tree_all_finite(maps)
@@ -87,14 +89,14 @@ def test_closed_cell_passes_no_gradient(fill):
     np.testing.assert_array_equal(out["mask"], 0.0)
     for name in ("encoder", "mu", "log_sigma", "mask"):
         chex.assert_trees_all_equal(gradient[name], jax.tree.map(jnp.zeros_like, gradient[name]))
-    assert float(jnp.abs(gradient["head"]["bias"]).sum()) > 0
+    assert float(jnp.abs(gradient["closed_evidence"]).sum()) > 0
 
 
-def test_all_closed_zero_fill_leaves_only_the_head_bias():
+def test_all_closed_zero_fill_leaves_only_the_closed_evidence():
     model, params, images = build(sampler="hard_concrete")
     params["mask"]["kernel"] = jnp.zeros_like(params["mask"]["kernel"])
     params["mask"]["bias"] = jnp.full(1, -100.0)
-    params["head"]["bias"] = jnp.array([0.5, -1.0, 2.0])
+    params["closed_evidence"] = jnp.array([0.5, -1.0, 2.0])
     logits, _ = model.apply({"params": params}, images, train=False)
     np.testing.assert_allclose(logits, np.tile([0.5, -1.0, 2.0], (2, 1)), atol=1e-6)
 
@@ -115,10 +117,23 @@ def test_representation_rate_is_weighed_by_the_probability_of_an_open_cell():
     np.testing.assert_allclose(rates[100.0], (1 - closed) * float(full.sum()), rtol=1e-4)
 
 
+def test_no_cell_carries_more_evidence_than_the_bound():
+    model, params, images = build(evidence_bound=2.0, closed_evidence=-1.0)
+    params["head"]["kernel"] = 100.0 * params["head"]["kernel"]
+    _, out = model.apply({"params": params}, images, train=False)
+    assert np.abs(np.asarray(out["evidence"]) + 1.0).max() <= 2.0 + 1e-5
+
+
+def test_every_cell_starts_at_the_mask_bias():
+    model, params, images = build(mask_bias=1.5)
+    _, out = model.apply({"params": params}, images, train=False)
+    np.testing.assert_allclose(out["mask_logits"], LOGIT_BOUND * np.tanh(1.5 / LOGIT_BOUND), rtol=1e-6)
+
+
 def test_mean_pooled_evidence_is_the_class_activation_map():
-    model, params, images = build(bottleneck="none", pooling="mean")
+    model, params, images = build(bottleneck="none", pooling="mean", evidence_bound=0.0)
     logits, out = model.apply({"params": params}, images, train=False)
-    cam = np.asarray(out["features"]) @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"])
+    cam = np.asarray(out["features"]) @ np.asarray(params["head"]["kernel"]) + np.asarray(params["closed_evidence"])
     np.testing.assert_allclose(heat_maps(out, "none")["cam"], cam, atol=1e-5)
     np.testing.assert_allclose(cam.mean(axis=(1, 2)), logits, atol=1e-5)
 
@@ -141,6 +156,17 @@ def test_maps_follow_the_image(norm):
     change = np.abs(np.asarray(features[1] - features[0])).sum(axis=-1)[0]
     y, x = np.unravel_index(change.argmax(), change.shape)
     assert 0 <= y <= 2 and 4 <= x <= 7
+
+
+@pytest.mark.parametrize("bottleneck", ["infomask", "none"])
+def test_half_turn_makes_maps_turn_with_the_image(bottleneck):
+    model, params, images = build(bottleneck=bottleneck)
+    maps, turned = (
+        heat_maps(model.apply({"params": params}, x, train=False)[1], bottleneck)
+        for x in (images, images[:, ::-1, ::-1])
+    )
+    for name in maps:
+        np.testing.assert_allclose(turned[name], maps[name][:, ::-1, ::-1], atol=1e-5)
 
 
 def test_space_to_depth_keeps_every_pixel_in_its_cell():

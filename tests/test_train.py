@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from infomask_jax import checkpoint, pipeline
-from infomask_jax.config import Config, DataConfig, ModelConfig, TrainConfig
+from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 from infomask_jax.train import create_state, data_sharding, make_train_step, train
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +54,16 @@ def test_step_traces_once_and_trains(tmp_path, examples):
         losses.append(float(metrics["nll"]))
     assert int(state.step) == 60
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
+
+
+def test_mask_waits_until_its_rate_is_charged(tmp_path, examples):
+    config = tiny(tmp_path, train=TrainConfig(steps=8), loss=LossConfig(delay=0.5))
+    state, step = create_state(config, 1), jax.jit(make_train_step(config))
+    start, moved = state.params["mask"], []
+    for batch in (b for b, _ in zip(pipeline.train_batches(examples, config.data, 0), range(8), strict=False)):
+        state, _ = step(state, batch)
+        moved.append(float(jnp.abs(state.params["mask"]["bias"] - start["bias"]).sum()))
+    assert max(moved[:5]) == 0.0 and moved[5] > 0.0
 
 
 def test_sharded_step_equals_single_device(tmp_path, examples):

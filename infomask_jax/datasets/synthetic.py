@@ -27,7 +27,7 @@ class PhantomConfig:
     contrast: float = 0.35  # attenuation added at the heart of an opacity; lung is about 0.35, soft tissue 1 (ours)
     shortcut: float = 0.0  # probability that the side marker betrays the label, 0..1 (ours)
     prevalence: float = 0.5  # probability that an image carries opacities, 0..1 (ours)
-    train: int = 2048  # training images (ours)
+    train: int = 6144  # training images (ours)
     val: int = 512  # validation images (ours)
     test: int = 512  # test images (ours)
     seed: int = 0  # seed of the whole set; image `index` is a pure function of (seed, index) (ours)

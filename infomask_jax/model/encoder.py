@@ -17,7 +17,6 @@ class WSConv(nn.Module):
 
     features: int
     kernel_size: tuple[int, int]
-    symmetric: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -26,9 +25,6 @@ class WSConv(nn.Module):
         kernel = self.param("kernel", nn.initializers.he_normal(), shape)
         gain = self.param("gain", nn.initializers.ones, (self.features,))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        if self.symmetric:
-            kernel = (kernel + kernel[::-1]) / 2
-            kernel = (kernel + kernel[:, ::-1]) / 2
         fan_in = kernel[..., 0].size
         centred = kernel - kernel.mean(axis=(0, 1, 2), keepdims=True)
         scale = gain * jax.lax.rsqrt(fan_in * centred.var(axis=(0, 1, 2)) + 1e-4)  # [features]
@@ -85,12 +81,8 @@ class Encoder(nn.Module):
                 if stage and not block:  # shrink by averaging: cells stay aligned with their pixels
                     y = nn.avg_pool(y, (2, 2), (2, 2))
                     x = conv(channels, (1, 1))(y)
-                import os
-                mode=os.environ.get('MODE','')
-                k = (1, 1) if mode=='k1' and stage==stages-1 else (3, 3)
-                kw = dict(symmetric=True) if (mode=='sym' or (mode=='sym2' and stage==stages-1)) else {}
-                y = conv(channels, k, **kw)(y)
-                y = conv(channels, k, **kw)(activate(y))
+                y = conv(channels, (3, 3))(y)
+                y = conv(channels, (3, 3))(activate(y))
                 x = x + y
         return activate(x)
 

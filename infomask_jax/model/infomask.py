@@ -17,7 +17,8 @@ class InfoMask(nn.Module):
     """Image classifier through a masked variational representation (arXiv 1903.11741; details ours, see ModelConfig).
 
     `bottleneck="vib"` keeps z and drops the mask (Alemi et al. 2017); `"none"` keeps neither: a plain classifier.
-    The head is linear in each cell, so `evidence` of a mean-pooled plain classifier is its class activation map.
+    With `evidence_bound=0` the head is linear in each cell: `evidence` of a mean-pooled plain classifier is then its
+    class activation map.
     """
 
     config: ModelConfig
@@ -32,19 +33,20 @@ class InfoMask(nn.Module):
           train: sample z and the mask (needs the rng stream `sample`); otherwise use the posterior means, no rng.
 
         Returns:
-          logits [B, K] float32 (in training the mean over the S mask samples) and `out`, all float32: features [B, h, w, D]; mu, log_sigma [B, h, w, C]; mask_logits,
-          mask [B, h, w, M]; kl_z [B, h, w] (already weighed by the probability that the cell is open) and kl_m
-          [B, h, w, M], nats; evidence [B, h, w, K], the logit contributions that are pooled; in training sample_logits
-          [S, B, K], one per mask sample, of which mask and evidence are then the means; with a mask auxiliary_logits
-          [B, K], through the unmasked representation. Without mask: mask 1, kl_m 0; without z: mu = features, kl_z 0.
+          logits [B, K] and `out`, all float32: features [B, h, w, D]; mu, log_sigma [B, h, w, C]; mask_logits, mask
+          [B, h, w, M]; kl_z [B, h, w] (already weighed by the probability that the cell is open) and kl_m [B, h, w, M],
+          nats; evidence [B, h, w, K], the logit contributions that are pooled. In training also sample_logits
+          [S, B, K], one for each mask sample; logits, mask and evidence are then means over the samples. With a mask
+          auxiliary_logits [B, K], through the unmasked representation. Without mask: mask 1, kl_m 0; without z: mu =
+          features, kl_z 0.
         """
         c = self.config
         encoder = Encoder(c.width, c.depth, c.stride, c.norm, dtype=jnp.dtype(c.dtype), name="encoder")
         features = encoder(images).astype(jnp.float32)  # [B, h, w, D]
+        if c.half_turn:
+            turned = encoder(images[:, ::-1, ::-1]).astype(jnp.float32)
+            features = (features + turned[:, ::-1, ::-1]) / 2
         grid = features.shape[:3]
-        # An image whose cells are all closed is told by the head's bias alone: it starts as a confident "absent".
-        head_bias = nn.initializers.constant(c.closed_evidence if c.bottleneck == "infomask" else 0.0)
-        head = nn.Dense(self.findings, bias_init=head_bias, name="head")
         if train and c.bottleneck != "none":
             key_z, key_mask, key_fill = jax.random.split(self.make_rng("sample"), 3)
 
@@ -76,16 +78,19 @@ class InfoMask(nn.Module):
             any_open = 1.0 - jnp.prod(1.0 - jax.nn.sigmoid(mask_logits), axis=-1)  # [B, h, w]
             kl_z = any_open * masks.kl_normal(mu, log_sigma)
 
-        unmasked = head(z)  # [B, h, w, K]
-        import os
-        if os.environ.get('CAP') and c.bottleneck!='none':
-            E = float(os.environ['CAP']); b0 = head.variables["params"]["bias"][None,None,None]
-            unmasked = b0 + E * jnp.tanh((unmasked - b0)/E)
-        # head(m * z) = m * head(z) + (1 - m) * b: for any number of masks, without forming m * z for each.
-        closed = jnp.broadcast_to(head.variables["params"]["bias"], unmasked.shape)
+        bias = self.param("closed_evidence", nn.initializers.constant(c.closed_evidence), (self.findings,))
+        weights = nn.Dense(self.findings, use_bias=False, name="head")
+
+        def head(z):  # [B, h, w, C] -> evidence beyond the bias [B, h, w, K]
+            evidence = weights(z)
+            bound = c.evidence_bound
+            return bound * jnp.tanh(evidence / bound) if bound else evidence
+
+        unmasked, closed = head(z), 0.0
         if c.fill == "noise" and train and c.bottleneck == "infomask":
-            closed = head(jax.random.normal(key_fill, z.shape))
-        evidence = mask * unmasked[None] + (1.0 - mask) * closed[None]  # [S, B, h, w, K]
+            closed = head(jax.random.normal(key_fill, z.shape))[None]
+        # For a binary mask this is the head of the masked representation, without forming m * z for every sample.
+        evidence = mask * unmasked[None] + (1.0 - mask) * closed + bias[None, None, None, None]  # [S, B, h, w, K]
         pool = partial(masks.pool, pooling=c.pooling, sharpness=c.sharpness, topk=c.topk)
         out = {
             "features": features,
@@ -98,7 +103,7 @@ class InfoMask(nn.Module):
             "evidence": evidence.mean(axis=0),
         }
         if c.bottleneck == "infomask":
-            out["auxiliary_logits"] = pool(unmasked)
+            out["auxiliary_logits"] = pool(unmasked + bias[None, None, None])
         sample_logits = jax.vmap(pool)(evidence)  # [S, B, K]
         if train:
             out["sample_logits"] = sample_logits

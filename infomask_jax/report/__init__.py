@@ -1,4 +1,4 @@
-"""What a run looks like: tables of its scores, galleries of its maps, training curves; from its work directory alone."""
+"""What a run looks like: tables of its scores, galleries of its maps, training curves."""
 
 import csv
 import json

@@ -1,0 +1,134 @@
+"""The whole way, as a user walks it: prepare, train, evaluate here and elsewhere, report; every file of the contract."""
+
+import csv
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infomask_jax import datasets, experiment, report
+from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+from infomask_jax.datasets import Synthetic
+
+ROOT = Path(__file__).parent.parent
+METRICS = {"pxap", "pointing_game", "mean_iou", "max_box_acc_v2", "acc_iou", "acc_iobb", "afp", "boxes_per_image"}
+
+
+def config(folder: Path) -> Config:
+    return Config(
+        data_dir=folder / "data",
+        workdir=folder / "run",
+        data=DataConfig(image_size=32, batch_size=8),
+        model=ModelConfig(width=8, depth=1, stride=4, latent_channels=4),
+        loss=LossConfig(delay=0.2),
+        train=TrainConfig(steps=6, log_every=2),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    datasets.prepare(Synthetic(data_dir=folder / "data", size=32, train=24, val=16, test=20, workers=1))
+    experiment.run(config(folder))
+    return folder / "run"
+
+
+def read(path: Path):
+    return json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{path} holds {name}"))
+
+
+def test_work_directory_holds_the_contract(run):
+    for name in ("config.json", "manifest.json", "metrics.jsonl", "checkpoints"):
+        assert (run / name).exists()
+    scores = read(run / "eval" / "test.json")
+    assert (scores["dataset"], scores["split"], scores["n_images"]) == ("synthetic", "test", 20)
+    assert {"auroc", "auprc", "prevalence"} == set(scores["classification"]["opacity"])
+    rows = scores["localization"]["opacity"]
+    controls = {f"control/{name}" for name in ("random", "center", "mean_box", "mean_lung_boxes", "lung_boxes")}
+    assert set(rows) == {"infomask", "infomask_bits", "cam"} | controls
+    for row in rows.values():
+        assert set(row) == METRICS | {"threshold"}
+        assert set(row["pxap"]) >= {"value", "ci95", "n"}
+    assert rows["infomask"]["threshold"]["tuned_on"] == "val"
+
+
+def test_maps_boxes_and_predictions_belong_to_the_same_images(run):
+    data = datasets.load("synthetic", run.parent / "data")
+    source = data.source("test")
+    ids = [source[i]["image_id"] for i in range(len(source))]
+    with np.load(run / "maps" / "test.npz") as maps:
+        assert list(maps["image_id"]) == ids
+        for method in ("infomask", "infomask_bits", "cam"):
+            assert maps[method].shape == (20, 8, 8) and maps[method].dtype == np.float16
+            assert np.isfinite(maps[method]).all()
+    with (run / "predictions" / "test.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image_id"] for row in rows] == ids
+    assert [int(row["opacity label"]) for row in rows] == [int(source[i]["labels"][0]) for i in range(20)]
+    for box in read(run / "boxes" / "test.json"):
+        x, y, w, h = box["bbox"]
+        assert box["image_id"] in ids and min(x, y) >= 0 and max(x + w, y + h) <= 32 and min(w, h) > 0
+
+
+def test_figures_are_drawn_and_redrawn(run):
+    first = {path.name for path in (run / "figures").glob("*.png")}
+    assert "training.png" in first and first & {"hits.png", "misses.png"}
+    (run / "figures" / "training.png").unlink()
+    assert {path.name for path in report.report(run, "test")} == first
+    with pytest.raises(FileNotFoundError, match=r"score this split first"):
+        report.report(run, "val")
+
+
+def test_scoring_twice_gives_the_same_scores(run):
+    before = read(run / "eval" / "test.json")
+    experiment.evaluate_run(run, datasets.load("synthetic", run.parent / "data"), "test")
+    assert read(run / "eval" / "test.json") == before
+
+
+def test_other_data_is_scored_beside_the_run(run, tmp_path):
+    own = read(run / "eval" / "test.json")
+    other = datasets.prepare(Synthetic(data_dir=tmp_path, size=32, train=8, val=8, test=12, seed=7, workers=1))
+    output = experiment.evaluate_run(run, other, "test")
+    assert output != run and read(output / "eval" / "test.json")["n_images"] == 12
+    assert read(run / "eval" / "test.json") == own
+    with pytest.raises(ValueError, match="no split 'holdout'"):
+        experiment.evaluate_run(run, other, "holdout")
+    strange = dataclasses.replace(other, findings=("nodule",))
+    with pytest.raises(ValueError, match="trained to find opacity"):
+        experiment.evaluate_run(run, strange, "test")
+
+
+def test_baseline_differs_only_where_it_must(tmp_path):
+    own, plain = config(tmp_path), experiment.baseline_config(config(tmp_path))
+    assert (plain.data, plain.train, plain.seed) == (own.data, own.train, own.seed)
+    for name in ("width", "depth", "stride", "norm", "dtype"):
+        assert getattr(plain.model, name) == getattr(own.model, name)
+    assert (plain.model.bottleneck, plain.model.pooling) == ("none", "mean")
+
+
+def test_config_survives_its_file(run):
+    assert Config.load(run) == config(run.parent)
+    with pytest.raises(TypeError, match="unknown_field"):
+        Config.from_dict({**config(run.parent).to_dict(), "unknown_field": 1})
+    with pytest.raises(FileNotFoundError, match="is not a run"):
+        Config.load(run.parent)
+
+
+@pytest.mark.parametrize("script", ["quickstart", "rsna_pneumonia", "nih_pneumonia"])
+def test_experiment_scripts_explain_themselves(script):
+    command = [sys.executable, str(ROOT / "experiments" / f"{script}.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "--train.steps" in done.stdout and "--loss.beta-m" in done.stdout
+
+
+def test_missing_data_is_one_line_that_says_what_to_run(tmp_path):
+    script = ROOT / "experiments" / "quickstart.py"
+    command = [sys.executable, str(script), "--data-dir", str(tmp_path), "--workdir", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "python -m infomask_jax prepare synthetic" in done.stderr
+    assert not (tmp_path / "run").exists()
