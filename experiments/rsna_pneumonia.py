@@ -15,9 +15,9 @@ if __name__ == "__main__":
             data_dir=Path("data"),
             workdir=Path("runs/rsna"),
             dataset="rsna",
-            data=DataConfig(image_size=96),
-            model=ModelConfig(stride=4),
-            train=TrainConfig(steps=1500),
+            data=DataConfig(image_size=112),
+            model=ModelConfig(stride=8),
+            train=TrainConfig(steps=1000),
         ),
         __doc__,
     )
