@@ -16,7 +16,7 @@ if __name__ == "__main__":
             workdir=Path("runs/rsna"),
             dataset="rsna",
             data=DataConfig(image_size=112),
-            model=ModelConfig(stride=8),
+            model=ModelConfig(stride=8, evidence_bound=7.0),  # opacities span many cells: no few of them may do
             train=TrainConfig(steps=1000),
         ),
         __doc__,
