@@ -16,7 +16,7 @@ if __name__ == "__main__":
             workdir=Path("runs/nih"),
             dataset="nih",
             data=DataConfig(image_size=224, batch_size=64, workers=8),
-            model=ModelConfig(width=32, stride=8),
+            model=ModelConfig(width=32, stride=8, evidence_bound=7.0),
             loss=LossConfig(positive_weight=20.0),  # about one image in eighty is positive
             train=TrainConfig(steps=20_000),
         ),

@@ -99,7 +99,7 @@ class LossConfig:
 class TrainConfig:
     """Optimizer and loop."""
 
-    steps: int = 640
+    steps: int = 900
     """Optimizer steps. Ours."""
     learning_rate: float = 2e-3
     """Peak rate of AdamW: linear warm-up, then cosine to zero. Ours."""

@@ -114,7 +114,8 @@ def train(config: Config, data: Prepared) -> TrainState:
             if step % config.train.checkpoint_every == 0 and step < total:
                 log.check()
                 checkpoint.save(checkpoints, step, state, iterator)
-        log.check()
+        if log.pending:
+            log.flush()
         if checkpoints.latest_step() != step:
             checkpoint.save(checkpoints, step, state, iterator)
         checkpoints.wait_until_finished()
