@@ -5,6 +5,7 @@ from typing import Any
 
 import grain
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 
@@ -35,12 +36,20 @@ def restore(checkpoints: ocp.CheckpointManager, step: int, state: Any, iterator)
 def load_params(workdir: Path) -> tuple[Any, int]:
     """Parameters of the newest checkpoint, as host arrays, and its step. FileNotFoundError where there is none."""
     directory = _directory(workdir)
-    with ocp.CheckpointManager(directory) as checkpoints:
-        step = checkpoints.latest_step() if directory.exists() else None
+    if not directory.exists():
+        raise FileNotFoundError(f"{workdir} holds no checkpoint: train it first, or give another run.")
+    handlers = {"state": ocp.PyTreeCheckpointHandler(), "data": grain.checkpoint.CheckpointHandler()}
+    with ocp.CheckpointManager(directory, item_handlers=handlers) as checkpoints:
+        step = checkpoints.latest_step()
         if step is None:
             raise FileNotFoundError(f"{workdir} holds no checkpoint: train it first, or give another run.")
-        stored = checkpoints.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
-    return jax.device_get(stored["params"]), step
+        # As numpy: a run can be read on other devices than it was trained on.
+        as_numpy = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), checkpoints.item_metadata(step)["state"].tree
+        )
+        state = ocp.args.PyTreeRestore(restore_args=as_numpy)
+        stored = checkpoints.restore(step, args=ocp.args.Composite(state=state))["state"]
+    return stored["params"], step
 
 
 def _directory(workdir: Path) -> Path:

@@ -42,8 +42,8 @@ class ModelConfig:
     norm: Literal["group", "weight"] = "weight"
     """group: GroupNorm (statistics global in space); weight: scaled weight standardisation (local). Ours."""
     half_turn: bool = True
-    """Average the features of the image with those of its half turn, turned back. An encoder that sees beyond a cell may
-    put the evidence for a finding to one side of it, a side that changes with the seed; this cannot. Ours."""
+    """Average the features of the image with those of its half turn, turned back. An encoder that sees beyond a cell
+    may put the evidence for a finding to one side of it, a side that changes with the seed; this cannot. Ours."""
     latent_channels: int = 16
     """Channels C of the representation z. Ours."""
     sampler: Literal["concrete", "hard_concrete", "straight_through", "gaussian_gate", "sigmoid"] = "concrete"
@@ -134,8 +134,49 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    def __post_init__(self):
+        bounds = {  # field: (lowest, highest), both allowed
+            "data.image_size": (8, 4096),
+            "data.batch_size": (1, 2**20),
+            "data.workers": (0, 1024),
+            "data.shift": (0, 0.5),
+            "data.scale": (0, 0.9),
+            "data.contrast": (0, 0.99),
+            "model.width": (1, 4096),
+            "model.depth": (1, 64),
+            "model.latent_channels": (1, 65536),
+            "model.temperature": (1e-3, 100),
+            "model.mask_samples": (1, 1024),
+            "model.sharpness": (1e-3, 1e3),
+            "model.topk": (1e-6, 1),
+            "model.mask_prior": (1e-6, 1 - 1e-6),
+            "model.evidence_bound": (0, 1e6),
+            "loss.beta_z": (0, 1e6),
+            "loss.beta_m": (0, 1e6),
+            "loss.delay": (0, 1),
+            "loss.ramp": (0, 1),
+            "loss.auxiliary": (0, 1e6),
+            "loss.positive_weight": (1e-6, 1e6),
+            "train.steps": (2, 10**9),
+            "train.learning_rate": (0, 1e38),
+            "train.warmup": (0, 0.9),
+            "train.weight_decay": (0, 1e6),
+            "train.clip_norm": (1e-9, 1e30),
+            "train.log_every": (1, 10**9),
+            "train.checkpoint_every": (1, 10**9),
+        }
+        wrong = []
+        for name, (low, high) in bounds.items():
+            group, field_name = name.split(".")
+            value = getattr(getattr(self, group), field_name)
+            if not low <= value <= high:  # NaN fails too
+                wrong.append(f"{name}: expected {low:g} to {high:g}, found {value}")
+        if wrong:
+            raise ValueError("settings out of range:\n  " + "\n  ".join(wrong))
+
     def to_dict(self) -> dict[str, Any]:
-        return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
+        """JSON types; paths absolute, so that the run can be read from any folder."""
+        return {k: str(v.absolute()) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":
@@ -152,7 +193,10 @@ class Config:
             raise FileNotFoundError(
                 f"{workdir} is not a run: {path.name} is missing. Give the --workdir of a training run."
             )
-        return cls.from_dict(json.loads(path.read_text()))
+        try:
+            return cls.from_dict(json.loads(path.read_text()))
+        except (TypeError, KeyError, ValueError) as error:
+            raise ValueError(f"{path} is not a config of this version: {error}") from error
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import scipy.special
 import tyro
 from rich.progress import track
 
@@ -43,7 +44,10 @@ def run(config: Config) -> None:
 
 
 def baseline_config(config: Config) -> Config:
-    """The plain mean-pooled classifier of the same encoder, data, steps and seed: CAM's home."""
+    """The plain mean-pooled classifier, CAM's home: same encoder, data, steps and seed, and the standard forward pass.
+
+    Standard: without InfoMask's `half_turn`, which helps CAM too (experiments/README.md has both).
+    """
     return dataclasses.replace(
         config,
         workdir=Path(config.workdir) / BASELINE,
@@ -96,7 +100,10 @@ def evaluate_run(workdir: Path, data: Prepared, split: str) -> Path:
 
 
 def predict_split(workdir: Path, data: Prepared, split: str, findings: list[str]) -> tuple[dict, dict[str, np.ndarray]]:
-    """What `evaluate.score` takes, of one split: examples as arrays, and maps [N, h, w, K] of the run's models."""
+    """What `evaluate.score` takes, of one split: examples as arrays, and the maps of the run's models.
+
+    Maps are float16 [N, h, w] where all findings share them, else [N, h, w, K].
+    """
     examples, maps = read_examples(data, split, findings), {}
     for folder in (workdir, workdir / BASELINE):
         if (folder / "config.json").exists():
@@ -105,16 +112,18 @@ def predict_split(workdir: Path, data: Prepared, split: str, findings: list[str]
             if step != config.train.steps:
                 raise ValueError(f"{folder} stopped at step {step} of {config.train.steps}: run its command to the end")
             logits, found = predict(config, params, data.source(split), len(findings))
-            maps |= found
+            maps |= {method: m[..., 0] if m.shape[-1] == 1 else m for method, m in found.items()}
             if folder == workdir:
-                examples["probabilities"] = 1.0 / (1.0 + np.exp(-logits))
+                examples["probabilities"] = scipy.special.expit(logits.astype(np.float64))
     return examples, maps
 
 
 def predict(config: Config, params, source, findings: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Logits [N, K] float32 and heat maps {method: [N, h, w, K]} float16 of every image, in the source's order."""
+    """Logits [N, K] float32 and heat maps {method: [N, h, w, 1 or K]} float16 of every image, in the source's order."""
     model = InfoMask(config.model, findings)
-    replicated, split = data_sharding(config.data.batch_size)
+    devices = jax.local_device_count()
+    batch_size = -(-config.data.batch_size // devices) * devices  # padding takes up what does not divide
+    replicated, split = data_sharding(batch_size)
 
     @jax.jit
     def forward(params, images):
@@ -122,9 +131,11 @@ def predict(config: Config, params, source, findings: int) -> tuple[np.ndarray, 
         return logits, heat_maps(out, config.model.bottleneck)
 
     params, logits, maps = jax.device_put(params, replicated), [], {}
-    batches = -(-len(source) // config.data.batch_size)
+    batches = -(-len(source) // batch_size)
     name = "plain classifier" if config.model.bottleneck == "none" else config.model.bottleneck
-    for batch in track(pipeline.eval_batches(source, config.data), f"maps of {name}", total=batches):
+    for batch in track(
+        pipeline.eval_batches(source, config.data.image_size, batch_size), f"maps of {name}", total=batches
+    ):
         keep = batch["valid"] > 0
         batch_logits, batch_maps = jax.device_get(forward(params, jax.device_put(batch["image"], split)))
         logits.append(batch_logits[keep])
@@ -154,9 +165,8 @@ def read_examples(data: Prepared, split: str, findings: list[str]) -> dict:
 def save_maps(path: Path, image_ids: list[str], maps: dict[str, np.ndarray]) -> None:
     """maps/SPLIT.npz: image_id [N] and a float16 array per method, [N, h, w], or [N, h, w, K] for several findings."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {method: values[..., 0] if values.shape[-1] == 1 else values for method, values in maps.items()}
     temporary = path.with_name(path.stem + ".tmp.npz")
-    np.savez_compressed(temporary, image_id=np.array(image_ids), **arrays)
+    np.savez_compressed(temporary, image_id=np.array(image_ids), **maps)
     temporary.replace(path)
 
 
@@ -186,6 +196,7 @@ def detect(findings: list[str], examples: dict, maps: dict, scores: dict, frame:
         if finding in scores["localization"]:
             threshold = scores["localization"][finding][method]["threshold"]["value"]
             probabilities = examples["probabilities"][:, k]
-            where = examples["image_id"], maps[method][..., k], examples["sizes"]
+            own = maps[method] if maps[method].ndim == 3 else maps[method][..., k]
+            where = examples["image_id"], own, examples["sizes"]
             found += localize.detections(*where, threshold, (frame, frame), k, finding, probabilities)
     return found

@@ -1,10 +1,12 @@
 """The objective: unreduced terms, and the one function that weighs and sums them."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
 
-BITS = 1.0 / jnp.log(2.0)  # bits in one nat
+BITS = 1.0 / math.log(2.0)  # bits in one nat
 
 
 def nll(logits: jax.Array, labels: jax.Array, label_mask: jax.Array, positive_weight: float) -> jax.Array:
@@ -25,8 +27,9 @@ def beta_scale(step: jax.Array, steps: int, delay: float, ramp: float) -> jax.Ar
 def infomask_loss(config, logits: jax.Array, out: dict, batch: dict, scale: jax.Array) -> tuple[jax.Array, dict]:
     """mean_B [ NLL + auxiliary NLL + scale * (beta_z sum_ij pi KL_z + beta_m sum_ij KL_m) ].
 
-    An upper bound on -I(zt; y) + beta I(zt; x) up to the constant H(y) when beta_z = beta_m and auxiliary = 0
-    (Alemi et al. 2017 with the masked representation zt). A weight of zero removes its term from the program.
+    For binary masks (`straight_through`), beta_z = beta_m and auxiliary = 0 this is an upper bound on
+    -I(zt; y) + beta I(zt; x) up to the constant H(y) (Alemi et al. 2017 with the masked representation zt); the relaxed
+    samplers make it a surrogate. A weight of zero removes its term from the program.
 
     Args:
       config: LossConfig.

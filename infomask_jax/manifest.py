@@ -37,6 +37,7 @@ def claim(config: Config, data: Prepared) -> None:
                 + "\n  ".join(lines)
                 + "\nGive another --workdir, or the old settings."
             )
+        write_json(config_path, new["config"])
         return
     if (workdir / "checkpoints").exists():
         raise ValueError(f"{workdir} holds checkpoints but no config.json and manifest.json: give another --workdir.")

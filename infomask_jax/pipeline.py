@@ -4,12 +4,14 @@ Batch: image float32 [B, H, W, 1], standardised per image; labels, label_mask fl
 padding; index int32 [B], position in the split (-1 for padding).
 """
 
+import signal
 from functools import partial
 from typing import Any
 
 import cv2
 import grain
 import numpy as np
+from absl import flags
 from grain.experimental import device_put
 
 from infomask_jax.config import DataConfig
@@ -84,22 +86,28 @@ def train_batches(source, config: DataConfig, seed: int, sharding=None) -> grain
         .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     )
     if config.workers:
-        dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=2)
-        )
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain asks absl for its flags; ours is not an absl program
+        options = grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=2)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=_ignore_interrupt)
     if sharding is not None:
         dataset = device_put(dataset, sharding, cpu_buffer_size=2, device_buffer_size=2)
     return dataset
 
 
-def eval_batches(source, config: DataConfig) -> grain.IterDataset:
+def eval_batches(source, image_size: int, batch_size: int) -> grain.IterDataset:
     """One ordered pass over every image; the last batch is padded with copies that `valid` marks 0."""
     return (
         grain.MapDataset.source(source)
-        .map_with_index(partial(to_sample, size=config.image_size, count=len(source)))
-        .batch(config.batch_size, batch_fn=partial(_pad, size=config.batch_size))
+        .map_with_index(partial(to_sample, size=image_size, count=len(source)))
+        .batch(batch_size, batch_fn=partial(_pad, size=batch_size))
         .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     )
+
+
+def _ignore_interrupt(index: int, count: int) -> None:
+    """Ctrl-C reaches every process of the terminal: workers leave it to the loop, which saves and then stops them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _pad(samples: list[Batch], size: int) -> Batch:

@@ -76,7 +76,7 @@ def data_sharding(batch_size: int) -> tuple[NamedSharding, NamedSharding]:
     devices = jax.local_device_count()
     if batch_size % devices:
         raise ValueError(f"data.batch_size {batch_size} does not divide over {devices} devices: use a multiple of it")
-    mesh = jax.make_mesh((devices,), ("batch",), axis_types=(AxisType.Auto,))
+    mesh = jax.make_mesh((devices,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.local_devices())
     return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))
 
 
@@ -87,13 +87,13 @@ def train(config: Config, data: Prepared) -> TrainState:
     raise KeyboardInterrupt. ValueError if the work directory belongs to another config or dataset; FloatingPointError
     if the loss stops being finite (the last checkpoint before it is kept).
     """
-    manifest.claim(config, data)
     workdir = Path(config.workdir)
     replicated, split = data_sharding(config.data.batch_size)
     state = jax.device_put(create_state(config, len(data.findings)), replicated)
     step_fn = jax.jit(make_train_step(config), donate_argnums=0, out_shardings=(replicated, replicated))
     iterator = iter(pipeline.train_batches(data.source("train"), config.data, config.seed, split))
     total = config.train.steps
+    manifest.claim(config, data)  # only now: settings that cannot run must not own the folder
     with checkpoint.manager(workdir) as checkpoints, _Stop() as stop, _progress() as progress:
         step = checkpoints.latest_step() or 0
         if step:
@@ -121,7 +121,7 @@ def train(config: Config, data: Prepared) -> TrainState:
         checkpoints.wait_until_finished()
     if waits := [row["data_wait"] for row in log.written if "data_wait" in row]:
         progress.console.print(f"{workdir}: {np.mean(waits):.1%} of the time waited for data")
-    if step < total:
+    if stop.requested or step < total:
         raise KeyboardInterrupt(f"stopped at step {step} of {total}; saved. The same command continues from there.")
     return state
 
@@ -136,7 +136,9 @@ class MetricsLog:
         self.path, self.batch_size = path, batch_size
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in kept))  # lines after the checkpoint will be written again
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept))  # lines after the checkpoint will come again
+        temporary.replace(path)
         self.last = json.loads(kept[-1]) if kept else None
         self.written: list[dict[str, float]] = []
         self.pending: list[tuple[int, dict]] = []
@@ -156,7 +158,7 @@ class MetricsLog:
                 raise FloatingPointError(
                     f"step {step}: loss {row['loss']}, gradient norm {row['grad_norm']}. "
                     f"Last finite metrics: {self.last}."
-                    " Lower train.learning_rate or the betas; the last checkpoint is from before this step."
+                    " Try a lower train.learning_rate or lower betas, in a new --workdir."
                 )
         return rows
 

@@ -4,7 +4,6 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import absl.flags
 import jax
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
-absl.flags.FLAGS.mark_as_parsed()  # grain's worker processes ask absl for flags
 
 
 class Examples:

@@ -1,4 +1,4 @@
-"""The whole way, as a user walks it: prepare, train, evaluate here and elsewhere, report; every file of the contract."""
+"""The whole way, as a user walks it: prepare, train, evaluate here and elsewhere, report; every contracted file."""
 
 import csv
 import dataclasses
@@ -105,15 +105,21 @@ def test_other_data_is_scored_beside_the_run(run, tmp_path):
 def test_baseline_differs_only_where_it_must(tmp_path):
     own, plain = config(tmp_path), experiment.baseline_config(config(tmp_path))
     assert (plain.data, plain.train, plain.seed) == (own.data, own.train, own.seed)
-    for name in ("width", "depth", "stride", "norm", "dtype"):
+    changed = {"bottleneck", "pooling", "half_turn", "evidence_bound", "closed_evidence"}
+    for name in {f.name for f in dataclasses.fields(ModelConfig)} - changed:
         assert getattr(plain.model, name) == getattr(own.model, name)
     assert (plain.model.bottleneck, plain.model.pooling) == ("none", "mean")
 
 
 def test_config_survives_its_file(run):
     assert Config.load(run) == config(run.parent)
-    with pytest.raises(TypeError, match="unknown_field"):
-        Config.from_dict({**config(run.parent).to_dict(), "unknown_field": 1})
+    text = (run / "config.json").read_text()
+    try:
+        (run / "config.json").write_text(text.replace('"seed"', '"sede"'))
+        with pytest.raises(ValueError, match="sede"):
+            Config.load(run)
+    finally:
+        (run / "config.json").write_text(text)
     with pytest.raises(FileNotFoundError, match="is not a run"):
         Config.load(run.parent)
 

@@ -41,7 +41,7 @@ def test_contract_of_outputs(bottleneck, per_finding, dtype):
     chex.assert_shape(out["sample_logits"], (4 if bottleneck == "infomask" else 1, 2, 3))
     np.testing.assert_allclose(out["sample_logits"].mean(axis=0), logits, rtol=1e-6)
     for maps in heat_maps(out, bottleneck).values():
-        chex.assert_shape(maps, (2, 4, 4, 3))
+        chex.assert_shape(maps, (2, 4, 4, 3 if bottleneck == "none" else count))
         chex.assert_tree_all_finite(maps)
 
 
@@ -90,6 +90,16 @@ def test_closed_cell_passes_no_gradient(fill):
     for name in ("encoder", "mu", "log_sigma", "mask"):
         chex.assert_trees_all_equal(gradient[name], jax.tree.map(jnp.zeros_like, gradient[name]))
     assert float(jnp.abs(gradient["closed_evidence"]).sum()) > 0
+
+
+def test_closed_cell_among_open_ones_says_nothing_of_its_representation():
+    model, params, images = build(sampler="hard_concrete", mask_samples=1, mask_bias=0.0, size=32)
+    _, out = model.apply({"params": params}, images, train=True, rngs={"sample": jax.random.key(3)})
+    closed = np.asarray(out["mask"][..., 0] == 0)
+    evidence = np.asarray(out["evidence"] - params["closed_evidence"][None, None, None])
+    assert 10 < closed.sum() < closed.size - 10
+    np.testing.assert_array_equal(evidence[closed], 0.0)
+    assert (np.abs(evidence[~closed]).max(axis=-1) > 0).all()
 
 
 def test_all_closed_zero_fill_leaves_only_the_closed_evidence():

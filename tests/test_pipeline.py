@@ -66,7 +66,7 @@ def test_iterator_state_restores_the_stream(examples):
 
 
 def test_evaluation_counts_every_image_once_and_masks_padding(examples):
-    batches = list(pipeline.eval_batches(examples, dataclasses.replace(CONFIG, batch_size=24)))
+    batches = list(pipeline.eval_batches(examples, 16, 24))
     assert {b["image"].shape[0] for b in batches} == {24}
     valid = np.concatenate([b["valid"] for b in batches])
     index = np.concatenate([b["index"] for b in batches])

@@ -66,6 +66,22 @@ def test_mask_waits_until_its_rate_is_charged(tmp_path, examples):
     assert max(moved[:5]) == 0.0 and moved[5] > 0.0
 
 
+def test_dearer_information_buys_fewer_bits_and_no_lower_loss(tmp_path, examples):
+    """Two points of the rate-distortion curve, the means of the last ten steps."""
+    reached = {}
+    for beta in (1e-4, 3e-1):
+        loss = LossConfig(beta_z=beta, beta_m=beta, delay=0.1, ramp=0.2)
+        config = tiny(tmp_path, loss=loss, train=TrainConfig(steps=80, learning_rate=5e-3))
+        state, step = create_state(config, 1), jax.jit(make_train_step(config))
+        rows = []
+        for batch in (b for b, _ in zip(pipeline.train_batches(examples, config.data, 0), range(80), strict=False)):
+            state, metrics = step(state, batch)
+            rows.append((float(metrics["rate_z"] + metrics["rate_m"]), float(metrics["nll"])))
+        reached[beta] = np.mean(rows[-10:], axis=0)
+    assert reached[3e-1][0] < 0.5 * reached[1e-4][0]
+    assert reached[3e-1][1] > reached[1e-4][1] - 0.02
+
+
 def test_sharded_step_equals_single_device(tmp_path, examples):
     """Eight devices draw the same noise and reach the same parameters as one, to float32 rounding."""
     config = tiny(tmp_path)
@@ -91,7 +107,7 @@ def test_indivisible_batch_is_refused():
 def test_run_writes_its_files_and_finishes(tmp_path, data):
     state = train(tiny(tmp_path / "run"), data)
     run = tmp_path / "run"
-    assert Config.load(run) == tiny(run)
+    assert Config.load(run) == dataclasses.replace(tiny(run), data_dir=Path("data").absolute())
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["dataset"] == {"name": "squares", "fingerprint": "f0", "findings": ["bright"]}
     assert [row["step"] for row in rows(run)] == [4, 8, 12]
@@ -115,14 +131,7 @@ def test_changed_config_or_data_is_refused_with_the_difference(tmp_path, data):
         train(config, data)
 
 
-def test_non_finite_loss_stops_with_step_and_last_metrics(tmp_path, data, examples):
-    class Poisoned:
-        def __len__(self):
-            return len(examples)
-
-        def __getitem__(self, index):
-            return examples[index]
-
+def test_non_finite_loss_stops_with_step_and_last_metrics(tmp_path, data):
     config = tiny(
         tmp_path, train=TrainConfig(steps=40, log_every=5, checkpoint_every=100, learning_rate=1e30, clip_norm=1e30)
     )
@@ -198,9 +207,29 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path):
     assert step >= 10 and step == rows(tmp_path)[-1]["step"]
 
 
-def test_learning_rate_and_decay_reach_only_what_they_should(tmp_path):
-    config = tiny(tmp_path)
+def test_weight_decay_reaches_kernels_only(tmp_path):
+    config = tiny(tmp_path, train=TrainConfig(steps=10, warmup=0.0, weight_decay=0.1))
     state = create_state(config, 1)
     zeros = jax.tree.map(jnp.zeros_like, state.params)
-    updates, _ = state.tx.update(zeros, state.opt_state, state.params)
-    assert all((u == 0).all() for u in jax.tree.leaves(updates))  # warm-up starts at rate zero
+    for _ in range(2):  # the first step of the warm-up has rate zero
+        state = state.apply_gradients(grads=zeros)
+    start = create_state(config, 1).params
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, start)
+    assert changed["encoder"]["WSConv_0"]["kernel"] and changed["head"]["kernel"]
+    assert not changed["encoder"]["WSConv_0"]["bias"] and not changed["closed_evidence"]
+
+
+@pytest.mark.parametrize(
+    ("group", "field", "value"),
+    [("train", "log_every", 0), ("train", "steps", 1), ("model", "mask_prior", 0.0), ("loss", "beta_z", float("nan"))],
+)
+def test_settings_out_of_range_are_refused_by_name(tmp_path, group, field, value):
+    config = tiny(tmp_path)
+    with pytest.raises(ValueError, match=f"{group}.{field}: expected .* found {value}"):
+        dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **{field: value})})
+
+
+def test_settings_that_cannot_run_do_not_claim_the_folder(tmp_path, data):
+    with pytest.raises(ValueError, match="does not divide over 8 devices"):
+        train(tiny(tmp_path / "run", data=DataConfig(image_size=16, batch_size=12)), data)
+    assert not (tmp_path / "run").exists()

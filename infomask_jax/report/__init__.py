@@ -46,6 +46,7 @@ def draw(output: Path, workdir: Path, data: datasets.Prepared, split: str) -> li
         predictions = list(csv.DictReader(file))
     with np.load(_scored(output / "maps" / f"{split}.npz")) as stored:
         maps = {name: stored[name] for name in stored.files if name != "image_id"}
+        scored_ids = stored["image_id"]
     order = [name for name in ("infomask", "infomask_bits", "vib_bits", "cam") if name in maps]
     predicted = {}
     for box in detections:
@@ -56,6 +57,8 @@ def draw(output: Path, workdir: Path, data: datasets.Prepared, split: str) -> li
     examples = [source[int(i)] for i in chosen]
     images = [pipeline.fit(pipeline.decode_gray(example["image"]), size) for example in examples]
     ids = [example["image_id"] for example in examples]
+    if len(scored_ids) != len(source) or ids != [str(name) for name in scored_ids[chosen]]:
+        raise ValueError(f"{output / 'maps'} is of other images than {data.directory}: evaluate the run again")
     paths = []
     for finding in scores["localization"]:
         k = list(scores["classification"]).index(finding)  # the run's order, in which maps are stored
