@@ -86,6 +86,11 @@ def evaluate_run(workdir: Path, data: Prepared, split: str) -> Path:
     frame = config.data.image_size
     options = {"frame": frame, "val": val, "val_maps": val_maps, "dataset": data.name, "split": split}
     scores = evaluate.score(findings, examples, maps, **options, seed=config.seed)
+    if "plain_probabilities" in examples:
+        plain = {**examples, "probabilities": examples["plain_probabilities"]}
+        scores["classification_plain"] = {
+            name: evaluate.classification_scores(plain, k, config.seed) for k, name in enumerate(findings)
+        }
     write_json(output / "eval" / f"{split}.json", scores)
     save_maps(output / "maps" / f"{split}.npz", examples["image_id"], maps)
     detections = detect(findings, examples, maps, scores, frame)
@@ -113,8 +118,8 @@ def predict_split(workdir: Path, data: Prepared, split: str, findings: list[str]
                 raise ValueError(f"{folder} stopped at step {step} of {config.train.steps}: run its command to the end")
             logits, found = predict(config, params, data.source(split), len(findings))
             maps |= {method: m[..., 0] if m.shape[-1] == 1 else m for method, m in found.items()}
-            if folder == workdir:
-                examples["probabilities"] = scipy.special.expit(logits.astype(np.float64))
+            probabilities = "probabilities" if folder == workdir else "plain_probabilities"
+            examples[probabilities] = scipy.special.expit(logits.astype(np.float64))
     return examples, maps
 
 

@@ -47,6 +47,7 @@ def test_work_directory_holds_the_contract(run):
     scores = read(run / "eval" / "test.json")
     assert (scores["dataset"], scores["split"], scores["n_images"]) == ("synthetic", "test", 20)
     assert {"auroc", "auprc", "prevalence"} == set(scores["classification"]["opacity"])
+    assert {"auroc", "auprc", "prevalence"} == set(scores["classification_plain"]["opacity"])
     rows = scores["localization"]["opacity"]
     controls = {f"control/{name}" for name in ("random", "center", "mean_box", "mean_lung_boxes", "lung_boxes")}
     assert set(rows) == {"infomask", "infomask_bits", "cam"} | controls

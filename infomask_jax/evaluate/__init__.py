@@ -13,6 +13,6 @@ Usable on anyone's maps: plain numpy arrays in, a JSON-ready dict out. This room
     checks.py        what is accepted
 """
 
-from infomask_jax.evaluate.scoring import score
+from infomask_jax.evaluate.scoring import classification_scores, score
 
-__all__ = ["score"]
+__all__ = ["classification_scores", "score"]

@@ -86,7 +86,7 @@ def score(
         "n_images": len(labels),
         "n_patients": len(set(patients_of(data))),
         "n_boxed_images": len(boxed),
-        "classification": {f: _classification(data, k, seed, resamples) for k, f in enumerate(findings)},
+        "classification": {f: classification_scores(data, k, seed, resamples) for k, f in enumerate(findings)},
         "localization": localization,
         "differences": {name: _differences(estimates[name]) for name in scored},
         "counts": {name: _counts(data, k, truths[name]) for k, name in enumerate(findings)},
@@ -162,7 +162,7 @@ def _differences(estimates: dict) -> dict:
     return out
 
 
-def _classification(data, k, seed, resamples) -> dict:
+def classification_scores(data, k, seed, resamples=1000) -> dict:
     """AUROC, AUPRC and prevalence of finding k over images with a known label."""
     labels = np.asarray(data["labels"])[:, k]
     known = labels != -1

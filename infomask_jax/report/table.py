@@ -45,12 +45,14 @@ def cell(v: dict, style: str = "", sign: bool = False) -> Text:
 
 
 def classification_table(result: dict) -> Table:
-    """One row a finding: AUROC, AUPRC, prevalence, number of images with a known label."""
+    """A row a finding: AUROC, AUPRC, prevalence, images with a known label; then the plain classifier's, if scored."""
     table = Table(title="Classification", **STYLE)
     table.add_column("finding", no_wrap=True)
     for heading in ("AUROC", "AUPRC", "prevalence", "images"):
         table.add_column(heading, justify="right")
-    for finding, row in result["classification"].items():
+    rows = list(result["classification"].items())
+    rows += [(f"{name}, plain classifier", row) for name, row in result.get("classification_plain", {}).items()]
+    for finding, row in rows:
         counted = str(row["auroc"]["n"])
         if row["auroc"]["value"] is None:
             note = Text(row["auroc"].get("reason", "undefined"), style="dim")
