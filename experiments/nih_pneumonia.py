@@ -3,8 +3,8 @@
 python -m infomask_jax prepare nih --source DIR --data-dir data --size 256 --findings Pneumonia
 python experiments/nih_pneumonia.py --data-dir data --workdir runs/nih
 
-Hardware: one accelerator and 8 loader cores. Time and expected score: not measured yet; the settings are those of the RSNA
-experiment at 224 px, with positives weighed 20 to 1, so its probabilities are not calibrated.
+Hardware: one accelerator and 8 loader cores. Time and expected score: not measured yet; the settings are those of the
+RSNA experiment at 224 px, with positives weighed 20 to 1, so its probabilities are not calibrated.
 """
 
 from pathlib import Path
