@@ -3,7 +3,7 @@
 python -m infomask_jax prepare rsna --source DIR --data-dir data --size 128 --matched
 python experiments/rsna_pneumonia.py --data-dir data --workdir runs/rsna
 
-Hardware and time: 2 CPU cores, 10 minutes at most for the 4,730 matched training images; under 1.3 GiB of memory.
+Hardware and time: 2 CPU cores, about 10 minutes for the 4,730 matched training images; under 1.3 GiB of memory.
 Expected: AUROC .66 on the lung-field copy of the data, a localization that depends on the seed: experiments/README.md.
 """
 
