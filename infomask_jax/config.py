@@ -29,7 +29,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Encoder, posteriors, mask and classifier (METHOD: z ~ q(z|x), m ~ q(m|x), logits = head(m * z))."""
+    """Encoder, posteriors, mask and classifier (z ~ q(z|x), m ~ q(m|x), logits = pool(head(m * z)))."""
 
     bottleneck: Literal["infomask", "vib", "none"] = "infomask"
     """infomask: masked variational representation (paper); vib: no mask (Alemi et al. 2017); none: plain classifier."""
@@ -128,7 +128,7 @@ class Config:
     seed: int = 0
     """Seed of initialisation, sampling, data order and augmentation."""
     baseline: bool = True
-    """Also train the plain mean-pooled classifier, CAM's home, with the same encoder, data and steps."""
+    """Also train the plain mean-pooled classifier, CAM's home: same encoder (without half_turn), data and steps."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
