@@ -56,8 +56,9 @@ class ModelConfig:
     """One mask for each finding instead of one for all. Ours."""
     fill: Literal["zero", "noise"] = "zero"
     """What a closed cell holds: zeros, or a draw from the prior N(0, I) (its mean, zero, in evaluation). Ours."""
-    pooling: Literal["lse", "max", "topk", "mean"] = "lse"
-    """How per-cell evidence becomes one logit per finding. Ours."""
+    pooling: Literal["lse", "max", "topk", "mean", "noisy_or", "attention"] = "lse"
+    """How per-cell evidence becomes one logit per finding. Ours; noisy_or: Li et al. 2018, and every cell adds to the
+    probability: start from a `closed_evidence` of about -3 - log(cells); attention: Ilse et al. 2018, gated weights."""
     sharpness: float = 1.0
     """r of log-sum-exp pooling (1/r) log mean exp(r e): towards 0 the mean, towards infinity the maximum. Ours."""
     topk: float = 0.0625

@@ -23,6 +23,10 @@ def build(findings: int = 3, size: int = 16, **changes):
     return model, params, images
 
 
+def evaluate(model, params, images):
+    return jax.jit(lambda p, x: model.apply({"params": p}, x, train=False))(params, images)
+
+
 @pytest.mark.parametrize("bottleneck", ["infomask", "vib", "none"])
 @pytest.mark.parametrize("per_finding", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -74,10 +78,11 @@ def test_training_samples_differ_by_key():
     assert not np.allclose(draw[0], draw[1])
 
 
+@pytest.mark.parametrize("pooling", ["lse", "attention"])
 @pytest.mark.parametrize("fill", ["zero", "noise"])
-def test_closed_cell_passes_no_gradient(fill):
+def test_closed_cell_passes_no_gradient(fill, pooling):
     """Where the mask is exactly 0, neither the encoder nor the representation gets a gradient from the logits."""
-    model, params, images = build(sampler="hard_concrete", fill=fill)
+    model, params, images = build(sampler="hard_concrete", fill=fill, pooling=pooling)
     params["mask"]["kernel"] = jnp.zeros_like(params["mask"]["kernel"])
     params["mask"]["bias"] = jnp.full(1, -100.0)  # every draw of the two images is then exactly zero, as asserted
 
@@ -146,6 +151,54 @@ def test_mean_pooled_evidence_is_the_class_activation_map():
     cam = np.asarray(out["features"]) @ np.asarray(params["head"]["kernel"]) + np.asarray(params["closed_evidence"])
     np.testing.assert_allclose(heat_maps(out, "none")["cam"], cam, atol=1e-5)
     np.testing.assert_allclose(cam.mean(axis=(1, 2)), logits, atol=1e-5)
+
+
+def test_attention_pools_features_by_gated_weights():
+    """The definition of Ilse et al. 2018 in numpy: softmax over cells of w . (tanh(V z) * sigmoid(U z)), one bag."""
+    model, params, images = build(bottleneck="none", pooling="attention", evidence_bound=0.0, closed_evidence=0.5)
+    params["attention"]["weights"]["kernel"] *= 5.0
+    logits, out = evaluate(model, params, images)
+    z = np.asarray(out["features"], np.float64).reshape(2, 16, 16)
+    v, u, w = (np.asarray(params["attention"][name]["kernel"], np.float64) for name in ("tanh", "gate", "weights"))
+    scores = (np.tanh(z @ v) / (1 + np.exp(-(z @ u)))) @ w  # [B, cells, K]
+    weights = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    assert np.ptp(weights) > 0.01
+    np.testing.assert_allclose(np.asarray(out["attention"]).reshape(2, 16, 3), weights, rtol=1e-4)
+    bags = np.einsum("bnk,bnd->bkd", weights, z)
+    expected = np.einsum("bkd,dk->bk", bags, np.asarray(params["head"]["kernel"])) + 0.5
+    np.testing.assert_allclose(logits, expected, rtol=1e-4)
+    maps = heat_maps(out, "none")
+    assert set(maps) == {"cam", "attention"}
+    np.testing.assert_array_equal(maps["attention"], out["attention"])
+
+
+@pytest.mark.parametrize("bottleneck", ["infomask", "vib", "none"])
+def test_attention_sums_to_one_with_every_bottleneck(bottleneck):
+    model, params, images = build(bottleneck=bottleneck, pooling="attention")
+    for train in (False, True):
+        apply = jax.jit(lambda p, x, train=train: model.apply(p, x, train=train, rngs={"sample": jax.random.key(1)}))
+        _, out = apply({"params": params}, images)
+        np.testing.assert_allclose(out["attention"].sum(axis=(1, 2)), 1.0, rtol=1e-5)
+    assert list(heat_maps(out, bottleneck))[-1] == "attention"
+
+
+def test_closed_cells_attract_equal_attention():
+    """A mask that closes everything leaves attention nothing to tell the cells apart by."""
+    model, params, images = build(sampler="hard_concrete", pooling="attention")
+    params["mask"]["kernel"] = jnp.zeros_like(params["mask"]["kernel"])
+    params["mask"]["bias"] = jnp.full(1, -100.0)
+    _, out = evaluate(model, params, images)
+    np.testing.assert_allclose(out["attention"], 1 / 16, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bottleneck", ["infomask", "none"])
+def test_given_features_replace_the_encoder(bottleneck):
+    model, params, images = build(bottleneck=bottleneck)
+    logits, out = evaluate(model, params, images)
+    again, _ = model.apply({"params": params}, None, train=False, features=out["features"])
+    np.testing.assert_allclose(again, logits, rtol=1e-6)
+    other, _ = model.apply({"params": params}, None, train=False, features=out["features"][::-1])
+    np.testing.assert_allclose(other, logits[::-1], rtol=1e-5)
 
 
 def test_bits_map_sums_to_the_rate():

@@ -19,6 +19,7 @@ import pytest
 
 from infomask_jax import checkpoint, pipeline
 from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+from infomask_jax.explain import heat_maps
 from infomask_jax.train import create_state, data_sharding, make_train_step, train
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +55,34 @@ def test_step_traces_once_and_trains(tmp_path, examples):
         losses.append(float(metrics["nll"]))
     assert int(state.step) == 60
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
+
+
+@pytest.mark.parametrize(
+    ("changes", "maps"),
+    [
+        ({"bottleneck": "none", "pooling": "noisy_or", "closed_evidence": -6.0}, {"cam"}),
+        ({"bottleneck": "none", "pooling": "attention"}, {"cam", "attention"}),
+        ({"bottleneck": "vib", "pooling": "lse"}, {"vib_bits"}),
+        ({"sampler": "sigmoid", "mask_samples": 1}, {"infomask", "infomask_bits"}),  # attention without a bottleneck
+        ({"pooling": "attention"}, {"infomask", "infomask_bits", "attention"}),
+    ],
+    ids=str,
+)
+def test_rivals_train_and_name_their_maps(tmp_path, examples, changes, maps):
+    loss = LossConfig(beta_z=0.0, beta_m=0.0) if changes.get("sampler") == "sigmoid" else LossConfig()
+    model = dataclasses.replace(tiny(tmp_path).model, half_turn=False, **changes)
+    config = tiny(tmp_path, loss=loss, model=model, train=TrainConfig(steps=2))
+    start = state = create_state(config, 1)
+    step = jax.jit(make_train_step(config))
+    for batch in (b for b, _ in zip(pipeline.train_batches(examples, config.data, 0), range(2), strict=False)):
+        state, metrics = step(state, batch)
+        assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
+    frozen = {"mask", "log_sigma"}  # the mask waits for its price; without one nothing acts on sigma's kernel at once
+    for name in set(start.params) - frozen:
+        moved = jax.tree.map(lambda a, b: bool((a != b).any()), start.params[name], state.params[name])
+        assert all(jax.tree.leaves(moved)), name
+    out = jax.eval_shape(lambda p: state.apply_fn({"params": p}, batch["image"], train=False)[1], state.params)
+    assert set(jax.eval_shape(lambda out: heat_maps(out, model.bottleneck), out)) == maps
 
 
 def test_mask_waits_until_its_rate_is_charged(tmp_path, examples):

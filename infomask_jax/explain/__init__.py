@@ -1,8 +1,75 @@
-"""Heat maps of a trained model, one [h, w] map per image and finding; higher means more evidence or information."""
+"""Heat maps of a trained model, one [h, w] map per image and finding; higher means more evidence or information.
+
+`heat_maps` are the maps that a forward pass yields by itself; `attribution` makes the classical methods that ask a
+trained model for reasons afterwards.
+"""
+
+import inspect
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
+from infomask_jax.config import ModelConfig
+from infomask_jax.explain.bottleneck import iba
+from infomask_jax.explain.cams import cam, eigencam, gradcam, gradcam_plus_plus, hirescam, layercam
+from infomask_jax.explain.gradients import gradient, integrated_gradients, smoothgrad
+from infomask_jax.explain.perturbations import occlusion, rise, scorecam
 from infomask_jax.losses import BITS
+from infomask_jax.model.infomask import InfoMask
+
+METHODS: dict[str, Callable[..., jax.Array]] = {
+    # On the latent grid, [B, h, w]:
+    "cam": cam,
+    "gradcam": gradcam,
+    "gradcam_plus_plus": gradcam_plus_plus,
+    "hirescam": hirescam,
+    "layercam": layercam,
+    "eigencam": eigencam,
+    "scorecam": scorecam,
+    "iba": iba,
+    # On the pixels, [B, H, W]:
+    "gradient": gradient,
+    "smoothgrad": smoothgrad,
+    "integrated_gradients": integrated_gradients,
+    "occlusion": occlusion,
+    "rise": rise,
+}
+
+
+def attribution(
+    method: str, config: ModelConfig, findings: int, **options
+) -> Callable[[dict, jax.Array, int], jax.Array]:
+    """The compiled function maps(variables, images, finding) of an attribution method.
+
+    variables: {"params": ...} as trained; `iba` also wants "feature_statistics", see explain/bottleneck.py. images:
+    [B, H, W, 1], standardised as the pipeline gives them. finding: index, 0 .. findings - 1; another index does not
+    compile again. Returns float32 [B, h, w] on the latent grid or [B, H, W] on the pixels, see METHODS. The map of an
+    image does not depend on the other images of its batch. The model is in evaluation mode; methods that draw at random
+    draw the same for every image and call, from their option `seed`. Memory is that of one or two passes over the
+    batch, however many perturbations there are.
+
+    Args:
+      method: name in METHODS.
+      config, findings: of the model.
+      options: keyword arguments of the method's own function. TypeError for one that it does not have.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown attribution method {method!r}; there are {', '.join(METHODS)}")
+    function, model = METHODS[method], InfoMask(config, findings)
+    inspect.signature(function).bind_partial(**options)
+
+    @jax.jit
+    def compiled(variables, images, finding):
+        images = jnp.asarray(images, jnp.float32)
+        return function(model, variables, images, finding, **options).astype(jnp.float32)
+
+    def maps(variables: dict, images: jax.Array, finding: int) -> jax.Array:
+        if isinstance(finding, int) and not 0 <= finding < findings:  # inside jit it would be clamped without a word
+            raise ValueError(f"finding {finding}: the model has {findings}, counted from 0")
+        return compiled(variables, images, finding)
+
+    return maps
 
 
 def heat_maps(out: dict[str, jax.Array], bottleneck: str) -> dict[str, jax.Array]:
@@ -10,15 +77,18 @@ def heat_maps(out: dict[str, jax.Array], bottleneck: str) -> dict[str, jax.Array
 
     infomask: the mask, as used in evaluation. infomask_bits (vib_bits without a mask): pi KL_z + KL_m in bits; sums to
     the rate of the image. cam: the per-cell class evidence of a plain classifier, which for a mean-pooled linear head
-    is the class activation map of Zhou et al. 2016.
+    is the class activation map of Zhou et al. 2016. attention: with attention pooling, the weights of the cells (Ilse
+    et al. 2018), which sum to 1 whether or not the finding is there.
 
     Args:
       out: second result of InfoMask, with train=False.
       bottleneck: the model's, see ModelConfig.
     """
-    if bottleneck == "none":
-        return {"cam": out["evidence"]}
     bits = (out["kl_z"][..., None] + out["kl_m"]) * BITS
-    if bottleneck == "vib":
-        return {"vib_bits": bits}
-    return {"infomask": out["mask"], "infomask_bits": bits}
+    if bottleneck == "none":
+        maps = {"cam": out["evidence"]}
+    elif bottleneck == "vib":
+        maps = {"vib_bits": bits}
+    else:
+        maps = {"infomask": out["mask"], "infomask_bits": bits}
+    return maps | {"attention": out["attention"]} if "attention" in out else maps

@@ -1,0 +1,155 @@
+"""Information-bottleneck attribution of a trained model (Schulz et al. 2020): how many bits each cell must pass.
+
+Noise is mixed into the features, R' = l R + (1 - l) eps with eps ~ N(mean, std^2), and l in (0, 1) is optimised for
+every image and element so that the finding stays predicted while R' says as little as possible about R. Mean and
+standard deviation of each feature are those over a set of images, and belong with the parameters:
+
+    variables = {"params": params}
+    variables["feature_statistics"] = feature_statistics(config, findings, variables, batches)
+    maps = attribution("iba", config, findings)(variables, images, finding)
+
+The bottleneck sits at the encoder's output (the paper's sits deeper inside an ImageNet network): ours.
+"""
+
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from infomask_jax.config import ModelConfig
+from infomask_jax.explain.readout import classify, encode
+from infomask_jax.losses import BITS
+from infomask_jax.model.infomask import InfoMask
+
+MIN_STD = 0.01  # of a feature that never varies
+
+
+def feature_statistics(
+    config: ModelConfig, findings: int, variables: dict, batches: Iterable[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Mean and standard deviation of every feature at every cell over `batches` of images [B, H, W, 1].
+
+    Returns {"mean", "std"}, float32 [h, w, D]. ValueError without images.
+    """
+    features = jax.jit(lambda variables, images: encode(InfoMask(config, findings), variables, images))
+    count, mean, squares = 0, 0.0, 0.0
+    for images in batches:
+        batch = np.asarray(features(variables, images), np.float64)
+        shift = batch.mean(axis=0) - mean
+        squares = squares + len(batch) * batch.var(axis=0) + shift**2 * (count * len(batch) / (count + len(batch)))
+        mean = mean + shift * (len(batch) / (count + len(batch)))
+        count += len(batch)
+    if not count:
+        raise ValueError("feature statistics need at least one image")
+    return {"mean": np.float32(mean), "std": np.float32(np.sqrt(squares / count))}
+
+
+def iba(
+    model: InfoMask, variables: dict, images: jax.Array, finding: int, *, width: float = 1.0, **settings
+) -> jax.Array:
+    """Per-sample bottleneck: bits that each cell passes, [B, h, w], after `optimise` with its `settings`.
+
+    Args:
+      width: standard deviation of the Gaussian that smooths l over the grid, cells (paper: 1); 0: none.
+    """
+    if "feature_statistics" not in variables:
+        raise ValueError('iba needs variables["feature_statistics"]: see feature_statistics in explain/bottleneck.py')
+    features = encode(model, variables, images)
+    alpha = optimise(model, variables, features, finding, width=width, **settings)
+    return capacity(features, closed_share(alpha, width), variables["feature_statistics"]).sum(axis=-1) * BITS
+
+
+def optimise(
+    model: InfoMask,
+    variables: dict,
+    features: jax.Array,
+    finding: int,
+    *,
+    beta: float = 10.0,
+    steps: int = 10,
+    learning_rate: float = 1.0,
+    samples: int = 10,
+    width: float = 1.0,
+    start: float = 5.0,
+    seed: int = 0,
+) -> jax.Array:
+    """The alpha of every element, [B, h, w, D], after minimising `objective` by Adam.
+
+    Args:
+      beta: price of information, in the paper's "beta = 10 / k" for k elements: weight of their mean, in nats.
+      steps, learning_rate: of Adam (paper: 10 and 1).
+      samples: noise draws averaged in each step, the same for every image (paper: 10).
+      width: see `iba`.
+      start: initial alpha, l = sigmoid(alpha) (paper: 5, nearly open).
+      seed: of the noise.
+    """
+    statistics, optimizer = variables["feature_statistics"], optax.adam(learning_rate)
+
+    def loss(alpha, noise):
+        return objective(model, variables, features, finding, alpha, noise, statistics, beta=beta, width=width).sum()
+
+    def step(state, keys):
+        alpha, moments = state
+
+        def add(total, key):  # one draw at a time: memory does not grow with `samples`
+            return total + jax.grad(loss)(alpha, jax.random.normal(key, features.shape[1:])), None
+
+        gradient = jax.lax.scan(add, jnp.zeros_like(alpha), keys)[0] / samples
+        update, moments = optimizer.update(gradient, moments)
+        return (alpha + update, moments), None
+
+    alpha = jnp.full(features.shape, start)
+    keys = jax.random.split(jax.random.key(seed), (steps, samples))
+    return jax.lax.scan(step, (alpha, optimizer.init(alpha)), keys)[0][0]
+
+
+def objective(
+    model: InfoMask,
+    variables: dict,
+    features: jax.Array,
+    finding: int,
+    alpha: jax.Array,
+    noise: jax.Array,
+    statistics: dict[str, jax.Array],
+    *,
+    beta: float,
+    width: float,
+) -> jax.Array:
+    """-log p(finding present | R') + beta * mean information, nats per image, [B].
+
+    The paper's cross entropy of the softmax target becomes that of the finding's sigmoid being present (ours).
+
+    Args:
+      features, alpha: [B, h, w, D].
+      noise: [h, w, D], standard normal, the same for every image.
+      statistics: mean and std, [h, w, D].
+    """
+    closed = closed_share(alpha, width)
+    eps = statistics["mean"] + noise * jnp.maximum(statistics["std"], MIN_STD)
+    logit, _ = classify(model, variables, (1.0 - closed) * features + closed * eps[None], finding)
+    return -jax.nn.log_sigmoid(logit) + beta * capacity(features, closed, statistics).mean(axis=(1, 2, 3))
+
+
+def closed_share(alpha: jax.Array, width: float) -> jax.Array:
+    """1 - l of each element, [B, h, w, D]: sigmoid(-alpha), smoothed over the grid. Taken from the side of 1 - l, whose
+    logarithm is needed: 1 - sigmoid(alpha) would round to 0."""
+    closed = jax.nn.sigmoid(-alpha)
+    if not width:
+        return closed
+    along_rows, along_columns = (gaussian_rows(side, width) for side in alpha.shape[1:3])
+    return jnp.einsum("yi,xj,bijd->byxd", along_rows, along_columns, closed)
+
+
+def gaussian_rows(side: int, width: float) -> jax.Array:
+    """[side, side] matrix that smooths a line of cells; its rows sum to 1, so borders keep their level."""
+    distance = jnp.arange(side)[:, None] - jnp.arange(side)[None, :]
+    weights = jnp.exp(-0.5 * (distance / width) ** 2)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def capacity(features: jax.Array, closed: jax.Array, statistics: dict[str, jax.Array]) -> jax.Array:
+    """KL(N(l R + (1 - l) mean, (1 - l)^2 std^2) || N(mean, std^2)), nats, elementwise [B, h, w, D]."""
+    normalised = (features - statistics["mean"][None]) / jnp.maximum(statistics["std"], MIN_STD)[None]
+    return 0.5 * (closed**2 + ((1.0 - closed) * normalised) ** 2 - 1.0) - jnp.log(closed)
