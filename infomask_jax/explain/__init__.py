@@ -46,8 +46,8 @@ def attribution(
     [B, H, W, 1], standardised as the pipeline gives them. finding: index, 0 .. findings - 1; another index does not
     compile again. Returns float32 [B, h, w] on the latent grid or [B, H, W] on the pixels, see METHODS. The map of an
     image does not depend on the other images of its batch. The model is in evaluation mode; methods that draw at random
-    draw the same for every image and call, from their option `seed`. Memory is that of one or two passes over the
-    batch, however many perturbations there are.
+    draw the same for every image and call, from their option `seed`. Memory does not grow with the number of
+    perturbations.
 
     Args:
       method: name in METHODS.
