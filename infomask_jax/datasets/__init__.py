@@ -5,14 +5,14 @@ import os
 import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
 
-from infomask_jax.datasets import folder, images, nih, rsna, schema, store
+from infomask_jax.datasets import folder, images, implanted, nih, rsna, schema, store
 from infomask_jax.datasets.folder import Folder
 from infomask_jax.datasets.images import BadImage
 from infomask_jax.datasets.nih import Nih
@@ -40,12 +40,30 @@ FAR = 10_000_000  # first index of val; test begins at twice that: neither chang
 
 @dataclass(frozen=True)
 class Synthetic(PhantomConfig):
-    """Prepares the procedural chest phantom (finding: opacity, with boxes and pixel masks)."""
+    """Prepares the procedural chest phantom (finding: opacity, with boxes and pixel masks).
 
+    With --backgrounds its opacities are implanted into real negative radiographs instead: the data set "implanted".
+    """
+
+    backgrounds: Path | None = None
+    """Folder of real radiographs WITHOUT opacities (PNG, JPEG, DICOM, any sub-folders): lungs alone, all else black, or
+    whole films, whose lungs are then estimated. If it has the tables of a release (see prepare rsna, nih, folder), only
+    the images that they call negative are used, in their splits; otherwise every image, each as a patient of its own.
+    Each is used once."""
+    contrast: float | None = None
+    """Attenuation added at the heart of an opacity; by default 0.35, with backgrounds 0.25. (ours)"""
+    train: int | None = None
+    """Training images; by default 6144, with backgrounds as many as there are. (ours)"""
+    val: int | None = None
+    """Validation images; by default 512, with backgrounds as many as there are. (ours)"""
+    test: int | None = None
+    """Test images; by default 512, with backgrounds as many as there are. (ours)"""
     data_dir: Path = Path("data")
     """Where prepared data sets are kept."""
     workers: int = 0
     """Processes that draw, the same images whatever their number; 0: one a core."""
+    skip_bad: bool = False
+    """Leave out the backgrounds that cannot be used and list them in skipped.csv, instead of stopping."""
     overwrite: bool = False
     """Replace what was prepared before."""
 
@@ -61,6 +79,8 @@ def prepare(options: Synthetic | Rsna | Nih | Folder) -> Prepared:
       BadData: a release with problems, all of them listed; or a different data set is there and overwrite is not set.
     """
     name = next(name for name, kind in OPTIONS.items() if isinstance(options, kind))
+    if name == "synthetic":
+        name, options = _resolve(options)
     if options.size < 1:
         raise BadData(f"size: expected 1 pixel or more, found {options.size}")
     with store.lock(options.data_dir.absolute() / name):
@@ -69,6 +89,18 @@ def prepare(options: Synthetic | Rsna | Nih | Folder) -> Prepared:
             prepared = _build(name, options)
     store.print_summary(prepared)
     return prepared
+
+
+def _resolve(options: Synthetic) -> tuple[str, Synthetic]:
+    """The name of the data set, and the options with its defaults."""
+    if options.backgrounds is None:
+        defaults = vars(PhantomConfig())
+    elif options.shortcut:
+        raise BadData(f"--shortcut: expected 0 with --backgrounds, which draws no marker; found {options.shortcut}")
+    else:
+        defaults = {"contrast": implanted.CONTRAST}
+    options = replace(options, **{k: v for k, v in defaults.items() if getattr(options, k) is None})
+    return "synthetic" if options.backgrounds is None else "implanted", options
 
 
 def _already(name: str, options) -> Prepared | None:
@@ -85,16 +117,17 @@ def _already(name: str, options) -> Prepared | None:
 
 def _build(name: str, options) -> Prepared:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if name != "synthetic":
+    if not isinstance(options, Synthetic):
         if not options.source.is_dir():
             raise BadData(f"--source: expected the folder of the release, found no folder {options.source}")
         read = {"rsna": rsna.read, "nih": nih.read, "folder": folder.read}[name]
         with ThreadPoolExecutor(cores) as pool:  # the decoders release the interpreter lock
             return store.build(name, options, read, pool, partial(_from_file, size=options.size), cores)
+    read, draw = (_phantoms, _draw) if name == "synthetic" else (_backgrounds, implanted.draw)
     jobs = options.workers or cores
     spawn = multiprocessing.get_context("spawn")  # a fork of a process with running threads can hang
     with ProcessPoolExecutor(jobs, spawn, initializer=_follow_parent) as pool:
-        return store.build(name, options, _phantoms, pool, partial(_draw, options=options), jobs)
+        return store.build(name, options, read, pool, partial(draw, config=options), jobs)
 
 
 def _from_file(item: Item, size: int) -> dict:
@@ -127,11 +160,15 @@ def _phantoms(options: Synthetic, problems: list[Problem]) -> Release:
     return Release(("opacity",), items, [])
 
 
-def _draw(item: Item, options: Synthetic) -> dict:
-    drawn = render(options.seed, int(item.image_id), options)
+def _backgrounds(options: Synthetic, problems: list[Problem]) -> Release:
+    return implanted.read(options.backgrounds, {split: getattr(options, split) for split in schema.SPLITS}, problems)
+
+
+def _draw(item: Item, config: PhantomConfig) -> dict:
+    drawn = render(config.seed, int(item.image_id), config)
     made = {"pixels": drawn["image"], "image": images.encode(drawn["image"]), "mask": images.encode(drawn["mask"])}
     made |= {"labels": (int(drawn["label"]),), "boxes": np.asarray(drawn["boxes"], np.float32), "problems": []}
-    return made | {"box_labels": [0] * len(drawn["boxes"]), "height": options.size, "width": options.size}
+    return made | {"box_labels": [0] * len(drawn["boxes"]), "height": config.size, "width": config.size}
 
 
 def _follow_parent() -> None:

@@ -10,6 +10,7 @@ from infomask_jax.datasets.schema import BadData, Box, Item, Problem, Release
 
 FINDINGS = ("pneumonia",)
 FRAME = (1024, 1024)  # height, width in which the challenge gives its boxes
+TABLES = ("stage_2_train_labels.csv", "stage_2_detailed_class_info.csv")
 CLASSES = {"Lung Opacity": "opacity", "No Lung Opacity / Not Normal": "not_normal", "Normal": "normal"}
 
 
@@ -38,7 +39,7 @@ class Rsna:
 
 def read(options: Rsna, problems: list[Problem]) -> Release:
     """Reads the tables and finds the images; adds to `problems`. Raises BadData where a table cannot be used at all."""
-    tables = [options.source / n for n in ("stage_2_train_labels.csv", "stage_2_detailed_class_info.csv", "split.csv")]
+    tables = [options.source / name for name in (*TABLES, "split.csv")]
     labels = schema.read_table(tables[0], ("patientId", "x", "y", "width", "height", "Target"), problems)
     classes = schema.read_table(tables[1], ("patientId", "class"), problems)
     splits = _read_splits(options, tables[2], problems)

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from infomask_jax.datasets import schema
+from infomask_jax.datasets import images, schema
 from infomask_jax.datasets.schema import BadData, Item, Problem
 
 VERSION = "1.0.0"  # of the stored example; raise it when fields or their meaning change
@@ -106,8 +106,8 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
 def load(name: str, data_dir: str | Path) -> Prepared:
     """Opens a prepared data set; where it is absent or incomplete, FileNotFoundError says how to prepare it."""
     directory = Path(data_dir).absolute() / name / VERSION
-    need = " --source DIR" if name != "synthetic" else ""
-    command = f"python -m infomask_jax prepare {name}{need} --data-dir {data_dir}"
+    request = {"synthetic": "synthetic", "implanted": "synthetic --backgrounds DIR"}.get(name, f"{name} --source DIR")
+    command = f"python -m infomask_jax prepare {request} --data-dir {data_dir}"
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: expected a prepared data set, found none; run: {command}")
     try:
@@ -297,8 +297,13 @@ def _count(summary: dict, example: dict) -> None:
 
 
 def _digest(path: str | Path) -> str:
-    """SHA-256 of a file, empty where it is gone."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else ""
+    """SHA-256 of a file, or of the names and sizes of the images in a folder; empty where it is gone."""
+    path = Path(path)
+    if path.is_dir():
+        files = (file for those in schema.index_images(path, "name", images.SUFFIXES).values() for file in those)
+        listing = sorted((ascii(file.relative_to(path).as_posix()), file.lstat().st_size) for file in files)
+        return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def _write_skipped(path: Path, problems: Sequence[Problem]) -> None:

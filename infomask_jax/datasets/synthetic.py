@@ -30,13 +30,14 @@ class PhantomConfig:
     train: int = 6144  # training images (ours)
     val: int = 512  # validation images (ours)
     test: int = 512  # test images (ours)
-    seed: int = 0  # seed of the whole set; image `index` is a pure function of (seed, index) (ours)
+    seed: int = 0  # seed of the whole set; an image is a pure function of it and of its index or background (ours)
 
     def __post_init__(self):
         bounds = {"size": (32, 4096), "contrast": (0, 10), "shortcut": (0, 1), "prevalence": (0, 1)}
         for name, (low, high) in bounds.items():
-            if not low <= getattr(self, name) <= high:  # NaN fails too
-                raise ValueError(f"{name}: expected {low}..{high}, found {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:  # NaN fails too
+                raise ValueError(f"{name}: expected {low}..{high}, found {value}")
 
 
 def render(seed: int, index: int, config: PhantomConfig) -> dict:
@@ -55,13 +56,10 @@ def render(seed: int, index: int, config: PhantomConfig) -> dict:
     attenuation = _shrink(cv2.GaussianBlur(attenuation, (0, 0), 0.0045 * fine), size)
     lung = _shrink(lung, size)  # float32 [H, W], soft edge
 
-    mask, boxes = np.zeros((size, size), np.uint8), []
-    for alpha, texture, *_ in _opacities(lesions, lung) if label else []:
+    found = opacities(lesions, lung) if label else []
+    for alpha, texture, *_ in found:
         attenuation = attenuation + config.contrast * alpha * texture
-        inside = alpha > 0.5 * alpha.max()
-        mask[inside] = 255
-        rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-        boxes.append((rows[0], columns[0], rows[-1] + 1, columns[-1] + 1))
+    mask, boxes = truth(found, size)
 
     exposure, gamma, top = noise.uniform(0.75, 1.35), noise.uniform(0.8, 1.3), noise.uniform(0.88, 1.0)
     film = top * (1 - np.exp(-exposure * attenuation)) ** gamma
@@ -72,9 +70,21 @@ def render(seed: int, index: int, config: PhantomConfig) -> dict:
         "image": np.clip(np.rint(film * 255), 0, 255).astype(np.uint8),
         "mask": mask,
         "label": label,
-        "boxes": np.array(boxes, np.float32).reshape(-1, 4) / np.float32(size),
+        "boxes": boxes,
         "lung": np.where(lung > 0.5, 255, 0).astype(np.uint8),
     }
+
+
+def truth(found: list, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """What `opacities` drew, for scoring: mask uint8 [H, W], 255 where an alpha exceeds half of its maximum; and boxes
+    float32 [N, 4], (ymin, xmin, ymax, xmax) in 0..1, one an opacity, tight around its mask."""
+    mask, boxes = np.zeros((size, size), np.uint8), []
+    for alpha, *_ in found:
+        inside = alpha > 0.5 * alpha.max()
+        mask[inside] = 255
+        rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+        boxes.append((rows[0], columns[0], rows[-1] + 1, columns[-1] + 1))
+    return mask, np.array(boxes, np.float32).reshape(-1, 4) / np.float32(size)
 
 
 def _step(x: np.ndarray, width: float) -> np.ndarray:
@@ -237,7 +247,7 @@ def _devices(rng: np.random.Generator, size: int, to_image) -> np.ndarray:
     return canvas.astype(np.float32) * np.float32(1.2 / 255)
 
 
-def _opacities(rng: np.random.Generator, lung: np.ndarray):
+def opacities(rng: np.random.Generator, lung: np.ndarray) -> list[tuple]:
     """One to three (alpha in 0..1 [H, W], texture of mean 1 [H, W], centre, radius); their masks do not touch."""
     size, cells, found = len(lung), _grid(_CELLS), []
     inner = (_shrink(lung, _CELLS) > 0.5).astype(np.uint8)

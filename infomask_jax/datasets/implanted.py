@@ -1,0 +1,162 @@
+"""Real radiographs without opacities, the phantom's opacities in half of them: real anatomy with exact pixel truth.
+
+Label and opacities come from `SeedSequence([seed, hash of the background's name])`, which knows nothing of the pixels;
+they only choose where in the lung an opacity has room. A film shows 1 - exp(-attenuation) (see synthetic.py), so an
+opacity multiplies the light that a pixel lets through: bright bone stays brighter, grain stays, nothing is clipped, and
+every pixel that no opacity reaches keeps its value.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from infomask_jax.datasets import folder, images, nih, rsna, schema
+from infomask_jax.datasets.schema import BadData, Item, Problem, Release
+from infomask_jax.datasets.synthetic import PhantomConfig, opacities, truth
+
+FINDINGS = ("opacity",)
+CONTRAST = 0.25  # default of PhantomConfig.contrast: opacities stand out less than the phantom's, more than real ones
+BLACK = 0.02  # of full scale: at most this bright is black
+SMALLEST = 0.03  # of the image: a smaller lung field is none
+_GRID = 128  # pixels on which the lungs of a whole radiograph are looked for
+
+
+def read(root: Path, counts: dict[str, int | None], problems: list[Problem]) -> Release:
+    """Finds the backgrounds: by the tables of a release (RSNA, NIH or our own folder), where `root` has them, only the
+    images that they call negative, in their splits; without tables, every image, split 80/10/10 by its name's hash.
+
+    Args:
+      counts: of each split, how many backgrounds to take, chosen by the hash of their names; None: all.
+
+    Raises:
+      BadData: no folder, or a table that cannot be used at all; too few backgrounds are added to `problems`.
+    """
+    if not root.is_dir():
+        raise BadData(f"--backgrounds: expected a folder of negative radiographs, found no folder {root}")
+    items, tables = _negatives(root, problems)
+    chosen = []
+    for split, count in counts.items():
+        those = sorted((i for i in items if i.split == split), key=lambda i: _hash(i.image_id))
+        if count is not None and not 0 <= count <= len(those):
+            reason = f"expected 0 to {len(those)}, the negative images there are for it, found {count}"
+            problems.append(Problem(str(root), None, f"--{split}", reason))
+        chosen += those[:count]
+    if not items and not problems:
+        raise BadData(f"--backgrounds: expected negative radiographs (PNG, JPEG or DICOM), found none in {root}")
+    return Release(FINDINGS, chosen, [*tables, root])
+
+
+def draw(item: Item, config: PhantomConfig) -> dict:
+    """Decodes the background of an item and, if its coin says so, implants opacities; `make` of `store.build`.
+
+    A background that cannot be used is refused before the coin is thrown.
+    """
+    try:
+        source = images.decode(item.path)
+        lung = lung_field(source, config.size)
+    except ValueError as error:
+        reason = str(error) if isinstance(error, images.BadImage) else f"{item.path}: {error}"
+        return {"problems": [Problem(item.file or item.image_id, item.row, "image", reason, item.image_id)]}
+    words = np.frombuffer(_hash(item.image_id), "<u4").tolist()
+    children = np.random.SeedSequence([config.seed, *words]).spawn(2)
+    labels, lesions = (np.random.Generator(np.random.Philox(child)) for child in children)
+    label = int(labels.random() < config.prevalence)
+    found = opacities(lesions, lung) if label else []
+    pixels = implant(images.resize(source, config.size), found, config.contrast)
+    mask, boxes = truth(found, config.size)
+    height, width = item.frame or source.shape
+    made = {"pixels": pixels, "image": images.encode(pixels), "mask": images.encode(mask), "labels": (label,)}
+    return made | {"boxes": boxes, "box_labels": [0] * len(boxes), "height": height, "width": width, "problems": []}
+
+
+def implant(pixels: np.ndarray, found: list, contrast: float) -> np.ndarray:
+    """Adds contrast * alpha * texture of every opacity in `found` to the attenuation that the film `pixels` shows.
+
+    uint8 or uint16 [H, W] -> the same; no pixel becomes darker, and where all alphas are 0 none changes.
+    """
+    top = np.iinfo(pixels.dtype).max
+    added = sum((alpha * np.maximum(texture, 0) for alpha, texture, *_ in found), np.zeros(pixels.shape))
+    light = (1 - pixels / top) * np.exp(-contrast * added)
+    return np.rint(top * (1 - light)).astype(pixels.dtype)
+
+
+def lung_field(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Lung of a film in 0..1, float32 [size, size], soft at its edge.
+
+    Where more than half of the film is black, it shows the lungs alone and they are what is not black. The lungs of
+    a whole film are estimated: the dark regions inside the body. That finds most of one lung or of both and little
+    else, but it is no segmentation; in hazy or cropped films (one in nine of ChestX-ray14) it finds nothing.
+
+    Raises:
+      ValueError: there is no lung, or it is not found.
+    """
+    shown = pixels > BLACK * np.iinfo(pixels.dtype).max
+    alone = shown.mean() < 0.5
+    inside = images.resize(shown.astype(np.float32) if alone else _dark_regions(pixels), size)
+    field = np.maximum(2 * inside - 1, 0)  # 0 where half of a pixel is outside, so that what is black stays black
+    share = (field > 0.5).mean()
+    if share < SMALLEST:
+        what = "what is not black" if alone else "dark regions inside the body"
+        raise ValueError(f"expected a lung field of at least {SMALLEST:.0%} of the image, found {share:.1%} ({what})")
+    return field
+
+
+def _dark_regions(pixels: np.ndarray) -> np.ndarray:
+    """The largest area that one threshold cuts into lungs, one or two tall regions away from the edges of the film:
+    float32 [_GRID, _GRID] in 0..1, .5 at their edge."""
+    gray = cv2.GaussianBlur(images.resize(pixels, _GRID).astype(np.float32), (0, 0), 1.5)
+    edge, best = _GRID // 10, np.zeros(gray.shape, np.float32)
+    for threshold in np.quantile(gray[edge:-edge, edge:-edge], np.arange(0.1, 0.65, 0.05)):
+        dark = (gray < threshold).astype(np.uint8)
+        _, parts, stats, centres = cv2.connectedComponentsWithStats(dark, connectivity=4)
+        x, y, width, height, area = stats.T
+        inner = (np.minimum(x, y) > 0) & (np.maximum(x + width, y + height) < _GRID)
+        lungs = inner & (height > 0.25 * _GRID) & (area > 0.02 * _GRID**2)
+        lungs[0] = False  # what is not dark
+        keep = [k for k in np.argsort(-area) if lungs[k]][:2]
+        if len(keep) == 2 and (centres[keep, 0] < _GRID / 2).sum() != 1:  # not one a side
+            keep = keep[:1]
+        if area[keep].sum() > best.sum():
+            best = np.isin(parts, keep).astype(np.float32)
+    closed = cv2.morphologyEx(best, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (9, 9)))
+    return cv2.GaussianBlur(closed, (0, 0), 2)
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
+
+
+def _negatives(root: Path, problems: list[Problem]) -> tuple[list[Item], list[Path]]:
+    """The backgrounds with their splits, and the tables read."""
+    if any((root / name).is_file() for name in rsna.TABLES):
+        release, negative = rsna.read(rsna.Rsna(root, allow_missing=True), problems), (0,)
+    elif any(root.glob("Data_Entry_2017*.csv")):
+        options = nih.Nih(root, findings=("No Finding",), allow_missing=True)
+        release, negative = nih.read(options, problems), (1,)
+    elif (root / "labels.csv").is_file():
+        release = folder.read(folder.Folder(root), problems)
+        negative = (0,) * len(release.findings)
+    else:
+        return _every_image(root, problems), []
+    items = [Item(**{**vars(i), "boxes": (), "labels": ()}) for i in release.items if i.labels == negative]
+    return items, release.tables
+
+
+def _every_image(root: Path, problems: list[Problem]) -> list[Item]:
+    """Each its own patient, named by its path below `root`."""
+    items, real = {}, str(root.resolve())
+    for path in sorted(p for paths in schema.index_images(root, "name", images.SUFFIXES).values() for p in paths):
+        name = path.relative_to(root).as_posix()
+        try:
+            split = schema.hash_split(schema.safe_name(name), train=0.8, val=0.1, test=0.1)
+            if not schema.inside(path, real):
+                raise ValueError(f"expected a file inside {root}, found a link to {os.path.realpath(path)}")
+            item = items.setdefault(os.path.realpath(path), Item(name, name, split, (), path))
+            if item.path != path:
+                raise ValueError(f"expected each image once, found the same file as {item.image_id!r}")
+        except ValueError as error:
+            problems.append(Problem(ascii(name), None, "image", str(error), name))
+    return list(items.values())

@@ -1,0 +1,344 @@
+"""Implanted opacities: the background stays what it was and knows nothing of the label, and the truth is exact."""
+
+import shutil
+
+import numpy as np
+import pytest
+import test_datasets
+import test_releases
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import cross_val_predict
+from test_datasets import changed, examples, nothing_is_left, picture
+
+from infomask_jax.datasets import BadData, Synthetic, folder, images, implanted, load, nih, prepare, rsna, schema
+from infomask_jax.datasets.schema import Item
+from infomask_jax.datasets.synthetic import PhantomConfig, render
+
+POSITIVE, NEGATIVE = (PhantomConfig(prevalence=p, contrast=0.35) for p in (1.0, 0.0))
+EVERYTHING = dict.fromkeys(schema.SPLITS)
+rsna_release, nih_release, own_release = test_releases.rsna, test_releases.nih_release, test_datasets.own
+
+
+@pytest.fixture(scope="session")
+def films(tmp_path_factory):
+    """Thirty-two phantoms without opacities, in two sub-folders: even ones whole, odd ones lungs alone."""
+    root = tmp_path_factory.mktemp("films")
+    for index in range(32):
+        film = render(8, index, PhantomConfig(size=128, prevalence=0))
+        path = root / ("whole", "lungs")[index % 2] / f"{index:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(images.encode(np.where(film["lung"] > 0, film["image"], 0) if index % 2 else film["image"]))
+    return root
+
+
+@pytest.fixture
+def options(films, tmp_path):
+    shutil.copytree(films, tmp_path / "films")
+    return Synthetic(backgrounds=tmp_path / "films", data_dir=tmp_path / "data", size=32, workers=1)
+
+
+def items(root):
+    problems = []
+    found = implanted.read(root, EVERYTHING, problems).items
+    assert not problems
+    return found
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """A function (item, config) -> what `draw` made and the alphas [N, H, W] that it used."""
+
+    def run(item, config):
+        kept = []
+
+        def spy(rng, lung):
+            kept.extend(alpha for alpha, *_ in found) if (found := original(rng, lung)) else None
+            return found
+
+        original = implanted.opacities
+        with monkeypatch.context() as patch:
+            patch.setattr(implanted, "opacities", spy)
+            made = implanted.draw(item, config)
+        return made, np.array(kept).reshape(-1, config.size, config.size)
+
+    return run
+
+
+@pytest.mark.parametrize("size", [32, 64, 160])
+@pytest.mark.parametrize("deep", [False, True])
+def test_what_no_opacity_reaches_is_the_background(films, drawn, tmp_path, size, deep):
+    for item in items(films)[::5]:
+        pixels = images.decode(item.path)
+        if deep:
+            pixels = pixels.astype(np.uint16) * 257
+            item = Item(item.image_id, item.patient_id, item.split, (), tmp_path / "deep.png")
+            item.path.write_bytes(images.encode(pixels))
+        background = images.resize(pixels, size)
+        negative, none = drawn(item, changed(NEGATIVE, size=size))
+        positive, alphas = drawn(item, changed(POSITIVE, size=size))
+        assert (negative["labels"], positive["labels"]) == ((0,), (1,))
+        assert (
+            len(none) == 0 and not images.decode(negative["mask"]).any() and len(alphas) == len(positive["boxes"]) > 0
+        )
+        np.testing.assert_array_equal(negative["pixels"], background)
+        np.testing.assert_array_equal(images.decode(positive["image"]), positive["pixels"])
+        reached = (alphas > 0).any(0)
+        assert positive["pixels"].dtype == background.dtype and 0 < reached.mean() < 0.4
+        np.testing.assert_array_equal(positive["pixels"][~reached], background[~reached])
+        assert (positive["pixels"] >= background).all() and (positive["pixels"] > background)[reached].mean() > 0.7
+
+
+def test_what_is_black_outside_the_lungs_stays_black(films):
+    for item in items(films / "lungs"):
+        film = images.decode(item.path)
+        dim = np.where(film > 0, 6, 0).astype(np.uint8)  # averaged with black, it can round to black
+        assert not implanted.lung_field(dim, 32)[images.resize(dim, 32) == 0].any()
+        black = images.resize(film, 64) == 0
+        assert black.mean() > 0.5 and not implanted.draw(item, POSITIVE)["pixels"][black].any()
+
+
+def test_truth_is_where_the_film_changed(films, drawn):
+    for item in items(films):
+        made, alphas = drawn(item, POSITIVE)
+        mask = images.decode(made["mask"]) > 0
+        np.testing.assert_array_equal(mask, (alphas > 0.5 * alphas.max((1, 2), keepdims=True)).any(0))
+        rise = made["pixels"].astype(float) - images.resize(images.decode(item.path), 64)
+        assert rise[mask].mean() > 4 * rise[~mask].mean()
+        for box, alpha in zip(made["boxes"] * 64, alphas, strict=True):
+            y, x = np.argwhere(alpha > 0.5 * alpha.max()).T
+            np.testing.assert_array_equal(box, [y.min(), x.min(), y.max() + 1, x.max() + 1])
+            alone = rise * (alpha > alphas.sum(0) / 2)  # what this opacity did
+            centre = (alone.sum(1) @ np.arange(64) / alone.sum(), alone.sum(0) @ np.arange(64) / alone.sum())
+            assert (box[:2] - 0.5 <= centre).all() and (centre <= box[2:] - 0.5).all()
+
+
+def test_opacities_stay_in_the_lung_that_was_drawn(films):
+    for item in items(films):
+        lung = render(8, int(item.path.stem), PhantomConfig(size=128, prevalence=0))["lung"]
+        mask = images.decode(implanted.draw(item, POSITIVE)["mask"]) > 0
+        assert (images.resize(lung, 64)[mask] > 127).mean() > (0.99 if "lungs" in item.image_id else 0.8)
+
+
+def test_lungs_of_whole_films_are_found_and_little_else():
+    hits, extras = [], []
+    for index in range(40):
+        film = render(9, index, PhantomConfig(size=128, prevalence=0))
+        field, lung = implanted.lung_field(film["image"], 128) > 0.5, film["lung"] > 0
+        hits.append((field & lung).sum() / lung.sum())
+        extras.append((field & ~lung).sum() / field.sum())
+    assert np.median(hits) > 0.75 and np.min(hits) > 0.3 and np.median(extras) < 0.05 and np.max(extras) < 0.3
+
+
+def test_of_dark_regions_only_one_a_side_away_from_the_edge_is_lung():
+    film = np.full((128, 128), 200, np.uint8)
+    film[:, :20] = 10  # air beside the body
+    film[20:110, 68:84], film[20:100, 98:112] = 60, 60  # two regions on the same side
+    lung = implanted.lung_field(film, 128) > 0.5
+    assert lung[40:90, 71:81].all() and not lung[:, :60].any() and not lung[:, 92:].any()
+    film[20:110, 30:50] = 60
+    lung = implanted.lung_field(film, 128) > 0.5
+    assert lung[40:90, 71:81].all() and lung[40:90, 34:46].all() and not lung[:, :22].any()
+
+
+films_and_alphas = st.sampled_from([np.uint8, np.uint16]).flatmap(
+    lambda dtype: st.tuples(
+        arrays.arrays(dtype, (6, 6)),
+        arrays.arrays(np.float32, (2, 6, 6), elements=st.floats(0, 1, width=32)),
+        arrays.arrays(np.float32, (2, 6, 6), elements=st.floats(-1, 3, width=32)),
+        st.floats(0, 10),
+    )
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(films_and_alphas)
+def test_an_implant_never_darkens_clips_or_reorders(case):
+    pixels, alphas, textures, contrast = case
+    made = implanted.implant(pixels, list(zip(alphas, textures, strict=True)), contrast)
+    assert made.dtype == pixels.dtype and (made >= pixels).all()
+    untouched = (alphas == 0).all(0)
+    np.testing.assert_array_equal(made[untouched], pixels[untouched])
+    flat = [(np.ones((6, 6)), np.ones((6, 6)))]
+    ranks = np.argsort(pixels, axis=None)
+    assert (np.diff(implanted.implant(pixels, flat, contrast).ravel()[ranks].astype(int)) >= 0).all()
+
+
+def test_an_implant_multiplies_the_light_let_through():
+    film = np.array([[0, 13107, 39321, 52429, 65535]], np.uint16)  # light 1, .8, .4, .2, 0
+    full, half = (np.full(film.shape, v) for v in (1.0, 0.5))
+    for found, light in (
+        ([(full, full)], [0.5, 0.4, 0.2, 0.1, 0]),
+        ([(half, full), (full, half)], [0.5, 0.4, 0.2, 0.1, 0]),
+        ([(full, 3 * full)], [0.125, 0.1, 0.05, 0.025, 0]),
+    ):
+        made = implanted.implant(film, found, contrast=np.log(2))
+        np.testing.assert_allclose(1 - made / 65535, [light], atol=2e-5)
+
+
+corners, sides = st.integers(0, 56), st.integers(32, 53)
+
+
+@given(st.lists(st.tuples(corners, corners, sides, sides), min_size=1, max_size=2), st.integers(0, 2**32))
+@settings(max_examples=40, deadline=None)
+def test_any_lung_field_holds_its_opacities(rectangles, seed):
+    source = np.zeros((128, 128), np.uint8)
+    for y, x, height, width in rectangles:
+        source[y : y + height, x : x + width] = 90
+    lung = implanted.lung_field(source, 32)
+    for alpha, *_ in (found := implanted.opacities(np.random.default_rng(seed), lung)):
+        assert alpha.max() > 0 and (alpha <= lung + 1e-6).all()
+    mask, boxes = implanted.truth(found, 32)
+    assert mask.any() and (boxes[:, :2] < boxes[:, 2:]).all() and not mask[lung == 0].any()
+
+
+def auroc_of_background(pairs):
+    """AUROC, cross-validated, of a classifier that sees mean, spread and lung area of the backgrounds; best of each."""
+    labels, films = zip(*pairs, strict=True)
+    shown = [film[film > 5] for film in films]
+    features = np.array([(f.mean(), f.std(), s.mean(), s.size / f.size) for f, s in zip(films, shown, strict=True)])
+    features = (features - features.mean(0)) / features.std(0)
+    guesses = cross_val_predict(LogisticRegression(), features, labels, cv=5, method="predict_proba")[:, 1]
+    return [roc_auc_score(labels, guess) for guess in (guesses, *features.T)]
+
+
+def test_background_does_not_tell_the_label(films):
+    paths = [item.path for item in items(films)]
+    pairs = []
+    for index in range(320):
+        name, path = f"{index}.png", paths[index % 32]
+        label = implanted.draw(Item(name, name, "train", (), path), PhantomConfig(size=32))["labels"][0]
+        pairs.append((label, images.resize(images.decode(path), 32)))
+    assert np.abs(np.subtract(auroc_of_background(pairs), 0.5)).max() < 0.12  # 3.5 standard errors
+    assert abs(np.mean([label for label, _ in pairs]) - 0.5) < 0.1
+
+
+@test_releases.real
+def test_real_background_does_not_tell_the_label():
+    pairs, views = [], []
+    for item in items(test_releases.SHARED / "rsna_lung")[::8]:
+        label = implanted.draw(item, PhantomConfig(size=32))["labels"][0]
+        pairs.append((label, images.resize(images.decode(item.path), 32)))
+        views.append(item.view == "AP")
+    assert len(pairs) > 900 and 0.2 < np.mean(views) < 0.8
+    scores = [*auroc_of_background(pairs), roc_auc_score([label for label, _ in pairs], views)]
+    assert np.abs(np.subtract(scores, 0.5)).max() < 0.07  # the real label gives .8 for lung area and for view
+
+
+def test_label_and_place_follow_from_seed_and_name(films):
+    one, other = items(films)[:2]
+    config = PhantomConfig(size=32)
+    names = [f"{index}.png" for index in range(200)]
+    drawn = {
+        (seed, path): [
+            implanted.draw(Item(n, n, "train", (), path), changed(config, seed=seed))["labels"] for n in names
+        ]
+        for seed, path in ((0, one.path), (0, other.path), (1, one.path))
+    }
+    assert drawn[0, one.path] == drawn[0, other.path] != drawn[1, one.path]
+    again = [implanted.draw(one, POSITIVE) for _ in range(2)]
+    assert again[0]["image"] == again[1]["image"] and again[0]["mask"] == again[1]["mask"]
+    assert implanted.draw(one, changed(POSITIVE, seed=1))["image"] != again[0]["image"]
+
+
+def test_images_depend_neither_on_workers_nor_on_the_others(options, tmp_path):
+    everything = prepare(options)
+    assert everything.name == "implanted" and everything.findings == ("opacity",)
+    again = prepare(changed(options, data_dir=tmp_path / "2", workers=2))
+    assert again.fingerprint == everything.fingerprint
+    for path in sorted(options.backgrounds.rglob("*.png"))[::3]:
+        path.unlink()
+    fewer = prepare(changed(options, data_dir=tmp_path / "3"))
+    assert 0 < sum(fewer.splits.values()) < sum(everything.splits.values())
+    for split in fewer.splits:
+        full = examples(everything, split)
+        for name, example in examples(fewer, split).items():
+            schema.check(example, fewer.findings)
+            for field, value in example.items():
+                np.testing.assert_array_equal(value, full[name][field])
+
+
+def test_no_background_is_in_two_splits_and_counts_choose_among_them(options, tmp_path):
+    everything = prepare(options)
+    names = {split: set(examples(everything, split)) for split in everything.splits}
+    assert sum(map(len, names.values())) == len(set.union(*names.values())) == 32
+    some = prepare(changed(options, data_dir=tmp_path / "2", train=5, val=0, test=1))
+    assert some.splits == {"train": 5, "test": 1} and set(examples(some, "train")) < names["train"]
+
+
+def test_too_many_are_refused_with_the_numbers(options):
+    with pytest.raises(BadData, match="2 problems") as error:
+        prepare(changed(options, train=6144, test=-1))
+    assert "--train: expected 0 to" in str(error.value) and "found 6144" in str(error.value)
+    assert "--test: expected 0 to" in str(error.value) and nothing_is_left(options)
+
+
+def test_all_bad_backgrounds_are_named_or_skipped(options):
+    root = options.backgrounds
+    (root / "cut.png").write_bytes(next(root.rglob("*.png")).read_bytes()[:-20])
+    (root / "empty.jpg").write_bytes(b"")
+    (root / "black.png").write_bytes(images.encode(np.zeros((64, 64), np.uint8)))
+    (root / "white.png").write_bytes(images.encode(np.full((64, 64), 255, np.uint8)))
+    for prevalence in (0.0, 1.0):  # what is refused does not depend on the label
+        with pytest.raises(BadData, match="4 problems") as error:
+            prepare(changed(options, prevalence=prevalence))
+        for words in ("cut.png", "empty.jpg: expected an image", "black.png: expected a lung field", "white.png"):
+            assert words in str(error.value)
+        assert nothing_is_left(options)
+    prepared = prepare(changed(options, skip_bad=True))
+    assert sum(prepared.splits.values()) == 32 and (prepared.directory / "skipped.csv").exists()
+    with pytest.raises(BadData, match="asked for without --skip-bad"):
+        prepare(options)
+
+
+def test_unusable_folders_and_links_are_refused(options, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadData, match=r"expected negative radiographs .*found none in"):
+        prepare(changed(options, backgrounds=tmp_path / "empty"))
+    with pytest.raises(BadData, match="found no folder"):
+        prepare(changed(options, backgrounds=tmp_path / "none"))
+    with pytest.raises(BadData, match="--shortcut: expected 0"):
+        prepare(changed(options, shortcut=0.5))
+    picture(tmp_path / "outside.png")
+    (options.backgrounds / "link.png").symlink_to(tmp_path / "outside.png")
+    (options.backgrounds / "twice.png").symlink_to(options.backgrounds / "whole/00.png")
+    with pytest.raises(BadData, match=r"(?s)link.png.*found a link to.*00.png.*found the same file"):
+        prepare(options)
+
+
+def test_changed_backgrounds_are_noticed(options, capsys):
+    phantom = prepare(Synthetic(data_dir=options.data_dir, size=32, train=2, val=1, test=1, workers=1))
+    with pytest.raises(FileNotFoundError, match="prepare synthetic --backgrounds DIR --data-dir"):
+        load("implanted", options.data_dir)
+    first = prepare(options)
+    assert prepare(options) == first and "implanted is already prepared" in capsys.readouterr().out
+    assert load("synthetic", options.data_dir) == phantom
+    shutil.copy(options.backgrounds / "whole/00.png", options.backgrounds / "more.png")
+    with pytest.raises(BadData, match="films has changed since"):
+        prepare(options)
+    assert sum(prepare(changed(options, overwrite=True)).splits.values()) == 33
+
+
+@pytest.mark.parametrize("release", ["rsna_release", "nih_release", "own_release"])
+def test_of_a_release_only_negatives_are_used_in_its_own_splits(release, request):
+    release = request.getfixturevalue(release)
+    reader = {"Rsna": rsna, "Nih": nih, "Folder": folder}[type(release).__name__]
+    whole = reader.read(release, [])
+    negative = {
+        i.image_id: (i.split, i.patient_id, i.path, i.view)
+        for i in whole.items
+        if {f for f, label in zip(whole.findings, i.labels, strict=True) if label} <= {"No Finding"}
+    }
+    assert 0 < len(negative) < len(whole.items)
+    found = {i.image_id: (i.split, i.patient_id, i.path, i.view) for i in items(release.source)}
+    assert found == negative
+
+
+@pytest.mark.parametrize("name", rsna.TABLES)
+def test_half_an_rsna_release_is_not_taken_for_a_folder_of_negatives(rsna_release, name):
+    (rsna_release.source / name).unlink()
+    with pytest.raises(BadData, match=name):
+        implanted.read(rsna_release.source, EVERYTHING, [])
