@@ -406,6 +406,7 @@ def test_the_whole_score_gives_the_controls_of_the_nih_pneumonia_boxes():
         29 / 120, abs=1e-6
     )
     assert rows["ceiling/14x14"]["acc_iou"]["0.7"]["value"] == pytest.approx(0.71, abs=5e-3)
+    assert rows["ceiling/14x14"]["mean_iou"]["value"] == pytest.approx(0.746, abs=0.02)  # in pixels of a coarse frame
     assert rows["ceiling/14x14"]["acc_iou"]["0.7"]["value"] > rows["control/mean_lung_boxes"]["acc_iou"]["0.7"]["value"]
 
 

@@ -32,8 +32,8 @@ CONVENTIONS = {
     "n": "images; acc_iou and acc_iobb: true boxes; afp: boxed images of the split; wang2017/afp: their boxes",
     "control/random": f"uniform noise on {controls.NOISE_GRID} x {controls.NOISE_GRID} cells",
     "control/lung_boxes": "x .12-.45 and .55-.88, y .20-.80",
-    "ceiling": "the truth on a method's grid, not a control: boxes with their edges moved to the nearest line, pixels "
-    "averaged over the cells",
+    "ceiling": "the truth on a method's grid, not a control: boxes with their edges moved to the nearest line; exact "
+    "pixel masks averaged over the cells",
 }
 
 

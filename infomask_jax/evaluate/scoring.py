@@ -137,12 +137,14 @@ def _predictions(maps, val_maps, data, k, truth: Truth, val, val_truth: Truth | 
         predicted = controls.control_boxes(name, boxes, owner, np.arange(n))
         yield f"control/{name}", (Prediction(None, predicted), None), False
     for rows, columns in sorted({np.shape(a)[1:3] for a in maps.values()}):
-        cells, snapped = np.zeros((n, rows, columns), np.float32), [np.zeros((0, 4))] * n
+        snapped, cells = [np.zeros((0, 4))] * n, None
         for i in truth.boxed:
             own = np.asarray(data["boxes"][i][0], float).reshape(-1, 4)[np.asarray(data["boxes"][i][1]) == k]
             snapped[i] = controls.snap(own, (rows, columns))
-        for i, mask in zip(truth.scored, truth.mask, strict=True):
-            cells[i] = cv2.resize(mask.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
+        if data.get("masks") is not None:
+            cells = np.zeros((n, rows, columns), np.float32)
+            for i, mask in zip(truth.scored, truth.mask, strict=True):
+                cells[i] = cv2.resize(mask.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
         yield f"ceiling/{rows}x{columns}", (Prediction(cells, snapped), None), False
 
 
