@@ -4,6 +4,10 @@ Boxes of many images are flat, see `regions.Boxes`. Edges are continuous, areas 
 IoBB = |B n G| / |B| for a predicted box B and a true box G.
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
 import numpy as np
 
 from infomask_jax.evaluate.regions import Boxes, range_max, sweep
@@ -72,22 +76,20 @@ def iou_curves(maps: np.ndarray, true: Boxes, thresholds: np.ndarray, connectivi
       best IoU of any region with any true box [n,T], and that of the region with the most pixels alone [n,T] (of equal
       ones the topmost, then the leftmost); 0 where there is no region. And how many regions there are [n,T].
     """
-    size = len(thresholds)
-    best, largest, counts = np.zeros((3, len(maps), size))
-    for i, s in enumerate(maps):
-        found = sweep(s, thresholds, connectivity)
-        counts[i] = found.counts(size)
-        if not len(found.boxes):
-            continue
-        own = true.boxes[true.image == i]
-        iou = overlap(found.boxes[:, None], own[None])[0].max(1, initial=0.0)
-        best[i] = range_max(iou, found.first, found.last, size)
-        rank = np.empty(len(iou), np.int64)  # by pixels, then position
-        rank[np.lexsort((-found.boxes[:, 1], -found.boxes[:, 0], found.pixels))] = np.arange(1, len(iou) + 1)
-        winner = range_max(rank, found.first, found.last, size)
-        by_rank = np.r_[0.0, iou[np.argsort(rank)]]
-        largest[i] = by_rank[winner]
-    return best, largest, counts
+    each = partial(_iou_curve, thresholds=thresholds, connectivity=connectivity)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy releases the interpreter lock for most of a sweep
+        curves = list(pool.map(each, maps, [true.boxes[true.image == i] for i in range(len(maps))]))
+    return np.reshape(curves, (-1, 3, len(thresholds))).swapaxes(0, 1)
+
+
+def _iou_curve(s: np.ndarray, own: np.ndarray, thresholds: np.ndarray, connectivity: int) -> np.ndarray:
+    """`iou_curves` of one map with its true boxes [g,4], stacked: [3,T]."""
+    size, found = len(thresholds), sweep(s, thresholds, connectivity)
+    iou = overlap(found.boxes[:, None], own[None])[0].max(1, initial=0.0)
+    rank = np.empty(len(iou), np.int64)  # by pixels, then position; 0 stands for no region
+    rank[np.lexsort((-found.boxes[:, 1], -found.boxes[:, 0], found.pixels))] = np.arange(1, len(iou) + 1)
+    largest = np.r_[0.0, iou[np.argsort(rank)]][range_max(rank, found.first, found.last, size)]
+    return np.stack([range_max(iou, found.first, found.last, size), largest, found.counts(size)])
 
 
 def count(flags: np.ndarray, image: np.ndarray, n: int) -> np.ndarray:

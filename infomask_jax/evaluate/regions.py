@@ -150,20 +150,20 @@ def _local_maximum(s: np.ndarray, connectivity: int) -> np.ndarray:
 
 def _saddles(basin: np.ndarray, level: np.ndarray, connectivity: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs of basins that touch, each once, and the highest level at which they do: a, b, saddle, each [pairs]."""
-    count, top = int(basin.max()) + 1, int(level.max()) + 1
+    count, bits = int(basin.max()) + 1, int(level.max()).bit_length()
     here = [np.s_[:, :-1], np.s_[:-1, :], np.s_[:-1, :-1], np.s_[:-1, 1:]]
     there = [np.s_[:, 1:], np.s_[1:, :], np.s_[1:, 1:], np.s_[1:, :-1]]
     keys = []
     for p, q in zip(here[: connectivity // 2], there, strict=False):
-        touch = (basin[p] != basin[q]) & (basin[p] >= 0) & (basin[q] >= 0)
+        touch = (basin[p] != basin[q]) & (np.minimum(basin[p], basin[q]) >= 0)
         a, b = basin[p][touch].astype(np.int64), basin[q][touch].astype(np.int64)
         pair = np.minimum(a, b) * count + np.maximum(a, b)
-        keys.append(pair * top + np.minimum(level[p][touch], level[q][touch]))
+        keys.append((pair << bits) | np.minimum(level[p][touch], level[q][touch]))
     keys = np.sort(np.concatenate(keys))
-    pair, saddle = np.divmod(keys, top)
-    last = np.flatnonzero(np.r_[pair[1:] != pair[:-1], True]) if len(pair) else np.zeros(0, int)
+    pair = keys >> bits
+    last = np.flatnonzero(np.r_[pair[1:] != pair[:-1], True][: len(pair)])
     a, b = np.divmod(pair[last], count)
-    return a, b, saddle[last]
+    return a, b, keys[last] & ((1 << bits) - 1)
 
 
 def _merge_tree(a, b, saddle, peak_level) -> tuple[np.ndarray, np.ndarray]:
