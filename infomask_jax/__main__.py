@@ -1,4 +1,5 @@
-"""Localize chest disease from image-level labels: prepare a dataset, evaluate a trained run, redraw its report.
+"""Localize chest disease from image-level labels: prepare a dataset, score a run or anyone's maps,
+redraw a report.
 
 Training is in experiments/: each script there is one configuration and takes --help.
 """
@@ -23,16 +24,48 @@ class Prepare:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Score a trained run (and its plain classifier) on a split of prepared data; print tables, write all outputs."""
+    """Score a trained run on prepared data, or anyone's heat maps (--maps, --boxes): print tables, write files."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """Work directory of the run."""
+    run: Annotated[Path | None, tyro.conf.Positional] = None
+    """Work directory of a run, scored together with its plain classifier; or else --maps and --boxes."""
     data_dir: Path | None = None
-    """Folder given to `prepare`; by default the one that the run was trained on."""
+    """RUN: folder given to `prepare`; by default the one that the run was trained on."""
     dataset: str | None = None
-    """Name of the prepared dataset; by default the one that the run was trained on."""
-    split: str = "test"
-    """Split to score. Thresholds come from the same data's val split, never from the scored one."""
+    """RUN: name of the prepared dataset; by default the one that the run was trained on."""
+    split: str | None = None
+    """RUN: split to score, by default test. Thresholds come from the same data's val split, never from the scored
+    one."""
+    faithfulness: bool = False
+    """RUN: also measure deletion and insertion, 42 forward passes an image and method."""
+    maps: Path | None = None
+    """Heat maps, an .npz of image_id [N] and for each method an array [N,h,w] or [N,h,w,K]; optional patient_id [N],
+    findings [K], probability and label (1, 0, -1 unknown) [N] or [N,K]. maps/SPLIT.npz of a run is one."""
+    boxes: tuple[Path, ...] = ()
+    """Tables of boxes: CSV of image, finding, x, y, w, h (pixels, top left corner; all empty: negative; without a
+    finding: for all) and image_width, image_height (or --images), optional patient; or NIH's BBox_List_2017.csv; or
+    RSNA's stage_2_train_labels.csv."""
+    tune_on: Path | None = None
+    """Heat maps of validation images, same methods, boxes in the same tables: thresholds are tuned on them. Without it
+    they are fixed."""
+    findings: tuple[str, ...] = ()
+    """Findings to score, by default all; they name the last axis of maps, in order, where maps.npz has no findings."""
+    protocol: tuple[str, ...] = ()
+    """Published protocols to score and print, of wang2017 li2018 wsol chexlocalize rsna pixel_auprc; by default all are
+    scored and written, and none is printed."""
+    images: Path | None = None
+    """Folder with the image files: draws hits and misses."""
+    frame: int | None = None
+    """Side of the frame in which maps are scored, pixels, by default 224."""
+    out: Path | None = None
+    """Folder for eval.json, table.md, table.tex, per_image.csv and figures/, by default evaluation."""
+    seed: int | None = None
+    """Of the bootstrap and of the random control, by default 0."""
+    resamples: int | None = None
+    """Of the bootstrap, by default 1000."""
+
+
+RUN_ONLY = ("data_dir", "dataset", "split", "faithfulness")
+MAPS_ONLY = ("tune_on", "findings", "protocol", "images", "frame", "out", "seed", "resamples")
 
 
 @dataclass(frozen=True)
@@ -45,6 +78,33 @@ class Report:
     """Scored split."""
 
 
+def evaluate(options: Evaluate) -> None:
+    """Score a run or files of maps, whichever is asked for. ValueError where it is both, neither or a mixture."""
+    given = {name for name, value in vars(options).items() if value is not None and value is not False and value != ()}
+    if "run" in given and given & {"maps", "boxes"}:
+        raise ValueError("expected a RUN or --maps with --boxes, found both; score them one after the other")
+    if "run" not in given and not {"maps", "boxes"} <= given:
+        found = " and ".join(f"--{name}" for name in ("maps", "boxes") if name in given) or "none of them"
+        raise ValueError(f"expected a RUN, or --maps with --boxes; found {found}")
+    if unused := [name for name in (MAPS_ONLY if "run" in given else RUN_ONLY) if name in given]:
+        names, which = ", ".join(f"--{name.replace('_', '-')}" for name in unused), ("--maps", "a RUN")
+        raise ValueError(f"{names}: only for {which['run' not in given]}; leave it out")
+    if "run" not in given:
+        from infomask_jax.score_files import score_files
+
+        named = {
+            "protocols" if name == "protocol" else name: getattr(options, name) for name in MAPS_ONLY if name in given
+        }
+        score_files(options.maps, options.boxes, **named)
+        return
+    from infomask_jax import experiment  # JAX loads only where it is needed
+    from infomask_jax.config import Config
+
+    config = Config.load(options.run)
+    data = datasets.load(options.dataset or config.dataset, options.data_dir or config.data_dir)
+    experiment.evaluate_run(options.run, data, options.split or "test", options.faithfulness)
+
+
 def main() -> None:
     verbs = reduce(or_, (Annotated[v, tyro.conf.subcommand(v.__name__.lower())] for v in (Prepare, Evaluate, Report)))
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
@@ -53,14 +113,11 @@ def main() -> None:
         if isinstance(verb, Prepare):
             datasets.prepare(verb.release)
             return
-        from infomask_jax import experiment, report  # JAX loads only where it is needed
-        from infomask_jax.config import Config
-
         if isinstance(verb, Evaluate):
-            config = Config.load(verb.run)
-            data = datasets.load(verb.dataset or config.dataset, verb.data_dir or config.data_dir)
-            experiment.evaluate_run(verb.run, data, verb.split)
+            evaluate(verb)
         else:
+            from infomask_jax import report
+
             report.report(verb.run, verb.split)
     except KeyboardInterrupt:
         raise SystemExit("interrupted; nothing half-written is left") from None

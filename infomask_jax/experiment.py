@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ from rich.progress import track
 from infomask_jax import checkpoint, datasets, evaluate, localize, pipeline, report
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
+from infomask_jax.evaluate import bootstrap, controls
 from infomask_jax.explain import heat_maps
 from infomask_jax.manifest import write_json
 from infomask_jax.model.infomask import InfoMask
@@ -59,12 +61,16 @@ def baseline_config(config: Config) -> Config:
     )
 
 
-def evaluate_run(workdir: Path, data: Prepared, split: str) -> Path:
+def evaluate_run(workdir: Path, data: Prepared, split: str, faithfulness: bool = False) -> Path:
     """Score a trained run (and its plain classifier, if it has one) on a split of prepared data.
 
-    Writes eval/SPLIT.json, maps/SPLIT.npz, boxes/SPLIT.json and figures/ into the run, or into its sub-folder
-    on-NAME-FINGERPRINT if the data is not what the run was trained on; prints the tables; returns that folder.
-    Thresholds are tuned on the data's `val` split. ValueError if the data lacks a finding that the run predicts.
+    Writes eval/SPLIT.json (its tables as .md and .tex, scores of each image as .csv), maps/SPLIT.npz, boxes/SPLIT.json
+    and figures/ into the run, or into its sub-folder on-NAME-FINGERPRINT if the data is not what the run was trained
+    on; prints the tables; returns that folder. Thresholds are tuned on the data's `val` split. ValueError if the data
+    lacks a finding that the run predicts.
+
+    Args:
+      faithfulness: also measure deletion and insertion (42 forward passes an image and method).
     """
     workdir, console = Path(workdir), report.console()
     config, manifest = Config.load(workdir), json.loads((workdir / "manifest.json").read_text())
@@ -85,22 +91,24 @@ def evaluate_run(workdir: Path, data: Prepared, split: str) -> Path:
     console.print(f"scoring {len(examples['image_id'])} images of {data.name}/{split}")
     frame = config.data.image_size
     options = {"frame": frame, "val": val, "val_maps": val_maps, "dataset": data.name, "split": split}
-    scores = evaluate.score(findings, examples, maps, **options, seed=config.seed)
+    scores, per_image = evaluate.score(findings, examples, maps, **options, seed=config.seed)
     if "plain_probabilities" in examples:
         plain = {**examples, "probabilities": examples["plain_probabilities"]}
         scores["classification_plain"] = {
             name: evaluate.classification_scores(plain, k, config.seed) for k, name in enumerate(findings)
         }
-    write_json(output / "eval" / f"{split}.json", scores)
+    if faithfulness:
+        scores["faithfulness"] = deletion_and_insertion(workdir, data, split, findings, examples, maps, config.seed)
+    written = report.write_scores(output / "eval" / split, scores, per_image)
     save_maps(output / "maps" / f"{split}.npz", examples["image_id"], maps)
     detections = detect(findings, examples, maps, scores, frame)
     write_json(output / "boxes" / f"{split}.json", detections)
     report.print_scores(scores, console)
     save_predictions(output / "predictions" / f"{split}.csv", findings, examples)
     figures = report.draw(output, workdir, data, split)
-    files = {"eval": "json", "maps": "npz", "boxes": "json", "predictions": "csv"}
-    paths = [output / folder / f"{split}.{ending}" for folder, ending in files.items()]
-    console.print("written:", *[str(path) for path in (*paths, *figures)], sep="\n  ", soft_wrap=True)
+    files = {"maps": "npz", "boxes": "json", "predictions": "csv"}
+    paths = [*written, *[output / folder / f"{split}.{ending}" for folder, ending in files.items()], *figures]
+    console.print("written:", *map(str, paths), sep="\n  ", soft_wrap=True)
     return output
 
 
@@ -148,6 +156,50 @@ def predict(config: Config, params, source, findings: int) -> tuple[np.ndarray, 
             limit = np.finfo(np.float16).max  # a map beyond it stays finite and keeps its order up to there
             maps.setdefault(method, []).append(np.clip(values[keep], -limit, limit).astype(np.float16))
     return np.concatenate(logits), {method: np.concatenate(values) for method, values in maps.items()}
+
+
+def deletion_and_insertion(workdir, data, split, findings, examples, maps, seed) -> dict:
+    """{finding: {method: {"deletion": V, "insertion": V, "curves"}}} over the positive images, for every map of a run.
+
+    A map is held against the model that it is of; random maps, as a control, against InfoMask.
+    """
+    out, size = {name: {} for name in findings}, Config.load(workdir).data.image_size
+    batches = pipeline.eval_batches(data.source(split), size, 32)
+    images = np.concatenate([batch["image"][batch["valid"] > 0, ..., 0] for batch in batches])
+    random = controls.random_maps(len(images), seed)
+    for folder in (workdir, workdir / BASELINE):
+        if not (folder / "config.json").exists():
+            continue
+        config, params = Config.load(folder), checkpoint.load_params(folder)[0]
+        plain = config.model.bottleneck == "none"
+        own = {method: array for method, array in maps.items() if (method == "cam") == plain}
+        for k, name in enumerate(findings):
+            positive = np.flatnonzero(examples["labels"][:, k] == 1)
+            if not len(positive):
+                continue
+            score = classifier(config, params, len(findings), k)
+            weights = bootstrap.patient_weights(np.array(examples["patient_id"])[positive], seed=seed)
+            for method, array in (own if folder != workdir else {**own, "control/random": random}).items():
+                heat = array[positive] if array.ndim == 3 else array[positive, ..., k]
+                areas, curves = evaluate.deletion_insertion(score, images[positive], heat, seed)
+                found = {which: bootstrap.as_json(bootstrap.estimate(a, *weights)) for which, a in areas.items()}
+                found["curves"] = {which: curve.round(6).tolist() for which, curve in curves.items()}
+                out[name][method] = found
+    return out
+
+
+def classifier(config: Config, params, findings: int, k: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of standardised images [n, H, W] that returns the probabilities [n] of finding k."""
+    model, size = InfoMask(config.model, findings), config.data.batch_size
+    forward = jax.jit(lambda images: model.apply({"params": params}, images, train=False)[0][:, k])
+
+    def probabilities(images: np.ndarray) -> np.ndarray:
+        padding = np.repeat(images[-1:], -len(images) % size, axis=0)
+        images = np.concatenate([images, padding])[..., None]
+        logits = [jax.device_get(forward(images[i : i + size])) for i in range(0, len(images), size)]
+        return scipy.special.expit(np.concatenate(logits)[: len(images) - len(padding)].astype(np.float64))
+
+    return probabilities
 
 
 def read_examples(data: Prepared, split: str, findings: list[str]) -> dict:

@@ -10,13 +10,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from infomask_jax.evaluate import bootstrap, boxes, controls, pixels, ranking, score
+from infomask_jax.evaluate import bootstrap, boxes, controls, pixels, ranking
+from infomask_jax.evaluate import score as score_all
 from infomask_jax.evaluate.frame import prepare_maps, rasterise, resize_mask
 
 SEEDS = st.integers(0, 10**6)
+
+
+def score(*args, **options):
+    """The scores without their per-image rows."""
+    return score_all(*args, **options)[0]
 
 
 def scene(n=40, grid=16, findings=1, seed=0, boxed=True, noise=0.3):
@@ -58,27 +63,31 @@ def random_case(seed, n=6, size=12):
 @given(SEEDS)
 def test_pxap_equals_scikit_learn(seed):
     maps, truth = random_case(seed)
-    assert pixels.pxap(maps, truth) == pytest.approx(average_precision_score(truth.ravel(), maps.ravel()), abs=1e-9)
+    assert pixels.pixel_average_precision(maps, truth) == pytest.approx(
+        average_precision_score(truth.ravel(), maps.ravel()), abs=1e-9
+    )
 
 
 def test_pxap_equals_scikit_learn_without_ties():
     rng = np.random.default_rng(1)
     maps, truth = prepare_maps(rng.random((20, 64, 64)), 64), rng.random((20, 64, 64)) < 0.1
     maps[truth] = np.sqrt(maps[truth])
-    assert pixels.pxap(maps, truth) == pytest.approx(average_precision_score(truth.ravel(), maps.ravel()), abs=1e-6)
+    assert pixels.pixel_average_precision(maps, truth) == pytest.approx(
+        average_precision_score(truth.ravel(), maps.ravel()), abs=1e-6
+    )
 
 
 def test_pxap_of_a_constant_map_is_the_true_share():
     truth = np.zeros((2, 10, 10), bool)
     truth[0, :3] = True
-    assert pixels.pxap(np.zeros((2, 10, 10), np.float32), truth) == pytest.approx(0.15)
+    assert pixels.pixel_average_precision(np.zeros((2, 10, 10), np.float32), truth) == pytest.approx(0.15)
 
 
 def test_unprepared_maps_are_refused():
     truth = np.ones((1, 4, 4), bool)
     for maps in (np.full((1, 4, 4), 2, np.float32), np.full((1, 4, 4), np.nan, np.float32), np.zeros((1, 4, 4))):
         with pytest.raises(ValueError, match="expected"):
-            pixels.pxap(maps, truth)
+            pixels.pixel_average_precision(maps, truth)
     with pytest.raises(ValueError, match="one shape"):
         pixels.pointing_game(np.zeros((1, 5, 5), np.float32), truth)
 
@@ -100,7 +109,7 @@ def test_iou_of_all_thresholds_equals_one_at_a_time(seed):
         plain = [(m >= t) & g for m, g in zip(maps, truth, strict=True)]
         union = [(m >= t) | g for m, g in zip(maps, truth, strict=True)]
         np.testing.assert_allclose(column, [a.sum() / max(b.sum(), 1) for a, b in zip(plain, union, strict=True)])
-        np.testing.assert_array_equal(column, pixels.region_iou(maps, truth, float(t)))
+        np.testing.assert_array_equal(column, pixels.region_overlap(maps, truth, float(t))[0])
 
 
 def test_iou_curve_is_exact_at_the_thresholds_themselves():
@@ -125,17 +134,19 @@ def test_tuned_threshold_maximises_mean_iou():
     positive = np.flatnonzero(data["labels"][:, 0])
     prepared = prepare_maps(maps[positive], 32)
     truth = np.stack([rasterise(data["boxes"][i][0], 32) for i in positive])
-    threshold, value = pixels.tune_threshold(prepared, truth)
-    means = {t: pixels.region_iou(prepared, truth, t / 100).mean() for t in range(1, 101)}
-    assert value == pytest.approx(max(means.values()))
-    assert means[round(threshold * 100)] == pytest.approx(value)
+    threshold = pixels.tune_threshold(pixels.iou_curve(prepared, truth))
+    means = {t: pixels.region_overlap(prepared, truth, t / 100)[0].mean() for t in range(1, 101)}
+    assert means[round(threshold * 100)] == pytest.approx(max(means.values()))
+    few = pixels.tune_threshold(pixels.iou_curve(prepared, truth), np.linspace(0.2, 0.8, 7, dtype=np.float32))
+    assert few in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+    assert means[round(few * 100)] == pytest.approx(max(means[t] for t in range(20, 81, 10)))
 
 
 def test_empty_prediction_counts_zero_and_is_not_dropped():
     maps, truth = np.zeros((2, 4, 4), np.float32), np.zeros((2, 4, 4), bool)
     truth[:, :2, :2] = True
     maps[0, :2, :2] = 1
-    np.testing.assert_allclose(pixels.region_iou(maps, truth, 0.5), [1, 0])
+    np.testing.assert_allclose(pixels.region_overlap(maps, truth, 0.5)[0], [1, 0])
 
 
 # --- frame
@@ -180,21 +191,6 @@ def test_exact_masks_keep_place_and_never_vanish():
 # --- boxes
 
 
-@settings(max_examples=40, deadline=None)
-@given(SEEDS, st.sampled_from([4, 8]))
-def test_regions_equal_scipy_labels(seed, connectivity):
-    rng = np.random.default_rng(seed)
-    masks = rng.random((5, 9, 9)) < rng.uniform(0, 1)
-    structure = np.ones((3, 3)) if connectivity == 8 else None
-    expected = set()
-    for i, mask in enumerate(masks):
-        for rows, cols in ndimage.find_objects(ndimage.label(mask, structure)[0]):
-            expected.add((i, rows.start / 9, cols.start / 9, rows.stop / 9, cols.stop / 9))
-    found = boxes.region_boxes(masks, connectivity)
-    assert {(i, *b) for b, i in zip(found.boxes, found.image, strict=True)} == expected
-    assert (np.diff(found.image) >= 0).all()
-
-
 def plain_overlap(a, b):
     """IoU and IoBB of two boxes, one number at a time."""
     height, width = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
@@ -229,41 +225,6 @@ def test_hits_and_false_alarms_equal_a_plain_loop(seed):
         assert best[i] == pytest.approx(max(every, default=0))
 
 
-@pytest.mark.parametrize("connectivity", [4, 8])
-def test_max_box_acc_equals_one_connected_components_call_per_threshold(connectivity):
-    rng = np.random.default_rng(0)
-    maps = rng.integers(0, 61, (8, 16, 16))  # hundredths, so that pixels lie exactly on a threshold
-    true = []
-    for s in maps:
-        y, x, h, w = *rng.integers(0, 6, 2), *rng.integers(5, 9, 2)
-        s[y : y + h, x : x + w] += rng.integers(5, 36)
-        y, x = y + rng.integers(0, 3), x + rng.integers(0, 3)  # not quite where the map is hot
-        s[rng.integers(0, 16), rng.integers(0, 16)] = 100
-        true.append(np.vstack([np.array([[y, x, y + h, x + w]]) / 16, random_boxes(rng, rng.integers(0, 2))]))
-    maps = (maps / 100).astype(np.float32)
-    curve = boxes.best_iou_curve(maps, boxes.flatten(true), connectivity)
-    structure = np.ones((3, 3)) if connectivity == 8 else None
-    for i, s in enumerate(maps):
-        for k, tau in enumerate(boxes.TAUS):
-            regions = ndimage.find_objects(ndimage.label(s > tau, structure)[0])
-            drawn = [(r.start / 16, c.start / 16, r.stop / 16, c.stop / 16) for r, c in regions]
-            plain = max((plain_overlap(p, t)[0] for p in drawn for t in true[i]), default=0)
-            assert curve[i, k] == pytest.approx(plain, abs=1e-12)
-    weights, index = bootstrap.patient_weights(range(8), 5)
-    value, samples, _, _ = boxes.max_box_acc_v2(curve, weights, index)
-    for result, times in zip([value, *samples], [np.ones(8), *weights], strict=True):
-        drawn = np.repeat(np.arange(8), times.astype(int))
-        assert result == pytest.approx(np.mean([(curve[drawn] >= d).mean(0).max() for d in (0.3, 0.5, 0.7)]))
-    assert 0.2 < value < 1
-
-
-def test_perfect_one_pixel_box_has_iou_one():
-    mask = np.zeros((1, 7, 7), bool)
-    mask[0, 6, 6] = True
-    true = boxes.flatten([np.array([[6 / 7, 6 / 7, 1, 1]])])
-    np.testing.assert_allclose(boxes.overlaps(boxes.region_boxes(mask), true)[2], 1)
-
-
 # --- classification and intervals
 
 
@@ -289,21 +250,21 @@ def test_resampled_means_and_pxap_equal_a_plain_loop():
     prepared = prepare_maps(maps[positive], 24)
     truth = np.stack([rasterise(data["boxes"][i][0], 24) for i in positive])
     weights, index = bootstrap.patient_weights(np.array(data["patient_id"])[positive], 6)
-    values = pixels.region_iou(prepared, truth, 0.5)
+    values = pixels.region_overlap(prepared, truth, 0.5)[0]
     means, areas = (
-        bootstrap.mean(values, weights, index).samples,
-        pixels.resampled_pxap(prepared, truth, weights, index),
+        bootstrap.estimate(found, weights, index).samples
+        for found in (bootstrap.average(values), pixels.pxap(prepared, truth))
     )
     for row, m, a in zip(weights, means, areas, strict=True):
         drawn = np.repeat(np.arange(len(positive)), row[index].astype(int))
         assert m == pytest.approx(values[drawn].mean())
-        assert a == pytest.approx(pixels.pxap(prepared[drawn], truth[drawn]), abs=2e-3)  # binned
+        assert a == pytest.approx(pixels.pixel_average_precision(prepared[drawn], truth[drawn]), abs=2e-3)  # binned
 
 
 def test_resampled_pxap_of_a_perfect_binary_map_is_one():
     truth = np.random.default_rng(0).random((9, 8, 8)) < 0.3
-    samples = pixels.resampled_pxap(truth.astype(np.float32), truth, *bootstrap.patient_weights(range(9), 5))
-    np.testing.assert_allclose(samples, 1)
+    found = bootstrap.estimate(pixels.pxap(truth.astype(np.float32), truth), *bootstrap.patient_weights(range(9), 5))
+    np.testing.assert_allclose(found.samples, 1)
 
 
 def test_patients_are_drawn_whole():
@@ -317,7 +278,9 @@ def test_interval_covers_the_mean_about_95_times_in_100():
     rng, covered = np.random.default_rng(0), 0
     for seed in range(1000):
         values = rng.normal(2, 1, 80)
-        low, high = bootstrap.as_json(bootstrap.mean(values, *bootstrap.patient_weights(range(80), 400, seed)))["ci95"]
+        low, high = bootstrap.as_json(
+            bootstrap.estimate(bootstrap.average(values), *bootstrap.patient_weights(range(80), 400, seed))
+        )["ci95"]
         covered += low <= 2 <= high
     assert 0.915 <= covered / 1000 <= 0.965, covered / 1000
 
@@ -325,22 +288,33 @@ def test_interval_covers_the_mean_about_95_times_in_100():
 def test_images_of_one_patient_widen_the_interval():
     """Forty copies are not forty patients."""
     values = np.repeat(np.random.default_rng(0).normal(size=10), 4)
-    alone = bootstrap.as_json(bootstrap.mean(values, *bootstrap.patient_weights(range(40))))["ci95"]
-    together = bootstrap.as_json(bootstrap.mean(values, *bootstrap.patient_weights(np.repeat(range(10), 4))))["ci95"]
+    alone = bootstrap.as_json(bootstrap.estimate(bootstrap.average(values), *bootstrap.patient_weights(range(40))))[
+        "ci95"
+    ]
+    together = bootstrap.as_json(
+        bootstrap.estimate(bootstrap.average(values), *bootstrap.patient_weights(np.repeat(range(10), 4)))
+    )["ci95"]
     assert np.diff(together) > 1.5 * np.diff(alone)
 
 
 def test_paired_difference_is_narrower_than_the_parts():
     weights = bootstrap.patient_weights(range(50))
     values = np.random.default_rng(0).random(50)
-    a, b = bootstrap.mean(values + 0.1, *weights), bootstrap.mean(values, *weights)
+    a, b = (
+        bootstrap.estimate(bootstrap.average(values + 0.1), *weights),
+        bootstrap.estimate(bootstrap.average(values), *weights),
+    )
     difference = bootstrap.as_json(bootstrap.difference(a, b))
     assert difference["value"] == pytest.approx(0.1)
     assert difference["ci95"] == pytest.approx([0.1, 0.1], abs=1e-6)
 
 
 def test_undefined_is_null_with_a_reason():
-    nothing = bootstrap.as_json(bootstrap.ratio([0], [0], *bootstrap.patient_weights(["p"], 5), reason="no boxes"))
+    nothing = bootstrap.as_json(
+        bootstrap.estimate(
+            bootstrap.PerImage(np.zeros(1), np.zeros(1)), *bootstrap.patient_weights(["p"], 5), "no boxes"
+        )
+    )
     assert nothing == {"value": None, "ci95": None, "n": 0, "reason": "no boxes"}
 
 
@@ -349,9 +323,11 @@ def test_undefined_is_null_with_a_reason():
 
 def test_mean_boxes_leave_the_image_out():
     reference, owner = np.array([[0, 0.1, 0.2, 0.45], [0.2, 0.1, 0.4, 0.45], [0, 0.6, 1, 1.0]]), np.array([4, 7, 7])
-    np.testing.assert_allclose(controls.control_boxes("mean_box", reference, owner, [7])[0], reference[:1])
-    np.testing.assert_allclose(controls.control_boxes("mean_box", reference, owner, [1])[0][0], reference.mean(0))
-    both = controls.control_boxes("mean_lung_boxes", reference, owner, [0])[0]
+    np.testing.assert_allclose(controls.control_boxes("mean_box", reference, owner, np.array([7]))[0], reference[:1])
+    np.testing.assert_allclose(
+        controls.control_boxes("mean_box", reference, owner, np.array([1]))[0][0], reference.mean(0)
+    )
+    both = controls.control_boxes("mean_lung_boxes", reference, owner, np.array([0]))[0]
     np.testing.assert_allclose(both, [[0.1, 0.1, 0.3, 0.45], [0, 0.6, 1, 1]])
 
 
@@ -364,7 +340,7 @@ def test_controls_never_see_the_image():
         ["mass"], data, {"infomask": 1 - maps}, val=val, val_maps={"infomask": maps[:40]}, frame=32, resamples=20
     )
     blind = [m for m in first["localization"]["mass"] if m.startswith("control/")]
-    assert {m.removeprefix("control/") for m in blind} == set(controls.NAMES)
+    assert {m.removeprefix("control/") for m in blind} == {*controls.MAPS, *controls.BOXES}
     for method in blind:
         assert first["localization"]["mass"][method] == second["localization"]["mass"][method]
 
@@ -402,7 +378,7 @@ def test_result_has_the_promised_shape(result):
     assert set(row["acc_iou"]) == {"0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7"} == set(row["afp"])
     assert set(row["acc_iobb"]) == {"0.1", "0.25", "0.5", "0.75", "0.9"}
     assert row["threshold"]["tuned_on"] == "val" and row["max_box_acc_v2"]["tuned_on"] == "oracle"
-    assert set(result["classification"]["mass"]) == {"auroc", "auprc", "prevalence"}
+    assert set(result["classification"]["mass"]) == {*("auroc", "auprc", "ece", "brier", "reliability", "prevalence")}
     assert row["pxap"]["n"] == result["counts"]["mass"]["scored_images"]
     assert row["acc_iou"]["0.1"]["n"] == result["counts"]["mass"]["scored_boxes"]
     low, high = row["mean_iou"]["ci95"]
@@ -529,16 +505,18 @@ BOXED = int(np.flatnonzero(scene(12)[0]["labels"][:, 0])[0])
     [
         (lambda d, m: d["image_id"].__setitem__(1, "image0"), "twice: image0"),
         (lambda d, m: d["labels"].__setitem__((2, 0), 3), "labels other than .*image2"),
-        (lambda d, m: d["probabilities"].__setitem__((2, 0), np.nan), "non-finite probabilities: image2"),
+        (lambda d, m: d["probabilities"].__setitem__((2, 0), np.nan), "not in 0..1: image2"),
+        (lambda d, m: d["probabilities"].__setitem__((2, 0), 1.5), "not in 0..1: image2"),
         (lambda d, m: d["boxes"].__setitem__(3, ([[0, 0, 1.2, 1]], [0])), "bad boxes: image3"),
         (lambda d, m: d["boxes"].__setitem__(3, ([[0.5, 0, 0.5, 1]], [0])), "bad boxes: image3"),
         (lambda d, m: d["boxes"].__setitem__(3, ([[0, 0, np.nan, 1]], [0])), "bad boxes: image3"),
         (lambda d, m: d["boxes"].__setitem__(3, ([[0, 0, 1, 1]], [1])), "bad boxes: image3"),
         (lambda d, m: d["patient_id"].pop(), "patient_id"),
         (lambda d, m: m.update(cam=m["cam"][:5]), "cam maps of shape"),
-        (lambda d, m: m["cam"].__setitem__(BOXED, np.nan), f"cam: .*image{BOXED} "),
-        (lambda d, m: m["cam"].__setitem__((BOXED, 0, 0), np.inf), f"cam: .*image{BOXED} "),
+        (lambda d, m: m["cam"].__setitem__(BOXED, np.nan), rf"cam maps with NaN.*: image{BOXED}$"),
+        (lambda d, m: m["cam"].__setitem__((BOXED, 0, 0), np.inf), rf"cam maps with NaN.*: image{BOXED}$"),
         (lambda d, m: m.update({"control/random": m["cam"]}), "kept for our controls"),
+        (lambda d, m: m.update({"ceiling/8x8": m["cam"]}), "kept for our controls"),
         (lambda d, m: d.update(masks=[np.zeros((8, 8))] * 12), "mask is empty"),
     ],
 )

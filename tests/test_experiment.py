@@ -13,6 +13,7 @@ import pytest
 from infomask_jax import datasets, experiment, report
 from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 from infomask_jax.datasets import Synthetic
+from infomask_jax.evaluate import PROTOCOLS, controls
 
 ROOT = Path(__file__).parent.parent
 METRICS = {"pxap", "pointing_game", "mean_iou", "max_box_acc_v2", "acc_iou", "acc_iobb", "afp", "boxes_per_image"}
@@ -46,15 +47,19 @@ def test_work_directory_holds_the_contract(run):
         assert (run / name).exists()
     scores = read(run / "eval" / "test.json")
     assert (scores["dataset"], scores["split"], scores["n_images"]) == ("synthetic", "test", 20)
-    assert {"auroc", "auprc", "prevalence"} == set(scores["classification"]["opacity"])
-    assert {"auroc", "auprc", "prevalence"} == set(scores["classification_plain"]["opacity"])
+    classification = {"auroc", "auprc", "ece", "brier", "reliability", "prevalence"}
+    assert classification == set(scores["classification"]["opacity"])
+    assert classification == set(scores["classification_plain"]["opacity"])
     rows = scores["localization"]["opacity"]
-    controls = {f"control/{name}" for name in ("random", "center", "mean_box", "mean_lung_boxes", "lung_boxes")}
-    assert set(rows) == {"infomask", "infomask_bits", "cam"} | controls
+    blind = {f"control/{name}" for name in (*controls.MAPS, *controls.BOXES)}
+    assert set(rows) == {"infomask", "infomask_bits", "cam", "ceiling/8x8"} | blind
     for row in rows.values():
-        assert set(row) == METRICS | {"threshold"}
+        assert set(row) == METRICS | {"threshold", "protocols"}
+        assert set(row["protocols"]) == set(PROTOCOLS)
         assert set(row["pxap"]) >= {"value", "ci95", "n"}
     assert rows["infomask"]["threshold"]["tuned_on"] == "val"
+    for ending in ("md", "tex", "csv"):
+        assert (run / "eval" / f"test.{ending}").stat().st_size > 1000
 
 
 def test_maps_boxes_and_predictions_belong_to_the_same_images(run):
@@ -88,6 +93,21 @@ def test_scoring_twice_gives_the_same_scores(run):
     before = read(run / "eval" / "test.json")
     experiment.evaluate_run(run, datasets.load("synthetic", run.parent / "data"), "test")
     assert read(run / "eval" / "test.json") == before
+
+
+def test_faithfulness_holds_each_map_against_its_own_model(run):
+    """The curves begin with the images as they are: there, the mean probability of the model itself."""
+    experiment.evaluate_run(run, datasets.load("synthetic", run.parent / "data"), "test", faithfulness=True)
+    found = read(run / "eval" / "test.json")["faithfulness"]["opacity"]
+    assert set(found) == {"infomask", "infomask_bits", "cam", "control/random"}
+    with (run / "predictions" / "test.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["opacity label"] == "1"]
+    own = np.mean([float(row["opacity probability"]) for row in rows])
+    for method in ("infomask", "control/random"):
+        assert found[method]["curves"]["deletion"][0] == pytest.approx(own, abs=1e-4)
+        assert found[method]["curves"]["insertion"][-1] == pytest.approx(own, abs=1e-4)
+        assert found[method]["deletion"]["n"] == len(rows)
+    assert found["cam"]["curves"]["deletion"][0] != pytest.approx(own, abs=1e-4)
 
 
 def test_other_data_is_scored_beside_the_run(run, tmp_path):

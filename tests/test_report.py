@@ -1,7 +1,9 @@
-"""Tables fit and say what is oracle; galleries sort hits from misses and keep orientation; curves survive resumes."""
+"""Tables fit, agree and say what is oracle; galleries sort hits from misses upright; curves survive resumes."""
 
+import csv
 import io
 import json
+import re
 
 import cv2
 import numpy as np
@@ -9,8 +11,10 @@ import pytest
 from rich.console import Console
 
 from infomask_jax.evaluate import score
-from infomask_jax.report import figures
-from infomask_jax.report.table import number, tables
+from infomask_jax.report import figures, write_scores
+from infomask_jax.report.render import escape, latex, markdown, tables
+from infomask_jax.report.sheet import number
+from infomask_jax.report.table import sheets
 
 
 def scene(n=24, grid=16, seed=0):
@@ -29,7 +33,12 @@ def scene(n=24, grid=16, seed=0):
 
 
 @pytest.fixture(scope="module")
-def result():
+def result(scored):
+    return scored[0]
+
+
+@pytest.fixture(scope="module")
+def scored():
     (data, maps), (val, val_maps) = scene(), scene(seed=1)
     data["labels"] = np.hstack([data["labels"], np.ones((24, 1), int)])
     val["labels"] = np.hstack([val["labels"], np.ones((24, 1), int)])
@@ -41,17 +50,18 @@ def result():
     )
 
 
-def printed(result, width):
+def printed(result, width, protocols=False):
     console = Console(width=width, color_system=None, record=True, file=io.StringIO())
-    console.print(tables(result))
+    console.print(tables(result, protocols))
     return console.export_text()
 
 
+@pytest.mark.parametrize("protocols", [False, True])
 @pytest.mark.parametrize("width", [100, 120])
-def test_tables_fit_and_name_every_method_and_its_threshold(result, width):
-    text = printed(result, width)
+def test_tables_fit_and_name_every_method_and_its_threshold(result, width, protocols):
+    text = printed(result, width, protocols)
     assert max(map(len, text.splitlines())) <= width
-    assert "…" not in text
+    assert "…" not in text and ("Wang 2017" in text) == protocols
     for words in ("PxAP", "boxes/", "mean_lung_boxes", "tuned on validation", "oracle", "one class only"):
         assert words in text, words
     assert "Not localized (no positive image has a box): nodule" in text
@@ -61,14 +71,147 @@ def test_tables_fit_and_name_every_method_and_its_threshold(result, width):
     assert any(line.split()[:1] == ["infomask"] and value in line for line in text.splitlines())
 
 
-def test_fixed_thresholds_are_called_fixed(result):
+def test_fixed_thresholds_are_called_fixed():
     data, maps = scene()
-    text = printed(score(["mass"], data, {"cam": maps}, frame=16, resamples=10), 110)
-    assert "fixed, not tuned" in text and "leave-one-out" in text and "tuned on validation" not in text
+    scores, _ = score(["mass"], data, {"cam": maps}, frame=16, resamples=10)
+    text = printed(scores, 110)
+    assert "fixed: not tuned" in text and "leave-one-out" in text and "tuned on validation" not in text
+    assert {(row.cells[-1].text, row.cells[-1].below) for row in headline(scores).rows} == {
+        (".500", "fixed"),
+        ("-", ""),
+    }
+
+
+def headline(result):
+    return next(sheet for sheet in sheets(result) if sheet.kind == "headline")
+
+
+def test_every_sheet_has_a_cell_for_every_heading_and_every_method_a_threshold(result):
+    found = sheets(result)
+    assert [s.kind for s in found if s.kind != "protocol"] == ["classification", "headline", "differences", "counts"]
+    for protocol in ("Wang 2017", "Li 2018", "WSOL", "CheXlocalize", "RSNA challenge", "Pixel AUPRC"):
+        assert any(sheet.title.startswith(protocol) for sheet in found), protocol
+    for sheet in found:
+        assert all(len(row.cells) == len(sheet.headings) - 1 for row in sheet.rows)
+    rows = {row.name: row for row in headline(result).rows}
+    for method, entry in result["localization"]["mass"].items():
+        cut, expected = rows[method.split("/")[-1]].cells[-1], entry["threshold"]
+        assert (cut.text, cut.below) == (("-", "") if expected["value"] is None else (number(expected["value"]), "val"))
+
+
+def test_oracles_are_starred_and_nothing_else(result):
+    scores = json.loads(json.dumps(result))
+    starred = {
+        (row.name, h)
+        for row in headline(scores).rows
+        for h, c in zip(headline(scores).headings[1:], row.cells, strict=True)
+        if c.mark
+    }
+    maps = {"infomask", "infomask_bits", "cam", "random", "center"}  # boxes have no threshold to choose
+    assert starred == {(name, "MaxBox AccV2") for name in maps}
+    scores["localization"]["mass"]["cam"]["threshold"]["tuned_on"] = "oracle"
+    sheet = headline(scores)
+    more = {(row.name, h) for row in sheet.rows for h, c in zip(sheet.headings[1:], row.cells, strict=True) if c.mark}
+    at_threshold = {"mean IoU", "Acc IoU>.1", "Acc IoU>.3", "Acc IoU>.5", "boxes/ image"}
+    assert more - starred == {("cam", h) for h in at_threshold}
+    assert any(note.startswith("* ") for note in sheet.notes) and "oracle: tuned on these very images" in sheet.notes[0]
+
+
+def test_a_ceiling_stands_apart_and_is_never_best(result):
+    rows = [row for sheet in sheets(result) if sheet.kind in ("headline", "protocol") for row in sheet.rows]
+    ceilings = [row for row in rows if row.name == "16x16"]
+    assert ceilings and all("knows the true boxes" in row.group for row in ceilings)
+    assert not any(cell.bold for row in ceilings for cell in row.cells)
+    assert any(cell.bold for row in rows for cell in row.cells)
+    assert headline(result).rows[-1].name == "16x16"
+    false_boxes = [sheet for sheet in sheets(result) if "AFP" in sheet.title]
+    assert false_boxes and not any(cell.bold for s in false_boxes for row in s.rows for cell in row.cells)
+
+
+def test_differences_name_the_best_control_of_each_score(result):
+    sheet = next(s for s in sheets(result) if s.kind == "differences")
+    assert [row.name for row in sheet.rows[:2]] == ["cam - best control", "infomask_bits - cam"]
+    best = result["differences"]["mass"]["infomask - best control"]["pxap"]["control"].removeprefix("control/")
+    assert f"PxAP {best}," in sheet.notes[-1]
+    wins = [cell.verdict for row in sheet.rows for cell in row.cells if row.name == "infomask - best control"]
+    assert "green" in wins and "red" not in wins
+
+
+def test_faithfulness_has_a_table_where_it_was_measured(result):
+    v = {"value": 0.25, "ci95": [0.2, 0.3], "n": 12}
+    measured = {"mass": {"infomask": {"deletion": v, "insertion": {**v, "value": 0.75}, "curves": {}}}}
+    sheet = next(s for s in sheets({**result, "faithfulness": measured}) if s.kind == "faithfulness")
+    assert [cell.text for cell in sheet.rows[0].cells] == [".250", ".750"]
+
+
+def hostile(result):
+    """The same scores of methods and a finding with names that mean something to LaTeX, Markdown and rich."""
+    text = json.dumps(result).replace('"mass"', r'"50% of_a $mass & [red]#1|~^{x\\y}*"').replace('"cam"', '"[cam]_*|&"')
+    return json.loads(text)
+
+
+@pytest.mark.parametrize("names", ["plain", "hostile"])
+def test_latex_is_balanced_and_escaped(result, names):
+    text = latex(hostile(result) if names == "hostile" else result)
+    lines = [line for line in text.splitlines() if not line.startswith("%")]
+    body = "\n".join(lines)
+    for name in ("table", "tabular"):
+        assert body.count(rf"\begin{{{name}}}") == body.count(rf"\end{{{name}}}") == len(sheets(result))
+    bare = re.sub(r"\\[{}]", "", body)  # escaped braces
+    depth = np.cumsum([{"{": 1, "}": -1}.get(character, 0) for character in bare])
+    assert depth.min() == 0 and depth[-1] == 0
+    assert bare.replace(r"\$", "").count("$") % 2 == 0 and bare.isascii()
+    columns = 0
+    for line in lines:
+        if line.startswith(r"\begin{tabular}"):
+            columns = len(re.search(r"\{(l?r*)\}$", line)[1])
+        elif line.endswith(r"\\") and not line.startswith(r"\multicolumn"):
+            assert len(re.findall(r"(?<!\\)&", line)) == columns - 1, line
+            assert not line.startswith(("[", "*"))  # the end of the row above would take it for its argument
+            assert not re.search(r"(?<!\\)[#%_]", line), line
+    assert columns
+
+
+def test_latex_prints_special_characters():
+    assert escape("a_b 5% #1 {x}") == r"a\_b 5\% \#1 \{x\}"
+    assert escape("--tune-on .1–.2") == "-{}-tune-on .1--.2"
+    assert escape("[x] >.1 \\") == r"{[}x] $>$.1 \textbackslash{}"
+
+
+def test_markdown_keeps_its_columns_whatever_the_names(result):
+    columns = 0
+    for line in markdown(hostile(result)).splitlines():
+        if line.startswith("|"):
+            bars = len(re.findall(r"(?<!\\)\|", line))
+            columns = bars if line.startswith(("| method", "| finding", "| difference")) else columns
+            assert bars == columns, line
+    assert printed(hostile(result), 120, True).count("[red]") >= 3  # rich does not take it for a colour
+
+
+def test_scores_are_written_as_four_files_that_agree(scored, tmp_path):
+    paths = write_scores(tmp_path / "eval" / "test.v1", *scored)
+    assert [p.name for p in paths] == ["test.v1.json", "test.v1.md", "test.v1.tex", "test.v1.csv"]
+    assert sorted(p.name for p in (tmp_path / "eval").iterdir()) == sorted(p.name for p in paths)
+    assert json.loads(paths[0].read_text()) == scored[0]
+    with paths[3].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(scored[1])
+    for row, cells in zip(scored[1], rows, strict=True):
+        for name, value in row.items():
+            assert cells[name] == "" if value is None else isinstance(value, str) or float(cells[name]) == value
+        assert row["true_boxes"] is None or cells["true_boxes"].isdigit()
+    for sheet in sheets(scored[0]):
+        for row in sheet.rows:
+            for cell in row.cells:
+                assert cell.text in paths[1].read_text()
 
 
 @pytest.mark.parametrize(
-    "x, text", [(0.7124, ".712"), (1.0, "1.00"), (0.9999, "1.00"), (0.0, ".000"), (-0.05, "-.050"), (None, "-")]
+    "x, text",
+    [
+        *[(0.7124, ".712"), (1.0, "1.00"), (0.9999, "1.00"), (0.0, ".000"), (-0.05, "-.050"), (None, "-")],
+        *[(9.994, "9.99"), (9.996, "10.0"), (13.91, "13.9"), (99.96, "100"), (-12.34, "-12.3")],
+    ],
 )
 def test_numbers_are_short(x, text):
     assert number(x) == text

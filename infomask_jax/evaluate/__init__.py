@@ -3,16 +3,22 @@
 Usable on anyone's maps: plain numpy arrays in, a JSON-ready dict out. This room imports no other room and no JAX.
 
     scoring.py       `score`: all of it
-    localization.py  what is true of a finding, every score of one method, the conventions in words
+    localization.py  every score of one prediction, the conventions in words
+    protocols.py     the published protocols, one function each
+    truth.py         what is true of a finding, and on which images
     frame.py         maps, boxes and masks on one scoring frame
-    pixels.py        PxAP, pointing game, mean IoU, threshold tuning
-    boxes.py         regions, IoU, MaxBoxAccV2, accuracy at IoU and IoBB, false positives
-    controls.py      predictions that never look at the image
+    pixels.py        average precision, pointing game, overlap of regions, threshold tuning
+    regions.py       connected regions of a map, at one threshold or at all of them
+    boxes.py         overlaps of boxes, and what is counted with them
+    controls.py      predictions that never look at the image, and the ceiling of a grid
     bootstrap.py     intervals over patients, paired differences
-    ranking.py       AUROC and average precision from counts
+    ranking.py       AUROC, average precision and calibration of the classifier
+    faithfulness.py  deletion and insertion curves
     checks.py        what is accepted
 """
 
+from infomask_jax.evaluate.faithfulness import deletion_insertion
+from infomask_jax.evaluate.localization import PROTOCOLS
 from infomask_jax.evaluate.scoring import classification_scores, score
 
-__all__ = ["classification_scores", "score"]
+__all__ = ["PROTOCOLS", "classification_scores", "deletion_insertion", "score"]

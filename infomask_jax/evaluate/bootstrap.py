@@ -1,13 +1,35 @@
 """Percentile bootstrap over patients, as matrix products.
 
-A resample draws P patients with replacement; `weights` [R,P] says how often each was drawn. Every score that is a ratio
-of sums over images is then `weights @ per-patient sums`, for all resamples at once. Two methods share the weights, so
-that the interval of their difference is paired.
+A resample draws P patients with replacement; `weights` [R,P] says how often each was drawn. A score is a function of
+sums over images (`PerImage`), so `weights @ per-patient sums` gives it for all resamples at once. Two methods share the
+weights, so that the interval of their difference is paired.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+
+
+def _same(ratio: np.ndarray) -> np.ndarray:
+    return ratio
+
+
+class PerImage(NamedTuple):
+    """A score before its images are put together: finish(sum of part / sum of whole)."""
+
+    part: np.ndarray  # [n,...]
+    whole: np.ndarray  # [n], the number of things that each image contributes
+    finish: Callable[[np.ndarray], np.ndarray] = _same  # [...,*shape of a part] -> [...]
+    exact: float | None = None  # the value, where `part` is binned and good enough for resamples only
+
+    @property
+    def value(self) -> float:
+        """The score of all images; NaN where there is nothing to average."""
+        total = np.sum(self.whole)
+        if total == 0:
+            return np.nan
+        return float(self.finish(np.sum(self.part, axis=0) / total)) if self.exact is None else self.exact
 
 
 class Estimate(NamedTuple):
@@ -17,6 +39,11 @@ class Estimate(NamedTuple):
     samples: np.ndarray  # [R]
     n: int
     reason: str = ""
+
+
+def average(values) -> PerImage:
+    """Mean over images of values [n]."""
+    return PerImage(np.asarray(values, float), np.ones(len(values)))
 
 
 def patient_weights(patients, resamples: int = 1000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -33,22 +60,19 @@ def resampled_sum(values: np.ndarray, weights: np.ndarray, index: np.ndarray) ->
     values = np.asarray(values, float)
     sums = np.zeros((weights.shape[1], *values.shape[1:]))
     np.add.at(sums, index, values)
-    return np.tensordot(weights, sums, axes=1)
+    return (weights @ sums.reshape(len(sums), -1)).reshape(-1, *values.shape[1:])
 
 
-def ratio(numerator, denominator, weights, index, reason: str = "nothing to average") -> Estimate:
-    """sum(numerator)/sum(denominator) over images, both [n]; NaN, with the reason, where the denominator is 0."""
-    top, bottom = np.sum(numerator), np.sum(denominator)
-    if bottom == 0:
+def estimate(score: PerImage, weights: np.ndarray, index: np.ndarray, reason: str = "nothing to average") -> Estimate:
+    """The score of all images and of every resample; NaN, with the reason, where there is nothing to average."""
+    total = np.sum(score.whole)
+    if total == 0:
         return Estimate(np.nan, np.full(len(weights), np.nan), 0, reason)
+    flat = np.reshape(score.part, (len(score.part), -1))
+    sums = resampled_sum(np.column_stack([score.whole, flat]), weights, index)  # [R, 1 + elements of a part]
     with np.errstate(invalid="ignore", divide="ignore"):
-        samples = resampled_sum(numerator, weights, index) / resampled_sum(denominator, weights, index)
-    return Estimate(float(top / bottom), samples, int(bottom))
-
-
-def mean(values, weights, index) -> Estimate:
-    """Mean over images of values [n]."""
-    return ratio(values, np.ones(len(values)), weights, index)
+        samples = score.finish((sums[:, 1:] / sums[:, :1]).reshape(-1, *np.shape(score.part)[1:]))
+    return Estimate(score.value, samples, int(total))
 
 
 def difference(a: Estimate, b: Estimate) -> Estimate:

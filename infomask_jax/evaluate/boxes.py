@@ -1,27 +1,16 @@
-"""Box scores: regions of maps as boxes, overlaps, MaxBoxAccV2, accuracy at IoU and IoBB, false positives.
+"""Overlaps of boxes, and what is counted with them.
 
-Boxes of many images are flat: boxes [n,4] (ymin,xmin,ymax,xmax) in 0..1 beside image [n], the position of each box's
-image, ascending. Edges are continuous, areas have no +1. IoU = |B n G| / |B u G|; IoBB = |B n G| / |B| for a predicted
-box B.
+Boxes of many images are flat, see `regions.Boxes`. Edges are continuous, areas have no +1. IoU = |B n G| / |B u G|;
+IoBB = |B n G| / |B| for a predicted box B and a true box G.
 """
 
-from typing import NamedTuple
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
-import cv2
 import numpy as np
 
-from infomask_jax.evaluate.bootstrap import Estimate, resampled_sum
-
-MOSAIC_PIXELS = 1 << 24
-TAUS = np.linspace(0, 0.99, 100, dtype=np.float32)  # MaxBoxAcc takes regions {s > tau}
-DELTAS = (0.3, 0.5, 0.7)
-
-
-class Boxes(NamedTuple):
-    """Boxes of several images: `boxes` [n,4] and `image` [n], ascending."""
-
-    boxes: np.ndarray
-    image: np.ndarray
+from infomask_jax.evaluate.regions import Boxes, range_max, sweep
 
 
 def flatten(per_image: list[np.ndarray]) -> Boxes:
@@ -37,27 +26,17 @@ def take(boxes: Boxes, images: np.ndarray) -> Boxes:
     return Boxes(boxes.boxes[keep], np.searchsorted(images, boxes.image[keep]))
 
 
-def region_boxes(masks: np.ndarray, connectivity: int = 8) -> Boxes:
-    """Tight boxes of the connected regions of bool [n,S,S].
+def overlap(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """IoU and IoBB of predicted boxes a with true boxes b, both [...,4] and broadcast: each [...].
 
-    Images are stacked into one tall picture with an empty row after each, so that one connected-components call serves
-    many of them.
+    Rounded to 12 digits, so that a ratio equal to a threshold is not decided by the rounding errors of its edges.
     """
-    n, height, width = masks.shape
-    step = max(1, MOSAIC_PIXELS // (height * width))
-    boxes, images = [np.zeros((0, 4))], [np.zeros(0, int)]
-    for first in range(0, n, step):
-        part = masks[first : first + step]
-        mosaic = np.zeros((len(part), height + 1, width), np.uint8)
-        mosaic[:, :height] = part
-        stats = cv2.connectedComponentsWithStats(mosaic.reshape(-1, width), connectivity=connectivity)[2]
-        left, top, wide, high = stats[1:, :4].T  # row 0 is the background
-        image, top = np.divmod(top, height + 1)
-        order = np.lexsort((left, top, image))
-        corners = np.stack([top / height, left / width, (top + high) / height, (left + wide) / width], axis=1)
-        boxes.append(corners[order])
-        images.append(image[order] + first)
-    return Boxes(np.concatenate(boxes), np.concatenate(images))
+    both = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None).prod(-1)
+    area_a, area_b = (a[..., 2:] - a[..., :2]).prod(-1), (b[..., 2:] - b[..., :2]).prod(-1)
+    iou, iobb = (
+        np.divide(both, whole, out=np.zeros_like(both), where=whole > 0) for whole in (area_a + area_b - both, area_a)
+    )
+    return iou.round(12), iobb.round(12)
 
 
 def overlaps(predicted: Boxes, true: Boxes) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -68,36 +47,56 @@ def overlaps(predicted: Boxes, true: Boxes) -> tuple[np.ndarray, np.ndarray, np.
     p = np.repeat(np.arange(len(pairs)), pairs)
     within = np.arange(len(p)) - np.repeat(np.cumsum(pairs) - pairs, pairs)
     t = (np.cumsum(counts) - counts)[predicted.image[p]] + within
-    a, b = predicted.boxes[p], true.boxes[t]
-    both = np.clip(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0, None).prod(1)
-    area_a, area_b = (a[:, 2:] - a[:, :2]).prod(1), (b[:, 2:] - b[:, :2]).prod(1)
-    return p, t, both / (area_a + area_b - both), np.divide(both, area_a, out=np.zeros_like(both), where=area_a > 0)
+    return p, t, *overlap(predicted.boxes[p], true.boxes[t])
+
+
+def best_overlaps(predicted: Boxes, true: Boxes) -> tuple[np.ndarray, np.ndarray]:
+    """The best IoU and the best IoBB that some predicted box has with each true box, each [true boxes]; 0 for none."""
+    _, t, *measures = overlaps(predicted, true)
+    best = np.zeros((2, len(true.boxes)))
+    for row, values in zip(best, measures, strict=True):
+        np.maximum.at(row, t, values)
+    return best[0], best[1]
 
 
 def best_iou(predicted: Boxes, true: Boxes, n: int) -> np.ndarray:
     """The best IoU over all pairs of each of n images; 0 without a prediction. [n]."""
-    p, _, iou, _ = overlaps(predicted, true)
     best = np.zeros(n)
-    np.maximum.at(best, predicted.image[p], iou)
+    np.maximum.at(best, true.image, best_overlaps(predicted, true)[0])
     return best
 
 
-def best_iou_curve(maps: np.ndarray, true: Boxes, connectivity: int = 8) -> np.ndarray:
-    """`best_iou` of the boxes of the regions {s > tau} at each of TAUS: maps [n,S,S] -> [n,100]."""
-    return np.stack([best_iou(region_boxes(maps > tau, connectivity), true, len(maps)) for tau in TAUS], axis=1)
-
-
-def max_box_acc_v2(curve: np.ndarray, weights: np.ndarray, index: np.ndarray) -> Estimate:
-    """MaxBoxAccV2 (WSOL, Choe et al. 2020): mean over delta of max over tau of the share of images, best IoU >= delta.
+def iou_curves(maps: np.ndarray, true: Boxes, thresholds: np.ndarray, connectivity: int = 8):
+    """IoU with the true boxes of the boxes of all regions {s > tau}, at every tau, from one `sweep` a map.
 
     Args:
-      curve: best IoU per image and threshold [n,T]; T = 1 for predictions that are boxes already.
-    The maximum over tau is taken on the scored images (an oracle), and again in every resample.
+      maps: float32 [n,S,S], prepared.
+
+    Returns:
+      best IoU of any region with any true box [n,T], and that of the region with the most pixels alone [n,T] (of equal
+      ones the topmost, then the leftmost); 0 where there is no region. And how many regions there are [n,T].
     """
-    hits = np.stack([curve >= delta for delta in DELTAS], axis=-1)  # [n,T,3]
-    drawn = resampled_sum(np.ones(len(curve)), weights, index)
-    samples = (resampled_sum(hits, weights, index) / drawn[:, None, None]).max(1).mean(1)
-    return Estimate(float(hits.mean(0).max(0).mean()), samples, len(curve))
+    each = partial(_iou_curve, thresholds=thresholds, connectivity=connectivity)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy releases the interpreter lock for most of a sweep
+        curves = list(pool.map(each, maps, [true.boxes[true.image == i] for i in range(len(maps))]))
+    return np.reshape(curves, (-1, 3, len(thresholds))).swapaxes(0, 1)
+
+
+def _iou_curve(s: np.ndarray, own: np.ndarray, thresholds: np.ndarray, connectivity: int) -> np.ndarray:
+    """`iou_curves` of one map with its true boxes [g,4], stacked: [3,T]."""
+    size, found = len(thresholds), sweep(s, thresholds, connectivity)
+    iou = overlap(found.boxes[:, None], own[None])[0].max(1, initial=0.0)
+    rank = np.empty(len(iou), np.int64)  # by pixels, then position; 0 stands for no region
+    rank[np.lexsort((-found.boxes[:, 1], -found.boxes[:, 0], found.pixels))] = np.arange(1, len(iou) + 1)
+    largest = np.r_[0.0, iou[np.argsort(rank)]][range_max(rank, found.first, found.last, size)]
+    return np.stack([range_max(iou, found.first, found.last, size), largest, found.counts(size)])
+
+
+def count(flags: np.ndarray, image: np.ndarray, n: int) -> np.ndarray:
+    """Flags [boxes,T] of boxes on images [boxes] -> how many are set on each of n images [n,T]."""
+    counts = np.zeros((n, flags.shape[1]))
+    np.add.at(counts, image, flags)
+    return counts
 
 
 def found_per_image(predicted: Boxes, true: Boxes, thresholds, n: int, measure: str = "iou") -> np.ndarray:
@@ -105,25 +104,16 @@ def found_per_image(predicted: Boxes, true: Boxes, thresholds, n: int, measure: 
 
     Divided by the number of true boxes this is Acc(T) (Wang et al. 2017), with `measure` "iou" or "iobb".
     """
-    _, t, iou, iobb = overlaps(predicted, true)
-    best = np.zeros(len(true.boxes))
-    np.maximum.at(best, t, iou if measure == "iou" else iobb)
-    return _count(best[:, None] > np.asarray(thresholds), true.image, n)
+    best = best_overlaps(predicted, true)[("iou", "iobb").index(measure)]
+    return count(best[:, None] > np.asarray(thresholds), true.image, n)
 
 
-def false_per_image(predicted: Boxes, true: Boxes, thresholds, n: int) -> np.ndarray:
-    """Per image, the number of predicted boxes whose IoU with every true box is at most T. [n,T].
+def false_per_image(predicted: Boxes, true: Boxes, thresholds, n: int, measure: str = "iou") -> np.ndarray:
+    """Per image, the number of predicted boxes that overlap every true box by at most T. [n,T].
 
-    Divided by the number of boxed images this is AFP(T) (Wang et al. 2017).
+    Divided by a number of images or boxes this is AFP(T) (Wang et al. 2017).
     """
-    p, _, iou, _ = overlaps(predicted, true)
+    p, _, *measures = overlaps(predicted, true)
     best = np.zeros(len(predicted.boxes))
-    np.maximum.at(best, p, iou)
-    return _count(best[:, None] <= np.asarray(thresholds), predicted.image, n)
-
-
-def _count(flags: np.ndarray, image: np.ndarray, n: int) -> np.ndarray:
-    """Flags [boxes,T] of boxes on images [boxes] -> how many are set on each of n images [n,T]."""
-    counts = np.zeros((n, flags.shape[1]))
-    np.add.at(counts, image, flags)
-    return counts
+    np.maximum.at(best, p, measures[("iou", "iobb").index(measure)])
+    return count(best[:, None] <= np.asarray(thresholds), predicted.image, n)

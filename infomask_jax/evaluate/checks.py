@@ -23,29 +23,34 @@ def check_split(findings, data: dict, split: str) -> None:
         p = np.asarray(data["probabilities"], float)
         if p.shape != (n, k):
             raise ValueError(f"{split}: expected probabilities of shape {(n, k)}, found {p.shape}")
-        _refuse([ids[i] for i in np.flatnonzero(~np.isfinite(p).all(1))], split, "non-finite probabilities")
+        outside = ~((p >= 0) & (p <= 1)).all(1)  # NaN too
+        _refuse([ids[i] for i in np.flatnonzero(outside)], split, "probabilities that are not in 0..1")
     if data.get("masks") is not None and len(data["masks"]) != n:
         raise ValueError(f"{split}: {n} image ids but {len(data['masks'])} masks")
     _refuse([i for i, pair in zip(ids, data["boxes"], strict=True) if not _good(pair, k)], split, "bad boxes")
 
 
 def check_maps(maps: dict, data: dict, findings, split: str) -> None:
-    """Raise unless every map array is [N,h,w] or [N,h,w,K]."""
+    """Raise unless every map array is [N,h,w] or [N,h,w,K], of finite numbers."""
     n, k = len(data["image_id"]), len(findings)
     for method, array in maps.items():
-        if method.startswith("control/"):
+        if method.startswith(("control/", "ceiling/")):
             raise ValueError(f"{split}: the name {method!r} is kept for our controls")
         shape = np.shape(array)
         if len(shape) not in (3, 4) or shape[0] != n or 0 in shape[1:] or shape[3:] not in ((), (k,)):
             raise ValueError(f"{split}: expected {method} maps of shape ({n}, h, w) or ({n}, h, w, {k}), found {shape}")
+        if not np.issubdtype(np.asarray(array).dtype, np.number) or np.iscomplexobj(array):
+            raise ValueError(f"{split}: expected numbers in the {method} maps, found {np.asarray(array).dtype}")
+        bad = [data["image_id"][i] for i in range(n) if not np.isfinite(array[i]).all()]
+        _refuse(bad, split, f"{method} maps with NaN, infinity or float16 overflow")
 
 
 def _good(pair, k: int) -> bool:
-    """Boxes of one image: finite, inside 0..1, of positive area, each with a finding."""
+    """Boxes of one image: finite, inside 0..1, of positive area, each with a finding or -1."""
     boxes, finding = np.asarray(pair[0], float).reshape(-1, 4), np.asarray(pair[1])
     inside = np.isfinite(boxes).all() and boxes.min(initial=0) >= 0 and boxes.max(initial=1) <= 1
     sized = (boxes[:, 2:] > boxes[:, :2]).all()
-    return bool(inside and sized and len(finding) == len(boxes) and np.isin(finding, np.arange(k)).all())
+    return bool(inside and sized and len(finding) == len(boxes) and np.isin(finding, np.arange(-1, k)).all())
 
 
 def _refuse(names: list[str], split: str, what: str) -> None:

@@ -10,20 +10,27 @@ import cv2
 import numpy as np
 
 
-def prepare_maps(maps: np.ndarray, frame: int, names=None) -> np.ndarray:
+def prepare_maps(maps: np.ndarray, frame: int | tuple[int, int], names=None) -> np.ndarray:
     """Resize to the frame, then min-max per image (WSOL, Choe et al. 2020): [n,h,w] -> float32 [n,S,S] in 0..1.
 
     A constant map becomes zeros. A non-finite map is an error that names the image (`names` [n], otherwise its index).
+
+    Args:
+      frame: S, or (height, width).
     """
     maps = np.asarray(maps)
     if maps.ndim != 3 or 0 in maps.shape[1:]:
         raise ValueError(f"expected maps [n,h,w], found shape {maps.shape}")
-    out = np.empty((len(maps), frame, frame), np.float32)
+    height, width = (frame, frame) if isinstance(frame, int) else frame
+    out = np.empty((len(maps), height, width), np.float32)
     for i, heat in enumerate(maps):
         if not np.isfinite(heat).all():
             name = names[i] if names is not None else f"number {i}"
             raise ValueError(f"the map of image {name} has non-finite values (NaN, infinity or float16 overflow)")
-        s = cv2.resize(heat.astype(np.float32), (frame, frame), interpolation=cv2.INTER_LINEAR)
+        heat = heat.astype(np.float32 if heat.dtype in (np.float16, np.float32) else np.float64)
+        if np.abs(heat).max() > 0.1 * np.finfo(heat.dtype).max:
+            heat = heat * heat.dtype.type(0.1)  # its range would overflow
+        s = cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR)
         low, high = s.min(), s.max()
         out[i] = (s - low) / (high - low) if high > low else 0.0
     return out

@@ -1,15 +1,18 @@
-"""The localization protocol of one finding: what is true, and every score of one method's maps."""
+"""Every localization score of one prediction for one finding, and the conventions in words."""
+
+from typing import NamedTuple
 
 import numpy as np
 
-from infomask_jax.evaluate import bootstrap, controls
-from infomask_jax.evaluate import boxes as box_scores
-from infomask_jax.evaluate import pixels as pixel_scores
-from infomask_jax.evaluate.boxes import Boxes, flatten, region_boxes, take
-from infomask_jax.evaluate.frame import rasterise, resize_mask
+from infomask_jax.evaluate import bootstrap, controls, pixels, protocols
+from infomask_jax.evaluate.bootstrap import Estimate, PerImage, average
+from infomask_jax.evaluate.boxes import false_per_image, flatten, take
+from infomask_jax.evaluate.frame import prepare_maps, rasterise
+from infomask_jax.evaluate.regions import Boxes, region_boxes
+from infomask_jax.evaluate.truth import Truth
 
-IOU_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-IOBB_LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9)
+PROTOCOLS = ("wang2017", "li2018", "wsol", "chexlocalize", "rsna", "pixel_auprc")
+CHUNK = 512  # maps in the scoring frame at once, where all images of a split are visited
 
 CONVENTIONS = {
     "frame": "maps are resized bilinearly (half-pixel centres) to frame x frame pixels, then min-maxed per image; "
@@ -19,83 +22,142 @@ CONVENTIONS = {
     "pxap": "average precision over pooled pixels, exact; only its interval is binned",
     "pointing_game": "the maximum lies in the truth, no tolerance; ties score the share of tied maxima inside",
     "mean_iou": "region s >= threshold against the truth, mean over images; an empty region counts 0",
-    "max_box_acc_v2": "boxes of all 8-connected regions s > tau, tau .00 ... .99; hit if the best IoU >= .3 .5 .7; "
-    "best tau on the scored images (oracle)",
+    "max_box_acc_v2": "boxes of all 8-connected regions s > tau, tau .000 .001 ... .999; hit if the best IoU >= .3 .5 "
+    ".7; best tau on the scored images (oracle)",
     "acc_iou": "true boxes hit (IoU > T) by a box of a region s >= threshold / true boxes; acc_iobb likewise with IoBB",
     "afp": "predicted boxes with no IoU > T on all boxed images of the split / those images",
     "boxes_per_image": "on the scored images",
     "boxes": "continuous edges, no +1 pixel",
     "ci95": "percentile bootstrap over patients; the threshold is not tuned again in a resample",
-    "n": "images; acc_iou and acc_iobb: true boxes; afp: boxed images of the split",
+    "n": "images; acc_iou and acc_iobb: true boxes; afp: boxed images of the split; wang2017/afp: their boxes",
     "control/random": f"uniform noise on {controls.NOISE_GRID} x {controls.NOISE_GRID} cells",
     "control/lung_boxes": "x .12-.45 and .55-.88, y .20-.80",
+    "ceiling": "the truth on a method's grid, not a control: boxes with their edges moved to the nearest line; exact "
+    "pixel masks averaged over the cells",
 }
 
 
-def boxed_images(data) -> np.ndarray:
-    """Positions of the images that have a box of any finding."""
-    return np.flatnonzero([len(boxes) > 0 for boxes, _ in data["boxes"]])
+class Thresholds(NamedTuple):
+    """Where a prediction is cut."""
+
+    region: float  # of the map
+    tuned_on: str  # "val" or "fixed"
+    chexlocalize: float | None  # the best of .2 ... .8 on validation
+    confidence: float | None  # RSNA: the probability below which no box is predicted; None: all are
 
 
-def patients_of(data) -> list[str]:
-    """Patient of each image; the image itself where none is given."""
-    pairs = zip(data["patient_id"], data["image_id"], strict=True)
-    return [f"patient {p}" if str(p) not in ("", "None") else f"image {i}" for p, i in pairs]
+class Score(NamedTuple):
+    """One score before its images are put together."""
+
+    over: str  # the images: "scored", "boxed" or "listed" (see Truth)
+    per_image: PerImage
 
 
-def finding_truth(data, k, boxed, frame, seed=0, resamples=0) -> dict:
-    """What finding k is scored against. `scored` [n] are positions within `boxed`: positive images with a box of k."""
-    positive = np.asarray(data["labels"])[boxed, k] == 1
-    own = [np.asarray(b, float).reshape(-1, 4)[np.asarray(f) == k] for b, f in (data["boxes"][i] for i in boxed)]
-    has = np.array([len(b) > 0 for b in own], bool)
-    scored = np.flatnonzero(positive & has)
-    masks, several = data.get("masks"), np.asarray(data["labels"]).shape[1] > 1
-    mask = np.zeros((len(scored), frame, frame), bool)
-    for row, position in enumerate(scored):
-        exact = masks[boxed[position]] if masks is not None else None
-        mask[row] = rasterise(own[position], frame) if exact is None else resize_mask(exact, frame)
-        if exact is not None and several:
-            mask[row] &= rasterise(own[position], frame)
-        if not mask[row].any():
-            raise ValueError(f"image {data['image_id'][boxed[position]]}: its exact mask is empty where it has a box")
-    patients = np.array(patients_of(data))[boxed]
-    every = flatten(own)
-    return {
-        "scored": scored,
-        "mask": mask,
-        "every_box": every,  # on all boxed images
-        "boxes": take(every, scored),  # on the scored ones
-        "weights": bootstrap.patient_weights(patients[scored], resamples, seed),
-        "every_weights": bootstrap.patient_weights(patients, resamples, seed),
-        "boxed_not_positive": int((has & ~positive).sum()),
-    }
-
-
-def localization_estimates(truth: dict, maps: np.ndarray, threshold: float, predicted: Boxes | None = None) -> dict:
-    """Every localization score as {"metric" or "metric/level": Estimate}.
+def estimates(scores: dict[str, Score], weights: dict[str, tuple]) -> dict[str, Estimate]:
+    """Every score with its resamples; one that has several names is resampled once.
 
     Args:
-      maps: prepared, of all boxed images. predicted: their boxes, if they are not the regions of the maps.
+      weights: `bootstrap.patient_weights` of each kind of images that scores are over.
     """
-    scored, true, n = truth["scored"], truth["boxes"], len(truth["scored"])
-    own, mask = maps[scored], truth["mask"]
-    every = region_boxes(maps >= np.float32(threshold)) if predicted is None else predicted
-    boxes = take(every, scored)
-    curve = box_scores.best_iou_curve(own, true) if predicted is None else box_scores.best_iou(boxes, true, n)[:, None]
-    weights = truth["weights"]
-    out = {
-        "pxap": pixel_scores.pxap_estimate(own, mask, *weights),
-        "pointing_game": bootstrap.mean(pixel_scores.pointing_game(own, mask), *weights),
-        "mean_iou": bootstrap.mean(pixel_scores.region_iou(own, mask, threshold), *weights),
-        "max_box_acc_v2": box_scores.max_box_acc_v2(curve, *weights),
+    known = {}
+    for score in scores.values():
+        if id(score.per_image) not in known:
+            known[id(score.per_image)] = bootstrap.estimate(score.per_image, *weights[score.over])
+    return {name: known[id(score.per_image)] for name, score in scores.items()}
+
+
+class Prediction(NamedTuple):
+    """Heat maps [N,h,w], or a list with boxes [n_i,4] of each image, or both: then box scores are of the boxes."""
+
+    maps: np.ndarray | None
+    boxes: list[np.ndarray] | None = None
+
+    def prepared(self, images: np.ndarray, frame: int, names) -> np.ndarray:
+        """Maps of some images in the scoring frame, float32 [n,S,S]; boxes alone are drawn. `names`: of all images."""
+        if self.maps is None:
+            drawn = np.zeros((len(images), frame, frame), np.float32)
+            for row, i in enumerate(images):
+                drawn[row] = rasterise(self.boxes[i], frame)
+            return drawn
+        return prepare_maps(self.maps[images], frame, [names[i] for i in images])
+
+    def regions(self, images: np.ndarray, threshold: float, frame: int, names) -> tuple[Boxes, np.ndarray]:
+        """Predicted boxes of some images, and their scores."""
+        if self.boxes is not None:
+            boxes = flatten([self.boxes[i] for i in images])
+            return boxes, np.ones(len(boxes.boxes), np.float32)
+        parts = [Boxes(np.zeros((0, 4)), np.zeros(0, int))]
+        peaks = [np.zeros(0, np.float32)]
+        for first in range(0, len(images), CHUNK):
+            boxes, peak = region_boxes(self.prepared(images[first : first + CHUNK], frame, names), threshold)
+            parts.append(Boxes(boxes.boxes, boxes.image + first))
+            peaks.append(peak)
+        return Boxes(*(np.concatenate(values) for values in zip(*parts, strict=True))), np.concatenate(peaks)
+
+
+def tune(prediction: Prediction, truth: Truth, data: dict, k: int, gated: bool) -> Thresholds:
+    """The thresholds of finding k that are best on a (validation) split with boxes of it.
+
+    Args:
+      gated: boxes are predicted only where the classifier is confident; tune that, too.
+    """
+    frame, names = truth.mask.shape[1], data["image_id"]
+    curve = pixels.iou_curve(prediction.prepared(truth.scored, frame, names), truth.mask)
+    region, confidence = pixels.tune_threshold(curve), None
+    if gated:
+        probabilities = np.asarray(data["probabilities"], float)[truth.listed, k]
+        boxes, peaks = prediction.regions(truth.listed, region, frame, names)
+        confidence = protocols.tune_confidence(boxes, peaks, truth.listed_boxes, probabilities)
+    return Thresholds(region, "val", pixels.tune_threshold(curve, protocols.CHEXLOCALIZE_THRESHOLDS), confidence)
+
+
+def measure(
+    prediction: Prediction, truth: Truth, data: dict, k: int, thresholds: Thresholds, chosen=PROTOCOLS
+) -> tuple[dict[str, Score], dict[str, float]]:
+    """Every score of a prediction for finding k, as {"metric", "metric/level" or "protocol/metric/level": Score}.
+
+    Returns also WSOL's best thresholds (an oracle), see `protocols.wsol`.
+    """
+    frame, names, cut = truth.mask.shape[1], data["image_id"], thresholds.region
+    rows = np.searchsorted(truth.boxed, truth.scored)
+    prepared, mask, n, m = prediction.prepared(truth.boxed, frame, names), truth.mask, len(rows), len(truth.boxed)
+    own = prepared[rows]
+    drawn = None if prediction.boxes is None else flatten([prediction.boxes[i] for i in truth.boxed])
+    every = region_boxes(prepared, cut)[0] if drawn is None else drawn
+    boxes = take(every, rows)
+
+    pixel_auprc = protocols.pixel_auprc(own, mask)
+    wsol, taus = protocols.wsol(own, truth.boxes, None if drawn is None else boxes)
+    wrong = false_per_image(every, truth.boxed_boxes, protocols.IOU_LEVELS, m)
+    headline = {
+        "pxap": pixel_auprc["pooled"],
+        "pointing_game": pixel_auprc["pointing_game"],
+        "mean_iou": average(pixels.region_overlap(own, mask, cut)[0]),
+        "max_box_acc_v2": wsol["max_box_acc_v2"],
+        **protocols.accuracy(boxes, truth.boxes, n),
+        "boxes_per_image": average(np.bincount(boxes.image, minlength=n)),
     }
-    true_count = np.bincount(true.image, minlength=n)
-    for measure, levels in (("iou", IOU_LEVELS), ("iobb", IOBB_LEVELS)):
-        found = box_scores.found_per_image(boxes, true, levels, n, measure)
-        for level, hits in zip(levels, found.T, strict=True):
-            out[f"acc_{measure}/{level:g}"] = bootstrap.ratio(hits, true_count, *weights)
-    wrong = box_scores.false_per_image(every, truth["every_box"], IOU_LEVELS, len(maps))
-    for level, count in zip(IOU_LEVELS, wrong.T, strict=True):
-        out[f"afp/{level:g}"] = bootstrap.mean(count, *truth["every_weights"])
-    out["boxes_per_image"] = bootstrap.mean(np.bincount(boxes.image, minlength=n), *weights)
-    return out
+    out = {name: Score("scored", s) for name, s in headline.items()}
+    out |= {f"afp/{t:g}": Score("boxed", average(w)) for t, w in zip(protocols.IOU_LEVELS, wrong.T, strict=True)}
+    blocks = {
+        "wang2017": lambda: protocols.wang2017(prepared, truth.boxed_boxes, truth.boxes_of_all, drawn),
+        "li2018": lambda: protocols.li2018(own, mask, cut),
+        "wsol": lambda: {**wsol, "pxap": pixel_auprc["pooled"]},
+        "chexlocalize": lambda: protocols.chexlocalize(own, mask, thresholds.chexlocalize),
+        "rsna": lambda: _rsna(prediction, truth, data, k, thresholds, frame),
+        "pixel_auprc": lambda: pixel_auprc,
+    }
+    over = {"wang2017": "boxed", "rsna": "listed"}
+    for protocol in chosen:
+        scores = blocks[protocol]()
+        out |= {f"{protocol}/{name}": Score(over.get(protocol, "scored"), s) for name, s in scores.items()}
+    return out, taus
+
+
+def _rsna(prediction, truth, data, k, thresholds, frame) -> dict[str, PerImage]:
+    images, confident = truth.listed, np.ones(len(truth.listed), bool)
+    if thresholds.confidence is not None:
+        confident = np.asarray(data["probabilities"], float)[images, k] >= thresholds.confidence
+    boxes, peaks = prediction.regions(images[confident], thresholds.region, frame, data["image_id"])
+    boxes = Boxes(boxes.boxes, np.flatnonzero(confident)[boxes.image])
+    return protocols.rsna(boxes, peaks, truth.listed_boxes, len(images))

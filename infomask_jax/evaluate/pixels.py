@@ -1,11 +1,12 @@
-"""Pixel scores of prepared maps: PxAP, pointing game, IoU of a thresholded region.
+"""Pixel scores of prepared maps: average precision, pointing game, overlap of a thresholded region.
 
 All take maps float32 [n,S,S] in 0..1 (`frame.prepare_maps`) and truth bool [n,S,S] of the same images.
 """
 
+import cv2
 import numpy as np
 
-from infomask_jax.evaluate.bootstrap import Estimate, resampled_sum
+from infomask_jax.evaluate.bootstrap import PerImage
 from infomask_jax.evaluate.ranking import average_precision
 
 THRESHOLDS = np.linspace(0.01, 1, 100, dtype=np.float32)  # a region is {s >= t}
@@ -21,49 +22,47 @@ def check(maps: np.ndarray, truth: np.ndarray) -> None:
         raise ValueError("expected prepared maps in 0..1")
 
 
-def pxap(maps: np.ndarray, truth: np.ndarray) -> float:
-    """Average precision over the pixels of all images pooled (WSOL, Choe et al. 2020); exact, ties as one step.
+def pixel_average_precision(maps: np.ndarray, truth: np.ndarray) -> float:
+    """Average precision over all pixels given, pooled: exact, ties as one step. NaN where no pixel is true.
 
-    Non-negative floats sort like their bits, and 1.0 needs 30 of them: score and truth share one 32-bit key, so a
-    single in-place integer sort does the work. NaN where no pixel is true.
+    Precision only counts where recall rises, so only the distinct scores of true pixels are visited.
     """
     check(maps, truth)
-    key = (maps.ravel() + np.float32(0)).view(np.uint32)  # + 0 turns -0.0 into 0.0, and copies
-    key <<= 1
-    key |= truth.ravel()
-    key.sort()
-    key = key[::-1]
-    score = key >> 1
-    last = np.r_[np.flatnonzero(score[1:] != score[:-1]), len(key) - 1]  # last pixel of each tied group
-    del score
-    hits = np.cumsum(key & 1, dtype=np.int64)[last]
-    return float(average_precision(np.diff(hits, prepend=0), np.diff(last, prepend=-1)))
+    every, true = np.sort(maps, axis=None), np.sort(maps[truth])
+    if not len(true):
+        return np.nan
+    scores, first = np.unique(true, return_index=True)
+    hits = len(true) - first  # true pixels at or above each score
+    picked = len(every) - np.searchsorted(every, scores)
+    return float(np.sum(np.diff(np.r_[first, len(true)]) * (hits / picked)) / len(true))
 
 
-def resampled_pxap(maps, truth, weights, index, bins: int = 1000) -> np.ndarray:
-    """PxAP of every resample [R], from per-image histograms of scores. Only here are scores binned.
+def pxap(maps: np.ndarray, truth: np.ndarray, bins: int = 1000) -> PerImage:
+    """PxAP (WSOL, Choe et al. 2020): average precision over the pixels of all images pooled.
 
-    Bin edges are quantiles of the true pixels' scores, so that every bin holds an equal share of the recall and the
-    binning error is bounded evenly (about 1/bins of the value, far below the width of the interval).
+    The value is exact. Resamples come from per-image histograms: bin edges are quantiles of the true pixels' scores, so
+    that every bin holds an equal share of the recall and the binning error is bounded evenly (about 1/bins of the
+    value, far below the width of the interval).
     """
-    check(maps, truth)
-    if not truth.any():
-        return np.full(len(weights), np.nan)
+    exact = pixel_average_precision(maps, truth)
     edges = np.unique(np.quantile(maps[truth], np.linspace(0, 1, bins + 1)[:-1]).astype(np.float32))
-    positives, totals = (np.zeros((len(maps), len(edges) + 1)) for _ in range(2))
+    size = len(edges) + 1
+    counts = np.zeros((len(maps), size, 2))  # best bin first; true pixels, all pixels
     for i, (s, t) in enumerate(zip(maps, truth, strict=True)):
-        bin_of = np.searchsorted(edges, s.ravel(), side="right")
-        totals[i] = np.bincount(bin_of, minlength=len(edges) + 1)
-        positives[i] = np.bincount(bin_of[t.ravel()], minlength=len(edges) + 1)
-    return average_precision(
-        resampled_sum(positives[:, ::-1], weights, index), resampled_sum(totals[:, ::-1], weights, index)
-    )
+        bin_of = len(edges) - np.searchsorted(edges, s.ravel(), side="right")
+        counts[i, :, 0] = np.bincount(bin_of[t.ravel()], minlength=size)
+        counts[i, :, 1] = np.bincount(bin_of, minlength=size)
+    return PerImage(counts, np.ones(len(maps)), _binned_average_precision, exact)
 
 
-def pxap_estimate(maps, truth, weights, index) -> Estimate:
-    """PxAP (exact) with its resamples (binned), over n images."""
-    reason = "" if truth.any() else "no true pixel"
-    return Estimate(pxap(maps, truth), resampled_pxap(maps, truth, weights, index), len(maps), reason)
+def _binned_average_precision(counts: np.ndarray) -> np.ndarray:
+    return average_precision(counts[..., 0], counts[..., 1])
+
+
+def average_precisions(maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Average precision of each image's pixels, exact, [n]."""
+    check(maps, truth)
+    return np.array([pixel_average_precision(s[None], t[None]) for s, t in zip(maps, truth, strict=True)])
 
 
 def pointing_game(maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -76,40 +75,39 @@ def pointing_game(maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return (top & truth).sum((1, 2)) / top.sum((1, 2))
 
 
-def region_iou(maps: np.ndarray, truth: np.ndarray, threshold: float) -> np.ndarray:
-    """IoU of {s >= threshold} with the truth, per image [n]. An empty region scores 0, it is never dropped."""
+def region_overlap(maps: np.ndarray, truth: np.ndarray, threshold) -> tuple[np.ndarray, np.ndarray]:
+    """IoU and IoR of the region R = {s >= threshold} with the truth, each [n]; `threshold` is one number, or [n].
+
+    IoR = |R n G| / |R|. An empty region scores 0, it is never dropped.
+    """
     check(maps, truth)
-    region = maps >= np.float32(threshold)
-    union = (region | truth).sum((1, 2))
-    return (region & truth).sum((1, 2)) / np.maximum(union, 1)
+    region = maps >= np.asarray(threshold, np.float32).reshape(-1, 1, 1)
+    both, size, true = (region & truth).sum((1, 2)), region.sum((1, 2)), truth.sum((1, 2))
+    return both / np.maximum(size + true - both, 1), both / np.maximum(size, 1)
+
+
+def otsu_thresholds(maps: np.ndarray) -> np.ndarray:
+    """Otsu's threshold of each map, quantised to 8 bits: the region is {s >= t}. float32 [n]."""
+    cut = [cv2.threshold(np.rint(s * 255).astype(np.uint8), 0, 1, cv2.THRESH_OTSU)[0] for s in maps]
+    return ((np.array(cut) + 0.5) / 255).astype(np.float32)  # pixels above the cut, in steps of 1/255
 
 
 def iou_curve(maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """`region_iou` at each of THRESHOLDS, [n,100], from one histogram per image."""
+    """IoU of the region at each of THRESHOLDS, [n,100], from one histogram per image."""
     check(maps, truth)
     curve = np.zeros((len(maps), len(THRESHOLDS)))
+    size = len(THRESHOLDS) + 1
     for i, (s, t) in enumerate(zip(maps, truth, strict=True)):
-        passed = _thresholds_passed(s.ravel())
-        size = len(THRESHOLDS) + 1
-        inside, outside = np.bincount(passed * 2 + t.ravel(), minlength=2 * size).reshape(size, 2).T[::-1]
+        passed = np.searchsorted(THRESHOLDS, s.ravel(), side="right")
+        outside, inside = np.bincount(passed * 2 + t.ravel(), minlength=2 * size).reshape(size, 2).T
         inside, outside = (np.cumsum(counts[::-1])[::-1][1:] for counts in (inside, outside))  # pixels with s >= t
         curve[i] = inside / np.maximum(t.sum() + outside, 1)
     return curve
 
 
-def _thresholds_passed(s: np.ndarray) -> np.ndarray:
-    """How many THRESHOLDS are <= s: a multiplication, then an exact correction by at most one."""
-    edges = np.r_[np.float32(0), THRESHOLDS, np.float32(np.inf)]
-    guess = (s * np.float32(100)).astype(np.intp)
-    guess += edges[guess + 1] <= s
-    guess -= edges[guess] > s
-    return guess
-
-
-def tune_threshold(maps: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    """The threshold in .01, .02 ... 1 with the highest mean IoU, the lowest such, and that mean IoU."""
-    if not len(maps):
+def tune_threshold(curve: np.ndarray, among: np.ndarray = THRESHOLDS) -> float:
+    """The threshold with the highest mean IoU, of equal ones the lowest: curve [n,100] of `iou_curve`."""
+    if not len(curve):
         raise ValueError("no images to tune the threshold on")
-    curve = iou_curve(maps, truth).mean(0)
-    best = int(curve.argmax())
-    return round(float(THRESHOLDS[best]), 2), float(curve[best])
+    allowed = np.isin(THRESHOLDS, among)
+    return round(float(THRESHOLDS[np.where(allowed, curve.mean(0), -1.0).argmax()]), 2)

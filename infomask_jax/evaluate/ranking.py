@@ -1,10 +1,14 @@
-"""Average precision and the area under the ROC curve, for labels and for weighted resamples of them.
+"""Scores of the classifier: average precision and the area under the ROC curve, with resamples, and calibration.
 
-Both are functions of counts per distinct score, so ties are exact: a tied group enters as one step.
+The first two are functions of counts per distinct score, so ties are exact: a tied group enters as one step.
 """
 
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
+
+from infomask_jax.evaluate.bootstrap import PerImage
+
+CALIBRATION_BINS = 15
 
 
 def average_precision(positives: np.ndarray, totals: np.ndarray) -> np.ndarray:
@@ -54,3 +58,30 @@ def resampled_classification(labels, scores, weights, index, chunk: int = 4_000_
         areas.append(roc_area(positives, totals))
         precisions.append(average_precision(positives, totals))
     return np.concatenate(areas), np.concatenate(precisions)
+
+
+def calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> PerImage:
+    """Expected calibration error (Guo et al. 2017): sum over bins of |mean probability - share of positives| * share.
+
+    Args:
+      labels: [n] in {0,1}; probabilities: [n] in 0..1, in 15 bins of equal width (a bin holds its upper edge).
+    """
+    part = np.zeros((len(labels), CALIBRATION_BINS, 2))
+    part[np.arange(len(labels)), _bin(probabilities)] = np.stack([probabilities, labels], axis=1)
+    return PerImage(part, np.ones(len(labels)), lambda mean: np.abs(mean[..., 0] - mean[..., 1]).sum(-1))
+
+
+def reliability(labels: np.ndarray, probabilities: np.ndarray) -> list[dict]:
+    """The reliability diagram: {"from", "to", "n", "mean_probability", "positive_share"} of each bin with images."""
+    rows, edges = [], np.linspace(0, 1, CALIBRATION_BINS + 1)
+    for b in range(CALIBRATION_BINS):
+        own = _bin(probabilities) == b
+        if own.any():
+            means = {"mean_probability": probabilities[own].mean(), "positive_share": labels[own].mean()}
+            bounds = {"from": edges[b], "to": edges[b + 1]}
+            rows.append({k: round(float(v), 6) for k, v in (bounds | means).items()} | {"n": int(own.sum())})
+    return rows
+
+
+def _bin(probabilities: np.ndarray) -> np.ndarray:
+    return np.clip(np.ceil(np.asarray(probabilities) * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)

@@ -1,42 +1,65 @@
 """One entry point: plain arrays in, the dict of eval/SPLIT.json out."""
 
+import cv2
 import numpy as np
 
-from infomask_jax.evaluate import bootstrap, controls
-from infomask_jax.evaluate.boxes import flatten
+from infomask_jax.evaluate import bootstrap, controls, ranking
 from infomask_jax.evaluate.checks import check_maps, check_split
-from infomask_jax.evaluate.frame import prepare_maps, rasterise
 from infomask_jax.evaluate.localization import (
     CONVENTIONS,
-    boxed_images,
-    finding_truth,
-    localization_estimates,
-    patients_of,
+    PROTOCOLS,
+    Prediction,
+    Score,
+    Thresholds,
+    estimates,
+    measure,
+    tune,
 )
-from infomask_jax.evaluate.pixels import tune_threshold
-from infomask_jax.evaluate.ranking import classification, resampled_classification
+from infomask_jax.evaluate.protocols import WANG_THRESHOLDS
+from infomask_jax.evaluate.truth import Truth, finding_truth, patients_of
 
-FIXED_THRESHOLD = 0.5  # where no validation image has a box of the finding (NIH: every box is in the test list)
+# Where no validation image has a box of the finding (NIH: every box is in the test list):
+FIXED_THRESHOLD = 0.5  # of maps
+FIXED_CONFIDENCE = 0.5  # the probability from which boxes are predicted (RSNA)
 COMPARED = ("pxap", "pointing_game", "mean_iou", "max_box_acc_v2", "acc_iou/0.1", "acc_iou/0.3", "acc_iou/0.5")
 
 
 def score(
-    findings, data, maps, *, frame, val=None, val_maps=None, dataset="", split="test", seed=0, resamples=1000
-) -> dict:
-    """Classification and localization scores of one split, as eval/SPLIT.json: nested, JSON-ready, null for undefined.
+    findings,
+    data,
+    maps,
+    *,
+    frame,
+    val=None,
+    val_maps=None,
+    dataset="",
+    split="test",
+    seed=0,
+    resamples=1000,
+    protocols=PROTOCOLS,
+) -> tuple[dict, list[dict]]:
+    """Classification and localization scores of one split.
 
     Args:
       findings: K names.
       data: the split, a dict of `image_id` [N] and `patient_id` [N] (text; without a patient an image stands for
         itself), `labels` [N,K] in {1, 0, -1 unknown}, `boxes` [N] pairs (boxes [n,4] as (ymin,xmin,ymax,xmax) in 0..1,
-        finding index [n]); optionally `probabilities` [N,K] and `masks` [N] of [H,W] or None (exact truth; with several
-        findings it is intersected with the boxes of each).
+        finding index [n], -1 for one that is not scored: it only counts for Wang's AFP); optionally `probabilities`
+        [N,K] and `masks` [N] of [H,W] or None (exact truth; with several findings it is intersected with the boxes of
+        each).
       maps: {method: [N,h,w] for all findings, or [N,h,w,K]}, any range, same order as `data`.
       frame: side S of the scoring frame in pixels; the model's input size is the natural choice.
-      val, val_maps: the same of the validation split: tunes each method's threshold and yields the mean boxes. Where it
-        has no box of a finding, the threshold is FIXED_THRESHOLD and mean boxes are leave-one-out on the scored split.
+      val, val_maps: the same of the validation split: tunes each method's thresholds and yields the mean boxes. Where
+        it has no box of a finding, thresholds are fixed and mean boxes are leave-one-out on the scored split.
       resamples: of the bootstrap; `seed` seeds it and the random control.
+      protocols: of PROTOCOLS, what is reported beside the headline scores.
+
+    Returns:
+      eval/SPLIT.json (nested, JSON-ready, null for undefined) and the scores of each image, a flat dict an image,
+      finding and method, None where a score is not defined.
     """
+    if unknown := [name for name in protocols if name not in PROTOCOLS]:
+        raise ValueError(f"expected protocols among {', '.join(PROTOCOLS)}; found {', '.join(unknown)}")
     check_split(findings, data, split)
     check_maps(maps, data, findings, split)
     if val is not None:
@@ -44,126 +67,160 @@ def score(
         check_maps(val_maps or {}, val, findings, "val")
         if set(val_maps or {}) != set(maps):
             raise ValueError(f"validation maps are of {sorted(val_maps or {})}, test maps of {sorted(maps)}")
-    boxed = boxed_images(data)
-    truths = {name: finding_truth(data, k, boxed, frame, seed, resamples) for k, name in enumerate(findings)}
-    val_boxed = boxed_images(val) if val is not None else np.zeros(0, int)
-    val_truths = {}
-    if val is not None:
-        val_truths = {name: finding_truth(val, k, val_boxed, frame) for k, name in enumerate(findings)}
-    scored = [name for name in findings if len(truths[name]["scored"])]
-
-    estimates = {name: {} for name in scored}
-    thresholds = {name: {} for name in scored}
-    every = {**maps, "control/random": None, "control/center": None}
-    for method in every:
-        cache = {}
-        for name in scored:
-            k = list(findings).index(name)
-            test_maps = _prepared(method, maps, data, boxed, k, frame, seed, cache)
-            tuned = None
-            if _has_boxes(val_truths, name):
-                val_prepared = _prepared(method, val_maps, val, val_boxed, k, frame, seed + 1, cache)
-                tuned = tune_threshold(val_prepared[val_truths[name]["scored"]], val_truths[name]["mask"])
-            threshold = tuned[0] if tuned else FIXED_THRESHOLD
-            thresholds[name][method] = {"value": threshold, "tuned_on": "val" if tuned else "fixed"}
-            estimates[name][method] = localization_estimates(truths[name], test_maps, threshold)
-    for name in scored:
-        for control in ("mean_box", "mean_lung_boxes", "lung_boxes"):
-            predicted = controls.control_boxes(control, *_reference(name, truths, val_truths), np.arange(len(boxed)))
-            drawn = np.stack([rasterise(b, frame) for b in predicted]).astype(np.float32)
-            method = f"control/{control}"
-            thresholds[name][method] = {"value": FIXED_THRESHOLD, "tuned_on": "fixed"}
-            estimates[name][method] = localization_estimates(truths[name], drawn, FIXED_THRESHOLD, flatten(predicted))
-
-    labels = np.asarray(data["labels"])
-    localization = {
-        name: {m: {**_nested(flat), "threshold": thresholds[name][m]} for m, flat in estimates[name].items()}
-        for name in scored
-    }
-    return {
+    patients, labels = patients_of(data), np.asarray(data["labels"])
+    out = {
         "dataset": dataset,
         "split": split,
         "n_images": len(labels),
-        "n_patients": len(set(patients_of(data))),
-        "n_boxed_images": len(boxed),
+        "n_patients": len(set(patients)),
+        "n_boxed_images": int(sum(len(boxes) > 0 for boxes, _ in data["boxes"])),
         "classification": {f: classification_scores(data, k, seed, resamples) for k, f in enumerate(findings)},
-        "localization": localization,
-        "differences": {name: _differences(estimates[name]) for name in scored},
-        "counts": {name: _counts(data, k, truths[name]) for k, name in enumerate(findings)},
-        "mean_boxes_from": {
-            name: "val" if _has_boxes(val_truths, name) else "leave-one-out on the split" for name in scored
-        },
+        **{name: {} for name in ("localization", "differences", "counts", "mean_boxes_from")},
         "frame": int(frame),
         "bootstrap": {"resamples": resamples, "seed": seed, "unit": "patient"},
         "conventions": CONVENTIONS,
     }
+    rows = []
+    for k, name in enumerate(findings):
+        truth = finding_truth(data, k, frame)
+        out["counts"][name] = _counts(data, k, truth)
+        if not len(truth.scored):
+            continue
+        val_truth = finding_truth(val, k, frame) if val is not None else None
+        tuned = val_truth is not None and len(val_truth.scored) > 0
+        reference = (val, val_truth) if tuned else (None, None)
+        weights = {
+            over: bootstrap.patient_weights(patients[getattr(truth, over)], resamples, seed)
+            for over in ("scored", "boxed", "listed")
+        }
+        found, entries = {}, {}
+        for method, pair, gated in _predictions(maps, val_maps if tuned else None, data, k, truth, *reference, seed):
+            gated &= data.get("probabilities") is not None
+            try:
+                thresholds = Thresholds(FIXED_THRESHOLD, "fixed", None, FIXED_CONFIDENCE if gated else None)
+                if pair[1] is not None:
+                    thresholds = tune(pair[1], val_truth, val, k, gated and val.get("probabilities") is not None)
+                scores, taus = measure(pair[0], truth, data, k, thresholds, protocols)
+            except ValueError as error:
+                raise ValueError(f"{method}: {error}") from error
+            found[method] = estimates(scores, weights)
+            entries[method] = _entry(found[method], thresholds, taus, pair[0].boxes is None, protocols)
+            rows += _rows(name, method, data, truth, scores)
+        out["localization"][name] = entries
+        out["differences"][name] = _differences(found, list(maps))
+        out["mean_boxes_from"][name] = "val" if tuned else "leave-one-out on the split"
+    return out, rows
 
 
-def _prepared(method, maps, data, boxed, k, frame, seed, cache) -> np.ndarray:
-    """Maps of the boxed images in the scoring frame [n,S,S]; computed once where all findings share them."""
-    shared = method not in maps or np.ndim(maps[method]) == 3
-    if not shared or seed not in cache:
-        names = [data["image_id"][i] for i in boxed]
-        if method == "control/random":
-            raw = controls.random_maps(len(boxed), frame, seed)
-        elif method == "control/center":
-            raw = np.repeat(controls.center_map(frame)[None], len(boxed), 0)
-        else:
-            raw = maps[method][boxed] if shared else maps[method][boxed, :, :, k]
-        try:
-            prepared = prepare_maps(raw, frame, names)
-        except ValueError as error:
-            raise ValueError(f"{method}: {error}") from error
-        cache[seed] = prepared
-    return cache[seed]
+def _predictions(maps, val_maps, data, k, truth: Truth, val, val_truth: Truth | None, seed):
+    """Every method, control and ceiling: (name, (its prediction, that on validation or None), by a classifier or not).
+
+    `val`, `val_truth`, `val_maps` are None where nothing can be tuned or averaged on validation.
+    """
+    n = len(data["image_id"])
+    for method, array in maps.items():
+        pair = [Prediction(a if np.ndim(a) == 3 else a[..., k]) for a in (array, *([val_maps[method]] if val else []))]
+        yield method, (*pair, None)[:2], True
+    frame = truth.mask.shape[1]
+    for name in controls.MAPS:
+        pair = [
+            Prediction(controls.random_maps(size, seed + i) if name == "random" else controls.center_maps(size, frame))
+            for i, size in enumerate([n, len(val["image_id"])] if val else [n])
+        ]
+        yield f"control/{name}", (*pair, None)[:2], False
+    # Boxes that the mean boxes average, and their owners: validation's, else the split's own, leave-one-out.
+    if val:
+        boxes, owner = val_truth.boxes.boxes, np.full(len(val_truth.boxes.boxes), -1)
+    else:
+        boxes, owner = truth.boxes.boxes, truth.scored[truth.boxes.image]
+    for name in controls.BOXES:
+        predicted = controls.control_boxes(name, boxes, owner, np.arange(n))
+        yield f"control/{name}", (Prediction(None, predicted), None), False
+    for rows, columns in sorted({np.shape(a)[1:3] for a in maps.values()}):
+        snapped, cells = [np.zeros((0, 4))] * n, None
+        for i in truth.boxed:
+            own = np.asarray(data["boxes"][i][0], float).reshape(-1, 4)[np.asarray(data["boxes"][i][1]) == k]
+            snapped[i] = controls.snap(own, (rows, columns))
+        if data.get("masks") is not None:
+            cells = np.zeros((n, rows, columns), np.float32)
+            for i, mask in zip(truth.scored, truth.mask, strict=True):
+                cells[i] = cv2.resize(mask.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
+        yield f"ceiling/{rows}x{columns}", (Prediction(cells, snapped), None), False
 
 
-def _nested(flat: dict) -> dict:
-    """{"acc_iou/0.1": Estimate} -> {"acc_iou": {"0.1": V}}; boxes_per_image is a plain number."""
+def _entry(found: dict, thresholds: Thresholds, taus: dict, is_map: bool, protocols) -> dict:
+    """One method's entry in the JSON: {"acc_iou/0.1": Estimate} -> {"acc_iou": {"0.1": V}}, and its thresholds."""
     out = {}
-    for name, estimate in flat.items():
-        metric, _, level = name.partition("/")
-        if metric == "boxes_per_image":
-            out[metric] = round(estimate.value, 4)
-        elif level:
-            out.setdefault(metric, {})[level] = bootstrap.as_json(estimate)
-        else:
-            out[metric] = bootstrap.as_json(estimate)
-    out["max_box_acc_v2"]["tuned_on"] = "oracle"
+    for name, estimate in found.items():
+        *path, last = name.split("/")
+        if path and path[0] in PROTOCOLS:
+            path = ["protocols", *path]
+        at = out
+        for step in path:
+            at = at.setdefault(step, {})
+        at[last] = round(estimate.value, 4) if last == "boxes_per_image" else bootstrap.as_json(estimate)
+    cut = {"value": thresholds.region if is_map else None, "tuned_on": thresholds.tuned_on}
+    oracle = {"value": taus or None, "tuned_on": "oracle"}
+    out["threshold"] = cut
+    out["max_box_acc_v2"] = {**out["max_box_acc_v2"], "tuned_on": "oracle"}
+    chex = {"otsu": "of each map", "fixed": FIXED_THRESHOLD, "tuned": thresholds.chexlocalize}
+    provenance = {
+        "wang2017": {"value": [round(t, 6) for t in WANG_THRESHOLDS] if is_map else None, "tuned_on": "fixed"},
+        "li2018": cut,
+        "wsol": oracle,
+        "chexlocalize": {"value": chex if is_map else None, "tuned_on": thresholds.tuned_on},
+        "rsna": {**cut, "confidence": thresholds.confidence},
+        "pixel_auprc": {"value": None, "tuned_on": "fixed"},
+    }
+    for protocol in protocols:
+        out["protocols"][protocol]["threshold"] = provenance[protocol]
     return out
 
 
-def _reference(name, truths, val_truths) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes that the mean boxes average, and their owners: validation's, else the split's own for leave-one-out."""
-    if _has_boxes(val_truths, name):
-        boxes = val_truths[name]["boxes"].boxes
-        return boxes, np.full(len(boxes), -1)
-    return truths[name]["boxes"].boxes, truths[name]["scored"][truths[name]["boxes"].image]
-
-
-def _has_boxes(truths, name) -> bool:
-    return name in truths and len(truths[name]["scored"]) > 0
-
-
-def _differences(estimates: dict) -> dict:
-    """InfoMask minus CAM, and minus the best control of each metric, paired over the same resamples."""
-    if "infomask" not in estimates:
-        return {}
-    own, out = estimates["infomask"], {}
-    if "cam" in estimates:
-        pairs = {m: bootstrap.difference(own[m], estimates["cam"][m]) for m in COMPARED}
-        out["infomask - cam"] = {m: bootstrap.as_json(e) for m, e in pairs.items()}
-    blind = [m for m in estimates if m.startswith("control/")]
-    best = {m: max(blind, key=lambda name: np.nan_to_num(estimates[name][m].value, nan=-1.0)) for m in COMPARED}
-    out["infomask - best control"] = {
-        m: {**bootstrap.as_json(bootstrap.difference(own[m], estimates[name][m])), "control": name}
-        for m, name in best.items()
+def _rows(finding: str, method: str, data: dict, truth: Truth, scores: dict[str, Score]) -> list[dict]:
+    """Scores of each image: of those with boxes, and (RSNA's alone) of those without the finding."""
+    columns = {
+        "true_boxes": scores["acc_iou/0.1"].per_image.whole,
+        "predicted_boxes": scores["boxes_per_image"].per_image.part,
+        "pointing_game": scores["pointing_game"].per_image.part,
+        "iou": scores["mean_iou"].per_image.part,
+        **{f"boxes_found_iou_{t}": scores[f"acc_iou/{t}"].per_image.part for t in ("0.1", "0.3", "0.5")},
     }
+    if "pixel_auprc/per_image" in scores:
+        columns["average_precision"] = scores["pixel_auprc/per_image"].per_image.part
+    position = {int(i): row for row, i in enumerate(truth.scored)}
+    challenge = scores["rsna/map"].per_image if "rsna/map" in scores else None
+    rows = []
+    for at, i in enumerate(truth.listed.tolist() if challenge else truth.scored.tolist()):
+        own = position.get(i)
+        row = {"finding": finding, "method": method, "image_id": data["image_id"][i]}
+        row["patient_id"] = data["patient_id"][i]
+        row |= {c: round(float(v[own]), 6) if own is not None else None for c, v in columns.items()}
+        if challenge:
+            row["rsna"] = round(float(challenge.part[at]), 6) if challenge.whole[at] else None
+        rows.append(row)
+    return rows
+
+
+def _differences(found: dict, methods: list[str]) -> dict:
+    """Every method minus CAM, and minus the best control of each metric, paired over the same resamples."""
+    out, blind = {}, [m for m in found if m.startswith("control/")]
+    best = {m: max(blind, key=lambda name: np.nan_to_num(found[name][m].value, nan=-1.0)) for m in COMPARED}
+    for method in methods:
+        own = found[method]
+        if "cam" in found and method != "cam":
+            pairs = {m: bootstrap.difference(own[m], found["cam"][m]) for m in COMPARED}
+            out[f"{method} - cam"] = {m: bootstrap.as_json(e) for m, e in pairs.items()}
+        out[f"{method} - best control"] = {
+            m: {**bootstrap.as_json(bootstrap.difference(own[m], found[name][m])), "control": name}
+            for m, name in best.items()
+        }
     return out
 
 
 def classification_scores(data, k, seed, resamples=1000) -> dict:
-    """AUROC, AUPRC and prevalence of finding k over images with a known label."""
+    """AUROC, AUPRC, expected calibration error, Brier score, reliability diagram and prevalence of finding k, over
+    images with a known label."""
     labels = np.asarray(data["labels"])[:, k]
     known = labels != -1
     y, n = (labels[known] == 1).astype(int), int(known.sum())
@@ -173,24 +230,32 @@ def classification_scores(data, k, seed, resamples=1000) -> dict:
         reason = "no probabilities"
     if reason:
         missing = {"value": None, "ci95": None, "n": n, "reason": reason}
-        return {"auroc": missing, "auprc": dict(missing), "prevalence": prevalence}
+        scores = {name: dict(missing) for name in ("auroc", "auprc", "ece", "brier")}
+        return {**scores, "reliability": [], "prevalence": prevalence}
     p = np.asarray(data["probabilities"], float)[known, k]
-    weights, index = bootstrap.patient_weights(np.array(patients_of(data))[known], resamples, seed)
-    values, samples = classification(y, p), resampled_classification(y, p, weights, index)
+    weights, index = bootstrap.patient_weights(patients_of(data)[known], resamples, seed)
+    values, samples = ranking.classification(y, p), ranking.resampled_classification(y, p, weights, index)
     auroc, auprc = (bootstrap.as_json(bootstrap.Estimate(v, s, n)) for v, s in zip(values, samples, strict=True))
-    return {"auroc": auroc, "auprc": auprc, "prevalence": prevalence}
+    calibration = {"ece": ranking.calibration_error(y, p), "brier": bootstrap.average((p - y) ** 2)}
+    return {
+        "auroc": auroc,
+        "auprc": auprc,
+        **{name: bootstrap.as_json(bootstrap.estimate(s, weights, index)) for name, s in calibration.items()},
+        "reliability": ranking.reliability(y, p),
+        "prevalence": prevalence,
+    }
 
 
-def _counts(data, k, truth) -> dict:
+def _counts(data, k, truth: Truth) -> dict:
     """How many images and boxes of finding k were scored, and what was left out and why."""
     labels = np.asarray(data["labels"])[:, k]
-    n = len(truth["scored"])
+    n = len(truth.scored)
     return {
         "positive": int((labels == 1).sum()),
         "unknown": int((labels == -1).sum()),
         "scored_images": n,
-        "scored_boxes": len(truth["boxes"].boxes),
+        "scored_boxes": len(truth.boxes.boxes),
         "skipped_positive_without_box": int((labels == 1).sum()) - n,
-        "skipped_boxed_not_positive": truth["boxed_not_positive"],
+        "skipped_boxed_not_positive": len(np.unique(truth.boxed_boxes.image)) - n,
         **({} if n else {"reason": "no positive image has a box"}),
     }

@@ -1,4 +1,10 @@
-"""What a run looks like: tables of its scores, galleries of its maps, training curves."""
+"""What a run looks like: tables of its scores, galleries of its maps, training curves.
+
+table.py sheet.py  scores -> sheets: titles, headings, rows of text
+render.py          sheets on the screen, in Markdown, in LaTeX
+export.py          scores as files
+figures.py         galleries and curves
+"""
 
 import csv
 import json
@@ -7,10 +13,13 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from infomask_jax import datasets, pipeline
+from infomask_jax import datasets
 from infomask_jax.config import Config
+from infomask_jax.report.export import render, write_all, write_scores
 from infomask_jax.report.figures import galleries, training_curves
-from infomask_jax.report.table import print_scores
+from infomask_jax.report.render import print_scores
+
+__all__ = ["MOST", "console", "draw", "print_scores", "render", "report", "write_all", "write_scores"]
 
 MOST = 2000  # images that a gallery chooses from; of a larger split, evenly spaced ones
 
@@ -40,6 +49,8 @@ def draw(output: Path, workdir: Path, data: datasets.Prepared, split: str) -> li
       workdir: the run, for its metrics and its model's input size.
       data: what was scored.
     """
+    from infomask_jax import pipeline  # brings JAX, which tables do without
+
     scores = json.loads(_scored(output / "eval" / f"{split}.json").read_text())
     detections = json.loads(_scored(output / "boxes" / f"{split}.json").read_text())
     with _scored(output / "predictions" / f"{split}.csv").open(newline="") as file:

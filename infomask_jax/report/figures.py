@@ -88,7 +88,8 @@ def gallery(images, maps, truth_boxes, predicted_boxes, probabilities, labels, i
             if row == 0 and method:
                 ax.set_title(NAMES.get(method, method), fontsize=10)
         sign = {1: "positive", 0: "negative"}.get(int(labels[row]), "unknown")
-        axes[row, 0].set_xlabel(f"{str(ids[row])[:22]}\n{sign}, p = {probabilities[row]:.2f}: {notes[row]}", fontsize=8)
+        chance = "" if np.isnan(probabilities[row]) else f", p = {probabilities[row]:.2f}"
+        axes[row, 0].set_xlabel(f"{str(ids[row])[:22]}\n{sign}{chance}: {notes[row]}", fontsize=8)
     axes[0, 0].set_title("image", fontsize=10)
     fig.suptitle(title, fontsize=11)
     handles = [Rectangle((0, 0), 1, 1, fill=False, ec=color, lw=1.8) for color in (TRUE, PREDICTED)]

@@ -1,20 +1,27 @@
-"""Rich tables of one eval/SPLIT.json: every score with its 95% interval below it, dim."""
+"""Tables of one eval/SPLIT.json, as rows and headings of text: computed here once, drawn by render.py three times."""
 
-from rich import box
-from rich.console import Console, Group
-from rich.table import Table
-from rich.text import Text
+from infomask_jax.report.sheet import (
+    BOXES,
+    INTERVALS,
+    Cell,
+    Row,
+    Sheet,
+    group_of,
+    method_sheet,
+    number,
+    rank,
+    score_cell,
+)
 
 COLUMNS = {  # heading: path of the score in a method's entry
     "PxAP": ("pxap",),
     "pointing": ("pointing_game",),
     "mean IoU": ("mean_iou",),
-    "MaxBox AccV2*": ("max_box_acc_v2",),
+    "MaxBox AccV2": ("max_box_acc_v2",),
     "Acc IoU>.1": ("acc_iou", "0.1"),
     "Acc IoU>.3": ("acc_iou", "0.3"),
     "Acc IoU>.5": ("acc_iou", "0.5"),
 }
-STYLE = {"box": box.SIMPLE_HEAD, "title_justify": "left", "caption_justify": "left"}
 SHORT = {
     "pxap": "PxAP",
     "pointing_game": "pointing",
@@ -24,102 +31,199 @@ SHORT = {
     "acc_iou/0.3": "IoU>.3",
     "acc_iou/0.5": "IoU>.5",
 }
+PROTOCOL = {
+    "wang2017": "Wang 2017 (ChestX-ray8)",
+    "li2018": "Li 2018",
+    "wsol": "WSOL (Choe 2020)",
+    "chexlocalize": "CheXlocalize (Saporta 2022)",
+    "rsna": "RSNA challenge 2018",
+    "pixel_auprc": "Pixel AUPRC (Arun 2021)",
+}
+MEASURE = {  # of the scores with levels: their name, and how a level is compared
+    "wang2017/acc_iou": ("Acc, share of boxes hit", "IoU>"),
+    "wang2017/afp_iou": ("AFP, false boxes per true box of any finding", "IoU>"),
+    "wang2017/acc_iobb": ("Acc, share of boxes hit", "IoBB>"),
+    "wang2017/afp_iobb": ("AFP, false boxes per true box of any finding", "IoBB>"),
+    "li2018/acc_iou": ("share of images", "IoU≥"),
+    "li2018/acc_ior": ("share of images", "IoR≥"),
+}
+METRIC = {
+    "boxes_per_image": BOXES,
+    "max_box_acc": "MaxBoxAcc",
+    "max_box_acc_v2": "MaxBoxAccV2",
+    "pxap": "PxAP",
+    "mean_iou_otsu": "mean IoU, Otsu",
+    "mean_iou_fixed": "mean IoU, cut at .5",
+    "mean_iou_tuned": "mean IoU, tuned",
+    "hit_rate": "hit rate",
+    "map": "mean TP/(TP+FP+FN)",
+    "pooled": "pixels pooled",
+    "per_image": "mean of images",
+    "pointing_game": "pointing",
+}
+FILES = {
+    "maps": "images with a map",
+    "with_boxes": "  with a box",
+    "positive_without_box": "  positive, without a box",
+    "negative": "  negative",
+    "unknown": "  unknown",
+    "boxes": "boxes on them",
+    "boxes_of_other_findings": "boxes of other findings on them",
+    "boxed_images_without_map": "images with a box, without a map",
+    "boxes_without_map": "boxes on those",
+    "negative_images_without_map": "negative images without a map",
+    "without_image_file": "images with a map, without a file",
+}
 
 
-def number(x: float | None, sign: bool = False) -> str:
-    """Three significant places without a leading zero: .712, 1.00, with sign +.031."""
-    if x is None:
-        return "-"
-    if abs(x) >= 0.9995:
-        return f"{x:+.2f}" if sign else f"{x:.2f}"
-    return (f"{x:+.3f}" if sign else f"{x:.3f}").replace("0.", ".", 1)
+def sheets(result: dict) -> list[Sheet]:
+    """Every table of one eval/SPLIT.json, in reading order."""
+    out = [_classification(result)]
+    for finding, entries in result["localization"].items():
+        out.append(_headline(result, finding))
+        out += [sheet for p in _protocols(entries) for sheet in _protocol(entries, finding, p)]
+        out += _differences(result, finding)
+        out += _faithfulness(result, finding)
+    return [*out, *_counts(result)]
 
 
-def cell(v: dict, style: str = "", sign: bool = False) -> Text:
-    """{"value", "ci95"} -> the value over its interval."""
-    text = Text(number(v["value"], sign), style=style)
-    if v.get("ci95"):
-        low, high = (number(x, sign) for x in v["ci95"])
-        text.append(f"\n{low} {high}" if sign else f"\n{low}–{high}", style="not bold dim")
-    return text
+def heading(result: dict) -> str:
+    """What was scored, in a line."""
+    counts = f"{result['n_images']} images, {result['n_boxed_images']} with boxes"
+    return f"{result['dataset']} / {result['split']}: {counts}"
 
 
-def classification_table(result: dict) -> Table:
-    """A row a finding: AUROC, AUPRC, prevalence, images with a known label; then the plain classifier's, if scored."""
-    table = Table(title="Classification", **STYLE)
-    table.add_column("finding", no_wrap=True)
-    for heading in ("AUROC", "AUPRC", "prevalence", "images"):
-        table.add_column(heading, justify="right")
-    rows = list(result["classification"].items())
-    rows += [(f"{name}, plain classifier", row) for name, row in result.get("classification_plain", {}).items()]
-    for finding, row in rows:
-        counted = str(row["auroc"]["n"])
+def remarks(result: dict) -> list[str]:
+    """Lines that belong to no table: findings without one, and notes of `score_files`."""
+    missing = [f for f in result["classification"] if f not in result["localization"]]
+    lines = [f"Not localized (no positive image has a box): {', '.join(missing)}"] if missing else []
+    return [*lines, *result.get("notes", [])]
+
+
+def _classification(result: dict) -> Sheet:
+    """A row a finding, then the plain classifier's, if scored."""
+    metrics = {"auroc": "AUROC", "auprc": "AUPRC", "ece": "ECE", "brier": "Brier"}
+    entries = list(result["classification"].items())
+    entries += [(f"{name}, plain classifier", row) for name, row in result.get("classification_plain", {}).items()]
+    rows = []
+    for finding, row in entries:
+        scores = [score_cell(row[m]) if m in row else Cell("-") for m in metrics]
         if row["auroc"]["value"] is None:
-            note = Text(row["auroc"].get("reason", "undefined"), style="dim")
-            table.add_row(finding, note, Text("-"), number(row["prevalence"]), counted)
-        else:
-            table.add_row(finding, cell(row["auroc"]), cell(row["auprc"]), number(row["prevalence"]), counted)
-    return table
+            scores[0] = Cell(row["auroc"].get("reason", "undefined"))
+        rows.append(Row(finding, (*scores, Cell(number(row["prevalence"])), Cell(str(row["auroc"]["n"])))))
+    headings = ("finding", *metrics.values(), "prevalence", "images")
+    notes = (f"over images with a known label; {INTERVALS}",)
+    return Sheet("classification", "Classification", headings, tuple(rows), notes)
 
 
-def localization_table(result: dict, finding: str) -> Table:
-    """Rows: methods, then image-blind controls; the best value of a column is bold, wherever it stands."""
-    rows, counts = result["localization"][finding], result["counts"][finding]
-    methods = sorted((m for m in rows if not m.startswith("control/")), key=_rank)
-    blind = [m for m in rows if m.startswith("control/")]
+def _headline(result: dict, finding: str) -> Sheet:
+    entries, counts = result["localization"][finding], result["counts"][finding]
+    scores = {h: {m: _look(entries[m], path) for m in entries} for h, path in COLUMNS.items()}
+    scores[BOXES] = {m: {"value": entry["boxes_per_image"]} for m, entry in entries.items()}
+    notes = [INTERVALS, f"mean boxes from {result['mean_boxes_from'][finding]}; frame {result['frame']} px"]
+    left_out = {
+        "positive without a box": counts["skipped_positive_without_box"],
+        "boxed but not positive": counts["skipped_boxed_not_positive"],
+    }
+    if skipped := ", ".join(f"{n} {why}" for why, n in left_out.items() if n):
+        notes.append(f"not scored: {skipped}")
     title = f"Localization of {finding}: {counts['scored_boxes']} boxes on {counts['scored_images']} images"
-    table = Table(title=title, **STYLE, padding=0)
-    table.caption = _caption(result, finding, methods)
-    table.add_column("method", no_wrap=True)
-    for heading in COLUMNS:
-        table.add_column(heading, justify="right", min_width=9)
-    table.add_column("boxes/ image", justify="right", min_width=6, max_width=6)
-    best = {h: max((_look(rows[m], path)["value"] or 0.0 for m in rows), default=0.0) for h, path in COLUMNS.items()}
-    for group in (methods, blind):
-        for method in group:
-            values = {h: _look(rows[method], path) for h, path in COLUMNS.items()}
-            cells = [cell(v, "bold" if v["value"] and v["value"] >= best[h] else "") for h, v in values.items()]
-            name = Text(method) if group is methods else Text(method.removeprefix("control/"), style="italic cyan")
-            table.add_row(name, *cells, f"{rows[method]['boxes_per_image']:.2f}")
-        if group is methods:
-            table.add_section()
-            table.add_row(Text("image-blind", style="dim"))
-    return table
+    return method_sheet("headline", title, entries, scores, {m: e["threshold"] for m, e in entries.items()}, notes)
 
 
-def difference_table(result: dict, finding: str) -> Table | None:
-    """InfoMask minus each rival, paired; green or red where the interval excludes 0. None if there is no rival."""
+def _protocols(entries: dict) -> list[str]:
+    return list(dict.fromkeys(name for entry in entries.values() for name in entry.get("protocols", {})))
+
+
+def _protocol(entries: dict, finding: str, protocol: str) -> list[Sheet]:
+    """A sheet for each score with levels, the scores without beside the first; or one of these alone."""
+    blocks = {m: entry["protocols"][protocol] for m, entry in entries.items()}
+    thresholds = {m: block["threshold"] for m, block in blocks.items()}
+    metrics = list(dict.fromkeys(name for block in blocks.values() for name in block if name != "threshold"))
+    title, flat, levelled = f"{PROTOCOL.get(protocol, protocol)}, {finding}", {}, {}
+    for metric in metrics:
+        found = {m: block.get(metric) for m, block in blocks.items()}
+        first = next(v for v in found.values() if v is not None)
+        if isinstance(first, dict) and "value" not in first:
+            name, compared = MEASURE.get(f"{protocol}/{metric}", (metric, ">"))
+            columns = {
+                f"{compared}{t.removeprefix('0')}": {m: (v or {}).get(t) for m, v in found.items()} for t in first
+            }
+            levelled[f"{title}: {name}, {compared[:-1]}"] = columns, not metric.startswith("afp")
+        else:
+            oracle = {
+                m: t["tuned_on"] == "oracle" and bool(t["value"]) and metric != "pxap" for m, t in thresholds.items()
+            }
+            flat[METRIC.get(metric, metric)] = {
+                m: {**(v if isinstance(v, dict) else {"value": v}), **({"tuned_on": "oracle"} if oracle[m] else {})}
+                for m, v in found.items()
+            }
+    if not levelled:
+        levelled = {title: ({}, True)}
+    notes = [INTERVALS]
+    if protocol == "chexlocalize":
+        notes.append("cut at: of the tuned score; Otsu's threshold is each map's own, .5 is fixed")
+    out = []
+    for i, (name, (columns, ranked)) in enumerate(levelled.items()):
+        out.append(
+            method_sheet("protocol", name, entries, columns | (flat if i == 0 else {}), thresholds, notes, ranked)
+        )
+    return out
+
+
+def _differences(result: dict, finding: str) -> list[Sheet]:
+    """Every method minus CAM and minus the best control, paired; nothing where there is no rival."""
     differences = result.get("differences", {}).get(finding)
     if not differences:
-        return None
-    table = Table(title=f"Paired differences, {finding}", **STYLE, padding=0)
-    table.caption = "best control: chosen for each column; green or red: the 95% interval excludes 0"
-    table.add_column("", max_width=15)
-    for metric in next(iter(differences.values())):
-        table.add_column(SHORT.get(metric, metric), justify="right", min_width=11)
-    for name, row in differences.items():
-        table.add_row(name, *[cell(v, _verdict(v), sign=True) for v in row.values()])
-    return table
+        return []
+    metrics = list(next(iter(differences.values())))
+    rows = tuple(
+        Row(name, tuple(score_cell(row[m], sign=True, verdict=_verdict(row[m])) for m in metrics))
+        for name, row in differences.items()
+    )
+    controls = {m: v["control"] for row in differences.values() for m, v in row.items() if "control" in v}
+    best = ", ".join(f"{SHORT.get(m, m)} {name.removeprefix('control/')}" for m, name in controls.items())
+    notes = ["paired 95% interval; green or red on screen: it excludes 0"]
+    notes += [f"best control, chosen for each column: {best}"] if best else []
+    headings = ("difference", *(SHORT.get(m, m) for m in metrics))
+    return [Sheet("differences", f"Paired differences, {finding}", headings, rows, tuple(notes))]
 
 
-def tables(result: dict) -> Group:
-    """Everything of one eval/SPLIT.json, to be printed at 100 columns or more."""
-    counts = f"{result['n_images']} images, {result['n_boxed_images']} with boxes"
-    parts = [
-        Text(f"{result['dataset']} / {result['split']}: {counts}", style="bold"),
-        classification_table(result),
-    ]
-    for finding in result["localization"]:
-        parts += [localization_table(result, finding), difference_table(result, finding)]
-    missing = [f for f in result["classification"] if f not in result["localization"]]
-    if missing:
-        parts.append(Text(f"Not localized (no positive image has a box): {', '.join(missing)}", style="dim"))
-    return Group(*[p for p in parts if p is not None])
+def _faithfulness(result: dict, finding: str) -> list[Sheet]:
+    """Deletion and insertion of a run's maps, where they were measured."""
+    methods = result.get("faithfulness", {}).get(finding)
+    if not methods:
+        return []
+    metrics = {"deletion": "deletion (low is good)", "insertion": "insertion (high is good)"}
+    rows = []
+    for method in sorted(methods, key=rank):
+        group, name = group_of(method)
+        rows.append(Row(name, tuple(score_cell(methods[method][m]) for m in metrics), group))
+    title = f"Faithfulness to the model, {finding}"
+    return [Sheet("faithfulness", title, ("method", *metrics.values()), tuple(rows), (INTERVALS,))]
 
 
-def print_scores(result: dict, console: Console | None = None) -> None:
-    """Print `tables` to the console."""
-    (console or Console()).print(tables(result))
+def _counts(result: dict) -> list[Sheet]:
+    """What was scored and what not, of each finding; and of files of maps, what was matched."""
+    n, rows = result["n_images"], []
+    for finding, c in result["counts"].items():
+        values = [c["positive"], n - c["positive"] - c["unknown"], c["unknown"], c["scored_images"], c["scored_boxes"]]
+        values += [c["skipped_positive_without_box"], c["skipped_boxed_not_positive"]]
+        rows.append(Row(finding, tuple(Cell(str(v)) for v in values)))
+    headings = ("finding", "positive", "negative", "unknown", "scored images", "scored boxes")
+    headings += ("positive without box", "boxed, not positive")
+    out = [Sheet("counts", "Images counted", headings, tuple(rows))]
+    if files := result.get("files"):
+        rows = [Row(_file_name(name), (Cell(str(count)),)) for name, count in files.items()]
+        out.append(Sheet("files", "Files matched", ("", "count"), tuple(rows)))
+    return out
+
+
+def _file_name(name: str) -> str:
+    prefix = "tune_on_"
+    if name.startswith(prefix):
+        return f"--tune-on: {FILES.get(name.removeprefix(prefix), name).strip()}"
+    return FILES.get(name, name)
 
 
 def _look(row: dict, path: tuple[str, ...]) -> dict:
@@ -128,30 +232,7 @@ def _look(row: dict, path: tuple[str, ...]) -> dict:
     return row
 
 
-def _rank(method: str) -> tuple:
-    """InfoMask's maps first, then CAM, then the rest by name."""
-    return (not method.startswith("infomask"), method != "cam", method)
-
-
 def _verdict(v: dict) -> str:
     if not v["ci95"] or v["ci95"][0] <= 0 <= v["ci95"][1]:
         return ""
     return "green" if v["value"] > 0 else "red"
-
-
-def _caption(result: dict, finding: str, methods: list[str]) -> str:
-    rows, counts = result["localization"][finding], result["counts"][finding]
-    thresholds = ", ".join(f"{m} {number(rows[m]['threshold']['value'])[:3]}" for m in methods)
-    sources = sorted({rows[m]["threshold"]["tuned_on"] for m in methods})
-    tuned = {"val": "tuned on validation", "fixed": "fixed, not tuned", "oracle": "ORACLE: tuned on these images"}
-    lines = [
-        f"thresholds ({', '.join(tuned.get(s, s) for s in sources)}): {thresholds}" if methods else "",
-        "* best threshold on these images (oracle). Small: 95% interval, bootstrap over patients.",
-        f"mean boxes from {result['mean_boxes_from'][finding]}; frame {result['frame']} px",
-    ]
-    left_out = {
-        "positive without a box": counts["skipped_positive_without_box"],
-        "boxed but not positive": counts["skipped_boxed_not_positive"],
-    }
-    skipped = ", ".join(f"{n} {why}" for why, n in left_out.items() if n)
-    return "\n".join([*[line for line in lines if line], *([f"not scored: {skipped}"] if skipped else [])])

@@ -1,0 +1,56 @@
+"""Deletion and insertion (Petsiuk et al. 2018): does the model use the pixels that a map calls important?
+
+A map can match the boxes and not the model, or the model and not the boxes; no other score here can tell.
+"""
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+from infomask_jax.evaluate.bootstrap import PerImage, average
+from infomask_jax.evaluate.frame import prepare_maps
+
+FRACTIONS = np.linspace(0, 1, 21)  # of the pixels that are exchanged
+BLUR = 0.05  # standard deviation of the Gaussian blur, of the image's longer side
+
+
+def deletion_insertion(
+    predict: Callable[[np.ndarray], np.ndarray], images: np.ndarray, maps: np.ndarray, seed: int = 0
+) -> tuple[dict[str, PerImage], dict[str, np.ndarray]]:
+    """Areas under the curves of the model's score while pixels are exchanged in the order of the map, highest first.
+
+    Deletion begins with the image and blurs pixels away: lower is better. Insertion begins with the blurred image and
+    puts pixels back: higher is better. Baseline: Gaussian blur, BLUR of the longer side. Trapezoids over FRACTIONS.
+
+    Args:
+      predict: float32 images [m,H,W] -> scores [m], such as the probability of the finding; called once a step and
+        curve, with all images.
+      images: [n,H,W], as `predict` takes them. maps: [n,h,w], finite, any range; resized to the images.
+      seed: pixels that tie (all of a constant map) are exchanged in a random order.
+
+    Returns: {"deletion", "insertion"}: the areas, and the mean curves, each [21].
+    """
+    images = np.asarray(images, np.float32)
+    if images.ndim != 3 or len(maps) != len(images):
+        raise ValueError(f"expected images [n,H,W] and as many maps, found {images.shape} and {np.shape(maps)}")
+    n, height, width = images.shape
+    sigma = BLUR * max(height, width)
+    blurred = np.array([cv2.GaussianBlur(x, (0, 0), sigma) for x in images])
+    shuffled = np.random.default_rng(seed).permutation(height * width)
+    rank = np.empty((n, height * width), np.int32)  # 0: exchanged first
+    for i, heat in enumerate(maps):
+        s = prepare_maps(np.asarray(heat)[None], (height, width), [i])[0].ravel()
+        rank[i, np.lexsort((shuffled, -s))] = np.arange(height * width)
+    rank = rank.reshape(images.shape)
+    curves = {"deletion": [], "insertion": []}
+    for fraction in FRACTIONS:
+        important = rank < round(fraction * height * width)
+        for name, kept, other in (("deletion", images, blurred), ("insertion", blurred, images)):
+            scores = np.asarray(predict(np.where(important, other, kept)), float)
+            if scores.shape != (n,) or not np.isfinite(scores).all():
+                raise ValueError(f"predict: expected {n} finite scores, found shape {scores.shape}")
+            curves[name].append(scores)
+    curves = {name: np.stack(rows, axis=1) for name, rows in curves.items()}
+    areas = {name: average(np.trapezoid(rows, FRACTIONS, axis=1)) for name, rows in curves.items()}
+    return areas, {name: rows.mean(0) for name, rows in curves.items()}

@@ -1,0 +1,176 @@
+"""The published protocols, each a pure function of maps, truth and settings. docs/evaluation.md has a page on each.
+
+Maps are prepared (`frame.prepare_maps`: float32 [n,S,S] in 0..1), `mask` bool [n,S,S] is the truth in pixels, `true`
+the true boxes. Every function returns {"metric" or "metric/level": PerImage}: the `value` of one is the score, and
+`bootstrap.estimate` gives its interval. `predicted` replaces the boxes of regions where a prediction is boxes already
+(the image-blind controls); the maps are then those boxes, drawn.
+"""
+
+from functools import partial
+
+import numpy as np
+
+from infomask_jax.evaluate import pixels
+from infomask_jax.evaluate.bootstrap import PerImage, average
+from infomask_jax.evaluate.boxes import best_iou, false_per_image, found_per_image, iou_curves, overlap
+from infomask_jax.evaluate.regions import Boxes, region_boxes
+
+IOU_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+IOBB_LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9)
+WANG_THRESHOLDS = (60 / 255, 180 / 255)
+TAUS = np.linspace(0, 0.999, 1000, dtype=np.float32)
+DELTAS = (0.3, 0.5, 0.7)
+CHEXLOCALIZE_THRESHOLDS = np.linspace(0.2, 0.8, 7, dtype=np.float32)
+RSNA_LEVELS = np.linspace(0.4, 0.75, 8)
+
+
+def accuracy(boxes: Boxes, true: Boxes, n: int) -> dict[str, PerImage]:
+    """Acc(T) = true boxes hit / true boxes, hit: some predicted box has IoU > T (acc_iou) or IoBB > T (acc_iobb)."""
+    whole = np.bincount(true.image, minlength=n)
+    out = {}
+    for measure, levels in (("iou", IOU_LEVELS), ("iobb", IOBB_LEVELS)):
+        found = found_per_image(boxes, true, levels, n, measure)
+        out |= {f"acc_{measure}/{t:g}": PerImage(part, whole) for t, part in zip(levels, found.T, strict=True)}
+    return out
+
+
+def wang2017(maps, true: Boxes, boxes_of_all, predicted: Boxes | None = None) -> dict[str, PerImage]:
+    """ChestX-ray8 (Wang et al. 2017): `accuracy` of the boxes of all regions s >= 60/255 and of all s >= 180/255.
+
+    AFP(T) = predicted boxes with no IoU > T (afp_iou; afp_iobb: no IoBB > T) on all boxed images / boxes of all
+    findings on them (984 in NIH).
+
+    Args:
+      maps: of all images with a box of any finding, also those without a box of this one.
+      boxes_of_all: [n], how many boxes of any finding each image has.
+    """
+    n = len(maps)
+    if predicted is None:
+        low, high = (region_boxes(maps, t)[0] for t in WANG_THRESHOLDS)
+        order = np.argsort(np.r_[low.image, high.image], kind="stable")
+        predicted = Boxes(np.r_[low.boxes, high.boxes][order], np.r_[low.image, high.image][order])
+    out = accuracy(predicted, true, n)
+    for measure, levels in (("iou", IOU_LEVELS), ("iobb", IOBB_LEVELS)):
+        wrong = false_per_image(predicted, true, levels, n, measure)
+        out |= {f"afp_{measure}/{t:g}": PerImage(w, boxes_of_all) for t, w in zip(levels, wrong.T, strict=True)}
+    return out | {"boxes_per_image": average(np.bincount(predicted.image, minlength=n))}
+
+
+def li2018(maps, mask, threshold: float) -> dict[str, PerImage]:
+    """Li et al. 2018: share of images whose region R = {s >= threshold} has IoU >= T with the boxes' mask, or IoR >= T.
+
+    IoR = |R n G| / |R|. An empty region is a miss.
+    """
+    iou, ior = pixels.region_overlap(maps, mask, threshold)
+    out = {f"acc_iou/{t:g}": average(iou >= t) for t in IOU_LEVELS}
+    return out | {f"acc_ior/{t:g}": average(ior >= t) for t in IOBB_LEVELS}
+
+
+def wsol(maps, true: Boxes, predicted: Boxes | None = None, thresholds=TAUS, connectivity: int = 8):
+    """MaxBoxAcc and MaxBoxAccV2 (Choe et al. 2020). BoxAcc(tau, delta): share of images with IoU >= delta at tau.
+
+    max_box_acc: the box of the largest region {s > tau}, maximum over tau at delta .5. max_box_acc_v2: the best of all
+    regions and true boxes, mean over delta .3 .5 .7 of the maximum over tau. Both choose tau on the scored images (an
+    oracle), and again in every resample. PxAP, the third score of the paper, is `pixels.pxap`.
+
+    Args:
+      thresholds: tau, ascending. connectivity: of regions, 8 or 4.
+
+    Returns: the scores, and the best tau {"max_box_acc": tau, "0.3": tau, ...}, empty for `predicted` boxes.
+    """
+    n = len(maps)
+    if predicted is None:
+        best, largest, _ = iou_curves(maps, true, thresholds, connectivity)
+    else:
+        best, largest = best_iou(predicted, true, n)[:, None], _largest_box_iou(predicted, true, n)[:, None]
+    v1, v2 = largest >= 0.5, np.stack([best >= delta for delta in DELTAS], axis=-1)  # [n,T], [n,T,3]
+    scores = {
+        "max_box_acc": PerImage(v1, np.ones(n), partial(np.max, axis=-1)),
+        "max_box_acc_v2": PerImage(v2, np.ones(n), _mean_of_maxima),
+    }
+    if predicted is not None:
+        return scores, {}
+    chosen = {"max_box_acc": v1.mean(0).argmax(), **dict(zip(map(str, DELTAS), v2.mean(0).argmax(0), strict=True))}
+    return scores, {name: round(float(thresholds[at]), 6) for name, at in chosen.items()}
+
+
+def _mean_of_maxima(shares: np.ndarray) -> np.ndarray:
+    return shares.max(-2).mean(-1)
+
+
+def _largest_box_iou(predicted: Boxes, true: Boxes, n: int) -> np.ndarray:
+    """The best IoU of each image's largest predicted box, the first of equal ones; 0 without a prediction. [n]."""
+    area = (predicted.boxes[:, 2:] - predicted.boxes[:, :2]).prod(1)
+    order = np.lexsort((-area, predicted.image))
+    order = order[np.r_[True, predicted.image[order][1:] != predicted.image[order][:-1]][: len(order)]]
+    return best_iou(Boxes(predicted.boxes[order], predicted.image[order]), true, n)
+
+
+def chexlocalize(maps, mask, tuned: float | None) -> dict[str, PerImage]:
+    """CheXlocalize (Saporta et al. 2022): mean IoU of a region at Otsu's threshold, at .5, at a tuned one; hit rate.
+
+    hit_rate: the maximum lies in the truth. An empty region counts 0; the published code drops it.
+
+    Args:
+      tuned: of .2 .3 ... .8, the best on validation; None where there is none, and that score is left out.
+    """
+    out = {
+        "mean_iou_otsu": average(pixels.region_overlap(maps, mask, pixels.otsu_thresholds(maps))[0]),
+        "mean_iou_fixed": average(pixels.region_overlap(maps, mask, 0.5)[0]),
+    }
+    if tuned is not None:
+        out["mean_iou_tuned"] = average(pixels.region_overlap(maps, mask, tuned)[0])
+    return out | {"hit_rate": average(pixels.pointing_game(maps, mask))}
+
+
+def pixel_auprc(maps, mask) -> dict[str, PerImage]:
+    """Average precision of the map against the truth (Arun et al. 2021), pixels pooled and per image; pointing game."""
+    return {
+        "pooled": pixels.pxap(maps, mask),
+        "per_image": average(pixels.average_precisions(maps, mask)),
+        "pointing_game": average(pixels.pointing_game(maps, mask)),
+    }
+
+
+def rsna(predicted: Boxes, scores: np.ndarray, true: Boxes, n: int) -> dict[str, PerImage]:
+    """RSNA Pneumonia Detection Challenge 2018: mean over images of the mean over t = .40 .45 ... .75 of TP/(TP+FP+FN).
+
+    Predicted boxes are matched in the order of their scores [boxes], each to the free true box with which its IoU is
+    highest, if that is > t. An image without true and predicted boxes is left out; with predictions only it scores 0.
+    """
+    predictions, truths = (np.bincount(b.image, minlength=n) for b in (predicted, true))
+    value = np.zeros(n)
+    for i in np.flatnonzero((predictions > 0) & (truths > 0)):
+        own = predicted.image == i
+        order = np.argsort(-scores[own], kind="stable")
+        iou = overlap(predicted.boxes[own][order][:, None], true.boxes[true.image == i][None])[0]
+        matched = np.array([_matches(iou, t) for t in RSNA_LEVELS])
+        value[i] = np.mean(matched / (predictions[i] + truths[i] - matched))
+    return {"map": PerImage(value, (predictions > 0) | (truths > 0))}
+
+
+def _matches(iou: np.ndarray, level: float) -> int:
+    """How many of the predicted boxes (rows, best first) find a true box (columns) of their own."""
+    free = np.ones(iou.shape[1], bool)
+    for row in iou:
+        best = np.where(free, row, -1.0).argmax()
+        if free[best] and row[best] > level:
+            free[best] = False
+    return int((~free).sum())
+
+
+def tune_confidence(predicted: Boxes, scores: np.ndarray, true: Boxes, probabilities: np.ndarray) -> float:
+    """The probability below which no box is predicted with the highest RSNA score; of equal ones the highest.
+
+    Args: as `rsna`, with the boxes of every image; probabilities: [n] of the finding.
+    """
+    n = len(probabilities)
+    value = rsna(predicted, scores, true, n)["map"].part
+    has_predicted, has_true = (np.bincount(b.image, minlength=n) > 0 for b in (predicted, true))
+    order = np.argsort(-probabilities, kind="stable")
+    p = probabilities[order]
+    # An image without true boxes counts only once its boxes are predicted.
+    counted = has_true.sum() + np.cumsum((has_predicted & ~has_true)[order])
+    mean = np.cumsum(value[order]) / np.maximum(counted, 1)
+    mean[:-1][p[1:] == p[:-1]] = -1.0  # equal probabilities pass together
+    return float(p[mean.argmax()])

@@ -1,0 +1,237 @@
+"""Connected regions of maps: of one threshold by labelling, of every threshold at once by a component tree.
+
+The regions {s > tau} of a map form a tree as tau falls: a region appears at a local maximum, grows, and merges with
+others at saddles (the max-tree of Salembier et al. 1998). `sweep` builds that tree once and reads off the bounding box
+of every region at every threshold. It is exact: the same regions as one connected-components call per threshold.
+"""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import minimum_spanning_tree
+
+MOSAIC_PIXELS = 1 << 24
+
+
+class Boxes(NamedTuple):
+    """Boxes of several images: `boxes` [n,4] (ymin,xmin,ymax,xmax) in 0..1 and `image` [n], ascending."""
+
+    boxes: np.ndarray
+    image: np.ndarray
+
+
+class Sweep(NamedTuple):
+    """Every bounding box that a region of one map has, and for which thresholds (positions, both ends included)."""
+
+    boxes: np.ndarray  # float [r,4], (ymin,xmin,ymax,xmax) in 0..1
+    pixels: np.ndarray  # int [r], of the region inside the box
+    first: np.ndarray  # int [r]
+    last: np.ndarray  # int [r]
+
+    def counts(self, thresholds: int) -> np.ndarray:
+        """How many regions there are at each threshold, [T]."""
+        begin, end = (np.bincount(at, minlength=thresholds + 1) for at in (self.first, self.last + 1))
+        return np.cumsum(begin - end)[:thresholds]
+
+
+def region_boxes(maps: np.ndarray, threshold: float, connectivity: int = 8) -> tuple[Boxes, np.ndarray]:
+    """Tight boxes of the connected regions {s >= threshold} of maps [n,H,W], and the maximum of s in each, [boxes].
+
+    Images are stacked into one tall picture with an empty row after each, so that one connected-components call serves
+    many of them.
+    """
+    n, height, width = maps.shape
+    step = max(1, MOSAIC_PIXELS // (height * width))
+    boxes, images, peaks = [np.zeros((0, 4))], [np.zeros(0, int)], [np.zeros(0, np.float32)]
+    for first in range(0, n, step):
+        part = maps[first : first + step]
+        mosaic = np.zeros((len(part), height + 1, width), np.uint8)
+        mosaic[:, :height] = part >= np.float32(threshold)
+        count, region, stats, _ = cv2.connectedComponentsWithStats(mosaic.reshape(-1, width), connectivity=connectivity)
+        left, top, wide, high = stats[1:, :4].T  # row 0 is the background
+        image, top = np.divmod(top, height + 1)
+        order = np.lexsort((left, top, image))
+        corners = np.stack([top / height, left / width, (top + high) / height, (left + wide) / width], axis=1)
+        boxes.append(corners[order])
+        images.append(image[order] + first)
+        inside = mosaic.view(bool)
+        peak = np.full(count, -np.inf, np.float32)
+        np.maximum.at(peak, region.reshape(mosaic.shape)[inside], part[inside[:, :height]])
+        peaks.append(peak[1:][order])
+    return Boxes(np.concatenate(boxes), np.concatenate(images)), np.concatenate(peaks)
+
+
+def sweep(s: np.ndarray, thresholds: np.ndarray, connectivity: int = 8) -> Sweep:
+    """Boxes of the regions {s > tau} of one map for every tau.
+
+    Args:
+      s: float32 [H,W], finite, 0 or more.
+      thresholds: [T], ascending, 0 or more. For regions {s >= t} pass np.nextafter(t, 0, dtype=np.float32).
+      connectivity: 8 (pixels that touch at a corner belong together) or 4.
+
+    A pixel's level is the number of thresholds that it passes; {s > thresholds[t]} are the pixels of level t + 1 or
+    more. Steepest ascent sends every pixel to a local maximum. The pixels of one maximum are connected above every
+    threshold, so only maxima have to be merged, and a maximum spanning tree of their saddles says where.
+    """
+    height, width = s.shape
+    s = np.ascontiguousarray(s, np.float32) + np.float32(0)  # + 0 turns -0.0 into 0.0
+    level = np.searchsorted(np.asarray(thresholds, np.float32), s.ravel(), side="left")
+    peak = _local_maximum(s, connectivity)
+    peaks = np.flatnonzero((peak == np.arange(s.size)) & (level > 0))
+    if not len(peaks):
+        return Sweep(np.zeros((0, 4)), *np.zeros((3, 0), int))
+    number = np.full(s.size, -1, np.int32)
+    number[peaks] = np.arange(len(peaks))
+    basin = np.where(level > 0, number[peak], -1)
+
+    a, b, saddle = _saddles(basin.reshape(s.shape), level.reshape(s.shape), connectivity)
+    parent, formed = _merge_tree(a, b, saddle, level[peaks])
+    jumps = _jumps(parent)
+    inside = np.flatnonzero(level > 0)
+    node = _ancestor(jumps, formed, basin[inside], level[inside])
+
+    # Pixels in order of node, then falling level: the box of a node grows along its own pixels.
+    levels = len(thresholds) + 1
+    order = np.argsort(node.astype(np.int64) * levels + (levels - 1 - level[inside]))
+    node, at, pixel = node[order], level[inside][order], inside[order]
+    starts = np.flatnonzero(np.r_[True, (node[1:] != node[:-1]) | (at[1:] != at[:-1])])
+    node, at = node[starts], at[starts]
+    y, x = np.divmod(pixel, width)
+    edges = np.stack([np.minimum.reduceat(v, starts) for v in (y, x, -1 - y, -1 - x)])  # [4, groups], all to minimise
+    edges = _running_minimum(edges, node)
+    ends = np.r_[np.flatnonzero(node[1:] != node[:-1]), len(node) - 1]
+    pixels = np.r_[starts[1:], len(pixel)]  # running count, from the first node on
+    own_pixels = np.diff(pixels[ends], prepend=0)
+    pixels = pixels - np.repeat(pixels[ends] - own_pixels, np.diff(ends, prepend=-1))
+    inherited, inherited_pixels = _inherit(jumps, node[ends], edges[:, ends], own_pixels)
+    top, left, bottom, right = np.minimum(edges, inherited[:, node])
+    below = np.r_[at[1:], 0]  # level of the node's next group
+    below[ends] = formed[parent[node[ends]]]  # or the level at which the node merges
+    boxes = np.stack([top / height, left / width, -bottom / height, -right / width], axis=1)
+    return Sweep(boxes, pixels + inherited_pixels[node], below, at - 1)
+
+
+def range_max(values: np.ndarray, first: np.ndarray, last: np.ndarray, size: int) -> np.ndarray:
+    """The largest value whose range first..last covers each of `size` positions; 0 where none does. [r] -> [size].
+
+    A range is the union of two blocks of 2^k positions; blocks are then halved level by level.
+    """
+    k = np.log2(last - first + 1).astype(int) if len(first) else np.zeros(0, int)
+    table = np.zeros((size.bit_length(), size), values.dtype)
+    np.maximum.at(table, (k, first), values)
+    np.maximum.at(table, (k, last + 1 - (1 << k)), values)
+    for level in range(len(table) - 1, 0, -1):
+        half = 1 << (level - 1)
+        np.maximum(table[level - 1], table[level], out=table[level - 1])
+        np.maximum(table[level - 1, half:], table[level, :-half], out=table[level - 1, half:])
+    return table[0]
+
+
+def _local_maximum(s: np.ndarray, connectivity: int) -> np.ndarray:
+    """The maximum that steepest ascent reaches from each pixel [H,W] -> [H*W]; of equal pixels the later is higher."""
+    bits = int(s.size - 1).bit_length()
+    # Non-negative floats sort like their bits. Value and position share one float64, exact up to 53 bits.
+    ranked = np.arange(s.size, dtype=np.int64).reshape(s.shape)
+    values = s.view(np.int32).astype(np.int64)
+    if int(values.max()).bit_length() + bits > 53:
+        values = np.unique(values, return_inverse=True)[1].reshape(s.shape)
+    ranked += values << bits
+    shape = cv2.MORPH_RECT if connectivity == 8 else cv2.MORPH_CROSS
+    highest = cv2.dilate(ranked.astype(np.float64), cv2.getStructuringElement(shape, (3, 3)))
+    step = (highest.astype(np.int64) & ((1 << bits) - 1)).astype(np.int32).ravel()
+    while True:
+        further = step[step]
+        if (further == step).all():
+            return step
+        step = further
+
+
+def _saddles(basin: np.ndarray, level: np.ndarray, connectivity: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of basins that touch, each once, and the highest level at which they do: a, b, saddle, each [pairs]."""
+    count, bits = int(basin.max()) + 1, int(level.max()).bit_length()
+    here = [np.s_[:, :-1], np.s_[:-1, :], np.s_[:-1, :-1], np.s_[:-1, 1:]]
+    there = [np.s_[:, 1:], np.s_[1:, :], np.s_[1:, 1:], np.s_[1:, :-1]]
+    keys = []
+    for p, q in zip(here[: connectivity // 2], there, strict=False):
+        touch = (basin[p] != basin[q]) & (np.minimum(basin[p], basin[q]) >= 0)
+        a, b = basin[p][touch].astype(np.int64), basin[q][touch].astype(np.int64)
+        pair = np.minimum(a, b) * count + np.maximum(a, b)
+        keys.append((pair << bits) | np.minimum(level[p][touch], level[q][touch]))
+    keys = np.sort(np.concatenate(keys))
+    pair = keys >> bits
+    last = np.flatnonzero(np.r_[pair[1:] != pair[:-1], True][: len(pair)])
+    a, b = np.divmod(pair[last], count)
+    return a, b, keys[last] & ((1 << bits) - 1)
+
+
+def _merge_tree(a, b, saddle, peak_level) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes of the tree: peaks, then one for each merge, then the root of everything. Returns each node's parent and
+    the level at which it forms, [nodes]; the last node has level 0 and is its own parent."""
+    count = len(peak_level)
+    top = int(peak_level.max()) + 1
+    tree = minimum_spanning_tree(coo_matrix((top - saddle, (a, b)), shape=(count, count)).tocsr()).tocoo()
+    order = np.argsort(tree.data, kind="stable")
+    merged_at = (top - tree.data[order]).astype(np.int64)
+    root = count + len(order)
+    parent = [root] * (root + 1)
+    leader, node = list(range(count)), list(range(count))  # union-find over peaks; node of each leader
+    for new, (i, j) in enumerate(zip(tree.row[order].tolist(), tree.col[order].tolist(), strict=True), count):
+        while leader[i] != i:
+            leader[i] = i = leader[leader[i]]
+        while leader[j] != j:
+            leader[j] = j = leader[leader[j]]
+        parent[node[i]] = parent[node[j]] = new
+        leader[i], node[j] = j, new
+    return np.array(parent), np.concatenate([peak_level, merged_at, [0]])
+
+
+def _jumps(parent: np.ndarray) -> list[np.ndarray]:
+    """The ancestor 1, 2, 4, 8 ... steps above each node, until all are at the root; each [nodes]."""
+    jumps = [parent]
+    while (further := jumps[-1][jumps[-1]]).min() < len(parent) - 1:
+        jumps.append(further)
+    return jumps
+
+
+def _ancestor(jumps: list[np.ndarray], formed: np.ndarray, leaf: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """For each pixel the last node above its leaf that forms at the pixel's level or before."""
+    node = leaf.astype(np.int64)
+    for jump in reversed(jumps):
+        target = jump[node]
+        node = np.where(formed[target] >= level, target, node)
+    return node
+
+
+def _running_minimum(values: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Cumulative minimum of values [c,m] along m, begun anew where `group` [m], ascending, changes."""
+    offset = group * (np.abs(values).max() * 2 + 1)
+    return np.minimum.accumulate(values - offset, axis=1) + offset
+
+
+def _inherit(jumps, owner, own_edges, own_pixels) -> tuple[np.ndarray, np.ndarray]:
+    """What each node takes over from the nodes below it: the minimum of their edges [4,nodes], their pixels [nodes].
+
+    Args:
+      owner: nodes that have pixels of their own; own_edges: of those pixels [4,owners]; own_pixels: how many [owners].
+
+    After k rounds a node has gathered what lies fewer than 2^k steps below it. The root is left out: it would gather
+    itself, and nobody asks for it.
+    """
+    size = len(jumps[0])
+    edges = np.full((4, size), np.iinfo(np.int64).max)
+    edges[:, owner] = own_edges
+    pixels = np.zeros(size, np.int64)
+    pixels[owner] = own_pixels
+    for jump in jumps:
+        below = np.flatnonzero(jump < size - 1)
+        above = jump[below]
+        for row in edges:
+            np.minimum.at(row, above, row[below])
+        np.add.at(pixels, above, pixels[below])
+    inherited = np.full_like(edges, np.iinfo(np.int64).max)
+    for row, gathered in zip(inherited, edges, strict=True):
+        np.minimum.at(row, jumps[0][:-1], gathered[:-1])
+    pixels[owner] -= own_pixels
+    return inherited, pixels

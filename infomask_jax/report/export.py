@@ -1,0 +1,53 @@
+"""Scores as files: JSON, Markdown, LaTeX, and the scores of each image as CSV. All are written, or none."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+from infomask_jax.report.render import latex, markdown
+
+
+def write_scores(stem: Path, scores: dict, rows: list[dict]) -> list[Path]:
+    """Write STEM.json, STEM.md, STEM.tex and STEM.csv of what `evaluate.score` returns; return their paths."""
+    stem = Path(stem)
+    return write_all({stem.with_name(f"{stem.name}.{ending}"): text for ending, text in render(scores, rows).items()})
+
+
+def render(scores: dict, rows: list[dict]) -> dict[str, str]:
+    """The text of every file: {"json", "md", "tex", "csv"}."""
+    return {
+        "json": json.dumps(scores, indent=1, allow_nan=False) + "\n",
+        "md": markdown(scores),
+        "tex": latex(scores),
+        "csv": per_image(rows),
+    }
+
+
+def per_image(rows: list[dict]) -> str:
+    """CSV of flat dicts, a column for every key of any: whole numbers without a point, None as nothing."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_plain(row.get(name)) for name in columns] for row in rows)
+    return text.getvalue()
+
+
+def write_all(files: dict[Path, str]) -> list[Path]:
+    """Write texts: first all of them beside their places, then each into its place, whole."""
+    temporary = {path: path.with_name(path.name + ".tmp") for path in files}
+    try:
+        for path, text in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary[path].write_text(text, encoding="utf-8")
+        for path in files:
+            temporary[path].replace(path)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+    return list(files)
+
+
+def _plain(value):
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,0 +1,166 @@
+"""maps.npz: anyone's heat maps, read and checked.
+
+    image_id     [N] text, required, spelled as in the table of boxes
+    METHOD       [N,h,w] numbers, the maps of a method, of any size and range, the same for all findings; or [N,h,w,K]
+    patient_id   [N] text: bootstrap intervals resample patients; without it (and none in the boxes), images
+    findings     [K] text: names of the last axes
+    probability  [N] or [N,K] in 0..1, of the classifier: classification scores, and RSNA's score is gated by it
+    label        [N] or [N,K], 1 present, 0 absent, -1 unknown: of images without boxes
+
+Every name but the five is a method.
+"""
+
+import zipfile
+import zlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+RESERVED = ("image_id", "patient_id", "findings", "probability", "label")
+HOW = "numpy.savez('maps.npz', image_id=numpy.array(names, dtype=str), cam=maps)"
+
+
+class BadMaps(ValueError):
+    """A file of maps that cannot be scored; the message names the file, the array, what was expected and what to do."""
+
+
+@dataclass(frozen=True)
+class MapFile:
+    """What a file of maps holds, N images."""
+
+    path: Path
+    ids: list[str]
+    maps: dict[str, np.ndarray]  # [N,h,w] or [N,h,w,K], finite or not
+    axes: int | None  # K, where any array has one
+    findings: list[str] | None  # [K]
+    patients: list[str] | None
+    probability: np.ndarray | None  # [N,K], or [N,1] of one finding
+    label: np.ndarray | None  # likewise, int
+
+
+def read(path: Path) -> MapFile:
+    """Read a file of maps. BadMaps for whatever is not as the head of this module says."""
+    path = Path(path)
+    if not path.is_file():
+        raise BadMaps(f"{path}: expected a file of maps, found none")
+    if not zipfile.is_zipfile(path):
+        raise BadMaps(f"{path}: expected an .npz file, found something else; write it with {HOW}")
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            names = list(stored.files)
+            if any(name.endswith("data.pkl") for name in names):
+                raise BadMaps(f"{path}: expected an .npz file, found one of torch.save; write it with {HOW}")
+            arrays = {name: _array(stored, name, path) for name in names}
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise BadMaps(f"{path}: cannot be read, it is damaged or cut short ({error}); write it again") from error
+    methods = {name: array for name, array in arrays.items() if name not in RESERVED}
+    if "image_id" not in arrays or not methods:
+        missing = "an array image_id" if "image_id" not in arrays else "an array of maps beside the reserved names"
+        found = ", ".join(arrays) or "no array"
+        raise BadMaps(f"{path}: expected {missing}, found {found}; name them: {HOW}")
+
+    ids = _text(arrays["image_id"], "image_id", path)
+    n = len(ids)
+    if not n:
+        raise BadMaps(f"{path}, image_id: expected images, found none")
+    if twice := [name for name, count in Counter(ids).items() if count > 1]:
+        raise BadMaps(f"{path}, image_id: expected each image once, found {_some(twice)} more than once")
+    if "" in ids:
+        raise BadMaps(f"{path}, image_id: expected a name for every image, found an empty one at {ids.index('')}")
+    patients = _text(arrays["patient_id"], "patient_id", path, n) if "patient_id" in arrays else None
+    findings = _text(arrays["findings"], "findings", path) if "findings" in arrays else None
+    if findings is not None and (len(set(findings)) < len(findings) or not findings or "" in findings):
+        raise BadMaps(f"{path}, findings: expected names, each once; found {_some(findings)}")
+
+    k = len(findings) if findings else None
+    maps = {name: _maps(array, name, path, n, k) for name, array in methods.items()}
+    values = {name: _values(arrays[name], name, path, n) for name in ("probability", "label") if name in arrays}
+    axes = {name: a.shape[3] for name, a in maps.items() if a.ndim == 4}
+    axes |= {name: arrays[name].shape[1] for name in values if arrays[name].ndim == 2}
+    if len({*axes.values(), *([k] if k else [])}) > 1:
+        found = ", ".join(f"{name} of {count}" for name, count in axes.items())
+        wanted = f"{k}, as findings has" if k else "the same number"
+        raise BadMaps(f"{path}: expected a last axis of {wanted}; found {found}")
+    _check_values(values, ids, path)
+    return MapFile(
+        path, ids, maps, next(iter(axes.values()), k), findings, patients, *map(values.get, ("probability", "label"))
+    )
+
+
+def _array(stored, name: str, path: Path) -> np.ndarray:
+    if not name.isprintable() or not name:
+        raise BadMaps(f"{path}: expected printable names of arrays, found {name!r}")
+    try:
+        array = stored[name]
+    except ValueError as error:
+        hint = "ids: numpy.array(names, dtype=str); maps: one array of numbers, maps.float().cpu().numpy()"
+        raise BadMaps(f"{path}, {name}: expected numbers or text, found Python objects; {hint}") from error
+    if not isinstance(array, np.ndarray):
+        raise BadMaps(f"{path}: expected an .npz file, found a zip with {name!r}; write it with {HOW}")
+    return array
+
+
+def _text(array: np.ndarray, name: str, path: Path, n: int | None = None) -> list[str]:
+    wanted = f"[{'N' if n is None else n}] text"
+    if array.dtype.kind != "U":
+        kind = "bytes" if array.dtype.kind == "S" else str(array.dtype)
+        hint = f"write {name}=numpy.array(names, dtype=str), spelled as in the boxes"
+        raise BadMaps(f"{path}, {name}: expected {wanted}, found {kind}; {hint}")
+    if array.ndim != 1 or n not in (None, len(array)):
+        raise BadMaps(f"{path}, {name}: expected {wanted}, found shape {array.shape}; one entry an image")
+    texts = [str(text) for text in array]
+    if odd := [text for text in texts if not text.isprintable()]:
+        raise BadMaps(f"{path}, {name}: expected printable text, found {odd[0]!r}")
+    return texts
+
+
+def _maps(array: np.ndarray, name: str, path: Path, n: int, k: int | None) -> np.ndarray:
+    """[N,h,w] or [N,h,w,K] of numbers, K = k if given; the usual other shapes are explained."""
+    shape, where = array.shape, f"{path}, {name}"
+    if name.startswith(("control/", "ceiling/")):
+        raise BadMaps(f"{where}: expected another name, this beginning is kept for our own controls; rename the array")
+    if array.dtype.kind not in "fiub":
+        hint = "write maps.float().cpu().numpy()" + (" (bfloat16 is not kept)" if array.dtype.kind == "V" else "")
+        reserved = f"; other arrays have one of the names {', '.join(RESERVED)}"
+        raise BadMaps(f"{where}: expected maps of float or integer numbers, found {array.dtype}; {hint}{reserved}")
+    wanted = f"shape ({n}, h, w), or ({n}, h, w, {k or 'K'}) with a last axis of findings"
+    hint = ""
+    if array.ndim == 4 and shape[1] == 1 and shape[3] != (k or 1):
+        hint = f"squeeze axis 1: {name}[:, 0]"
+    elif array.ndim == 4 and k and shape[1] == k != shape[3]:
+        hint = f"findings come last: {name}.transpose(0, 2, 3, 1)"
+    elif array.ndim == 2 and n == 1:
+        hint = f"one image is {name}[None]"
+    elif array.ndim not in (3, 4) or shape[0] != n or 0 in shape or (k and shape[3:] not in ((), (k,))):
+        hint = f"one map for each of the {n} names in image_id"
+    if hint:
+        raise BadMaps(f"{where}: expected {wanted}; found {shape}; {hint}")
+    return array.astype(np.uint8) if array.dtype.kind == "b" else array
+
+
+def _values(array: np.ndarray, name: str, path: Path, n: int) -> np.ndarray:
+    """[N] or [N,K] of numbers -> [N,K] float."""
+    if array.ndim not in (1, 2) or array.shape[0] != n or 0 in array.shape or array.dtype.kind not in "fiub":
+        wanted = f"numbers of shape ({n},) or ({n}, K)"
+        raise BadMaps(f"{path}, {name}: expected {wanted}, found {array.dtype} {array.shape}")
+    return array.reshape(n, -1).astype(float)
+
+
+def _check_values(values: dict[str, np.ndarray], ids: list[str], path: Path) -> None:
+    limits = {
+        "probability": ("0 to 1; apply a sigmoid to logits", lambda p: (p >= 0) & (p <= 1)),
+        "label": ("1 present, 0 absent, -1 unknown", lambda y: np.isin(y, (-1, 0, 1))),
+    }
+    for name, array in values.items():
+        wanted, good = limits[name]
+        bad = np.argwhere(~good(array))
+        if len(bad):
+            row, column = bad[0]
+            found = f"{array[row, column]:g} of {ids[row]}" + (f" and {len(bad) - 1} more" if len(bad) > 1 else "")
+            raise BadMaps(f"{path}, {name}: expected {wanted}; found {found}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

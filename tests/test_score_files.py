@@ -1,0 +1,570 @@
+"""Anyone's maps and boxes through the command line: right numbers, every image accounted for, every fault named."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infomask_jax import __main__ as command
+from infomask_jax.datasets.schema import BadData
+from infomask_jax.report import export
+from infomask_jax.report.sheet import number
+from infomask_jax.report.table import COLUMNS
+from infomask_jax.score_files import box_tables
+
+ROOT = Path(__file__).parent.parent
+HEADER = "image,finding,x,y,w,h,image_width,image_height,patient"
+NIH_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
+RSNA_HEADER = "patientId,x,y,width,height,Target"
+SIDE, GRID = 160, 16  # of the images and maps here
+
+
+def hot(boxes, noise=0.0, seed=0):
+    """Maps [N,16,16] that are 1 in the boxes (x, y, w, h in cells), row 0 on top."""
+    maps = noise * np.random.default_rng(seed).random((len(boxes), GRID, GRID), dtype=np.float32)
+    for heat, (x, y, w, h) in zip(maps, boxes, strict=True):
+        heat[y : y + h, x : x + w] = 1
+    return maps
+
+
+def cells(n=12, seed=0):
+    """Off-centre boxes in the top left quarter: no flip of a map finds them again."""
+    rng = np.random.default_rng(seed)
+    return [(*map(int, rng.integers(0, 4, 2)), *map(int, rng.integers(3, 5, 2))) for _ in range(n)]
+
+
+def row(name, finding, box, patient):
+    pixels = [v * SIDE // GRID for v in box] if box else [""] * 4
+    return ",".join(map(str, [name, finding, *pixels, SIDE, SIDE, patient]))
+
+
+def evaluate(folder, *arguments):
+    """The command, in `folder`; returns eval.json, rows of per_image.csv and the text of table.md."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["infomask_jax", "evaluate", *map(str, arguments)])
+        command.main()
+    out = folder / "evaluation"
+    with (out / "per_image.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return json.loads((out / "eval.json").read_text()), rows, (out / "table.md").read_text()
+
+
+def refusal(folder, *arguments):
+    """The message with which the command ends; it must leave nothing behind."""
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        evaluate(folder, *arguments)
+    assert sorted(folder.rglob("*")) == before
+    return str(stop.value.code)
+
+
+FILES = ("--maps", "maps.npz", "--boxes", "boxes.csv", "--resamples", 20, "--frame", 32)
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Twelve positives and six negatives of a mass, two images a patient; ten more images to tune on."""
+    found, more = cells(), cells(8, seed=1)
+    names, val = [f"t{i}.png" for i in range(18)], [f"v{i}.png" for i in range(10)]
+    lines = [row(name, "mass", box, f"p{i // 2}") for i, (name, box) in enumerate(zip(names, found, strict=False))]
+    lines += [row(name, "mass", None, f"p{i // 2}") for i, name in enumerate(names) if i >= 12]
+    lines += [row(name, "mass", box, f"q{i}") for i, (name, box) in enumerate(zip(val, more, strict=False))]
+    lines += [row(val[8], "mass", None, "q8"), row(val[9], "", None, "q9")]
+    (tmp_path / "boxes.csv").write_text("\n".join([HEADER, *lines]) + "\n")
+    maps, val_maps = (hot([*b, *[(8, 8, 2, 2)] * n], 0.3) for b, n in ((found, 6), (more, 2)))
+    p, val_p = np.linspace(0.9, 0.1, 18), np.linspace(0.9, 0.1, 10)
+    save(tmp_path, image_id=names, infomask=maps, cam=maps[:, ::-1], probability=p)
+    save(tmp_path, "val.npz", image_id=val, infomask=val_maps, cam=val_maps[:, ::-1], probability=val_p)
+    return tmp_path
+
+
+def save(folder, name="maps.npz", **arrays):
+    np.savez(folder / name, **{k: np.array(v) if k == "image_id" else v for k, v in arrays.items()})
+
+
+def change(folder, name="maps.npz", **arrays):
+    with np.load(folder / name) as stored:
+        kept = {k: stored[k] for k in stored.files}
+    np.savez(folder / name, **{k: v for k, v in {**kept, **arrays}.items() if v is not None})
+
+
+def markdown_tables(text):
+    """{title: {row name: {heading: cell}}}, escapes undone."""
+    found = {}
+    for part in text.split("\n## ")[1:]:
+        lines = [re.sub(r"\\(.)", r"\1", line) for line in part.splitlines()]
+        bars = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines if line.startswith("|")]
+        found[lines[0]] = {cells[0]: dict(zip(bars[0], cells, strict=False)) for cells in bars[2:]}
+    return found
+
+
+def test_own_files_are_scored_tuned_counted_and_written(own, capsys):
+    scores, rows, text = evaluate(own, *FILES, "--tune-on", "val.npz")
+    entry = scores["localization"]["mass"]["infomask"]
+    assert scores["n_images"] == 18 and scores["n_patients"] == 9
+    assert entry["threshold"]["tuned_on"] == "val" and entry["mean_iou"]["value"] > 0.9
+    assert scores["files"] == {
+        **{"maps": 18, "with_boxes": 12, "positive_without_box": 0, "negative": 6, "unknown": 0},
+        **{"boxes": 12, "boxes_of_other_findings": 0, "boxed_images_without_map": 0, "boxes_without_map": 0},
+        "negative_images_without_map": 0,
+        **{"tune_on_maps": 10, "tune_on_with_boxes": 8, "tune_on_positive_without_box": 0},
+        **{"tune_on_negative": 2, "tune_on_unknown": 0},
+    }
+    assert scores["classification"]["mass"]["auroc"]["value"] == 1.0
+    assert (own / "evaluation" / "table.tex").read_text().count(r"\toprule") == text.count("\n## ")
+    printed = capsys.readouterr().out
+    assert "Paired differences, mass" in printed and "Images counted" in printed and "images with a map" in printed
+    assert "Wang 2017" not in printed and "Wang 2017" in text
+    assert {r["method"] for r in rows} >= {"infomask", "cam", "control/random", "ceiling/16x16"}
+
+
+def test_per_image_rows_average_to_the_table(own):
+    scores, rows, _ = evaluate(own, *FILES)
+    for method, entry in scores["localization"]["mass"].items():
+        mine = [r for r in rows if r["method"] == method]
+        assert len(mine) == 18 and sum(r["iou"] == "" for r in mine) == 6  # a negative has no overlap, but RSNA's score
+        assert {r["image_id"] for r in mine if not r["iou"]} == {f"t{i}.png" for i in range(12, 18)}
+        scored = [r for r in mine if r["iou"]]
+        assert np.mean([float(r["iou"]) for r in scored]) == pytest.approx(entry["mean_iou"]["value"], abs=1e-5)
+        found = sum(int(r["boxes_found_iou_0.3"]) for r in scored) / sum(int(r["true_boxes"]) for r in scored)
+        assert found == pytest.approx(entry["acc_iou"]["0.3"]["value"], abs=1e-5)
+
+
+def test_markdown_has_the_numbers_of_the_json(own, capsys):
+    scores, _, text = evaluate(own, *FILES, "--tune-on", "val.npz", "--protocol", "wang2017", "wsol")
+    tables, entries = markdown_tables(text), scores["localization"]["mass"]
+    headline = next(t for title, t in tables.items() if title.startswith("Localization of mass"))
+    wang = next(t for title, t in tables.items() if title.endswith("Acc, share of boxes hit, IoU"))
+    for method, entry in entries.items():
+        name = method.removeprefix("control/").removeprefix("ceiling/")
+        for heading, path in COLUMNS.items():
+            v = entry
+            for step in path:
+                v = v[step]
+            low, high = map(number, v["ci95"])
+            assert headline[name][heading].replace("*", "") == f"{number(v['value'])} ({low}–{high})"
+        cut = entry["threshold"]
+        assert headline[name]["cut at"] == ("-" if cut["value"] is None else f"{number(cut['value'])} (val)")
+        for level, v in entry["protocols"]["wang2017"]["acc_iou"].items():
+            assert wang[name][f"IoU>{level[1:]}"].replace("*", "").startswith(number(v["value"]) + " (")
+    assert "li2018" not in entries["cam"]["protocols"] and not any("Li 2018" in title for title in tables)
+    assert "Wang 2017" in capsys.readouterr().out  # asked for: on the screen, too
+
+
+@pytest.mark.parametrize("turn", ["as it is", "upside down", "left to right", "transposed"])
+def test_only_the_upright_map_finds_the_box(own, turn):
+    boxes = [(0, 4, 6, 2)] * 18  # wide, left of centre and above it
+    lines = [row(f"t{i}.png", "mass", boxes[i], "") for i in range(18)]
+    (own / "boxes.csv").write_text("\n".join([HEADER, *lines]))
+    maps = hot(boxes)
+    maps = {"upside down": maps[:, ::-1], "left to right": maps[..., ::-1], "transposed": maps.swapaxes(1, 2)}.get(
+        turn, maps
+    )
+    change(own, infomask=None, cam=maps)
+    scores, _, _ = evaluate(own, *FILES)
+    iou = scores["localization"]["mass"]["cam"]["mean_iou"]["value"]
+    assert iou > 0.95 if turn == "as it is" else iou < 0.4
+
+
+def test_nih_list_is_read_as_it_is(tmp_path):
+    boxes = cells(6)
+    scaled = [[v * 64.0 for v in box] for box in boxes]
+    lines = [f"0000{i // 2}_00{i}.png,Infiltrate,{','.join(map(str, b))},,," for i, b in enumerate(scaled)]
+    lines += ["00009_000.png,Mass,10.5,20,300,400", "00000_000.png,Mass,10.5,20,300,400"]
+    lines += ["00010_000.png,Infiltrate,10.5,20,300,400", "00010_001.png,Mass,10.5,20,300,400"]
+    (tmp_path / "BBox_List_2017.csv").write_text("\n".join([NIH_HEADER, *lines]) + "\n")
+    names = [f"0000{i // 2}_00{i}.png" for i in range(6)] + ["00000_017.png", "00002_020.png", "00009_000.png"]
+    save(tmp_path, image_id=names, cam=hot([*boxes, *boxes[:3]]))
+    options = ("--maps", "maps.npz", "--boxes", "BBox_List_2017.csv", "--resamples", 20)
+    assert "--findings" in refusal(tmp_path, *options) and "Infiltration, Mass" in refusal(tmp_path, *options)
+    scores, rows, _ = evaluate(tmp_path, *options, "--findings", "Infiltration")
+    assert list(scores["localization"]) == list(scores["classification"]) == ["Infiltration"]
+    assert scores["localization"]["Infiltration"]["cam"]["mean_iou"]["value"] > 0.85
+    assert scores["n_patients"] == 4 and {r["patient_id"] for r in rows} == {"00000", "00001", "00002"}
+    files = scores["files"]
+    assert (files["maps"], files["with_boxes"], files["unknown"]) == (9, 6, 3)
+    assert (files["boxes"], files["boxes_of_other_findings"], files["boxed_images_without_map"]) == (6, 2, 1)
+    # AFP divides by all boxes of the images, as Wang et al. do: two masses are on them, too.
+    wang = scores["localization"]["Infiltration"]["cam"]["protocols"]["wang2017"]
+    assert wang["afp_iou"]["0.1"]["n"] == 8 and wang["acc_iou"]["0.1"]["n"] == 6
+
+
+def test_rsna_labels_are_read_as_they_are(tmp_path):
+    boxes = cells(4)
+    lines = [f"id-{i},{','.join(str(v * 64.0) for v in b)},1" for i, b in enumerate(boxes)]
+    lines += ["id-0,700,700,200,200,1", "id-4,,,,,0", "id-5,,,,,0", "id-6,,,,,0"]
+    (tmp_path / "labels.csv").write_text("\n".join([RSNA_HEADER, *lines]) + "\n")
+    save(tmp_path, image_id=[f"id-{i}" for i in range(6)], cam=hot([*boxes, *boxes[:2]]))
+    options = ("--maps", "maps.npz", "--boxes", "labels.csv", "--resamples", 20)
+    scores, rows, _ = evaluate(tmp_path, *options)
+    assert scores["counts"]["pneumonia"]["scored_boxes"] == 5 and scores["files"]["negative"] == 2
+    assert scores["files"]["negative_images_without_map"] == 1 and scores["n_patients"] == 6
+    assert all(r["rsna"] == "0" for r in rows if r["method"] == "cam" and r["image_id"] in ("id-4", "id-5"))
+    change(tmp_path, image_id=np.array([f"folder/id-{i}.dcm" for i in range(6)]))
+    assert re.search(r"'folder/id-0.dcm' is 'id-0'", refusal(tmp_path, *options))
+
+
+def pictures(folder, names, shape=(SIDE, SIDE)):
+    (folder / "films" / "a").mkdir(parents=True)
+    for name in names:
+        cv2.imwrite(str(folder / "films" / "a" / name), np.full(shape, 60, np.uint8))
+
+
+def test_images_give_sizes_and_galleries(own):
+    pictures(own, [f"t{i}.png" for i in range(18)], (SIDE // 2, SIDE))  # half as high, and so are y and h
+    boxes = [(x * 10, y * 5, w * 10, h * 5) for x, y, w, h in cells()]
+    lines = [f"t{i}.png,mass,{x},{y},{w},{h}" for i, (x, y, w, h) in enumerate(boxes)]
+    lines += [f"t{i}.png,mass,,,," for i in range(12, 18)] + ["elsewhere.png,mass,1,1,900,900"]
+    (own / "boxes.csv").write_text("\n".join(["image,finding,x,y,w,h", *lines]))
+    change(own, probability=np.linspace(0.9, 0.6, 18))  # every map hits: the misses are the negatives, false alarms
+    assert "row 1: expected also the columns image_width, image_height" in refusal(own, *FILES)
+    scores, _, _ = evaluate(own, *FILES, "--images", "films", "--seed", 3)
+    assert scores["files"]["without_image_file"] == 0 and scores["bootstrap"]["seed"] == 3
+    assert scores["files"]["boxed_images_without_map"] == 1  # nobody asks for its file
+    assert scores["localization"]["mass"]["infomask"]["mean_iou"]["value"] > 0.9
+    figures = sorted(path.name for path in (own / "evaluation" / "figures").iterdir())
+    assert figures == ["hits.png", "misses.png"]
+    (own / "films" / "a" / "t3.png").unlink()
+    assert "row 5, x, y, w, h: expected a file of 't3.png'" in refusal(own, *FILES, "--images", "films", "--out", "b")
+
+
+def test_without_probabilities_galleries_judge_the_map(own):
+    change(own, probability=None)
+    pictures(own, [f"t{i}.png" for i in range(10)])
+    scores, _, _ = evaluate(own, *FILES, "--images", "films")
+    assert scores["files"]["without_image_file"] == 8
+    assert (own / "evaluation" / "figures" / "hits.png").stat().st_size > 5000
+    assert scores["classification"]["mass"]["auroc"]["reason"] == "no probabilities"
+
+
+def test_maps_of_a_run_work_as_they_are(own):
+    with np.load(own / "maps.npz") as stored:
+        arrays = {name: stored[name].astype(np.float16) for name in ("infomask", "cam")}
+        np.savez_compressed(own / "maps.npz", image_id=stored["image_id"], **arrays)
+    assert evaluate(own, *FILES)[0]["localization"]["mass"]["infomask"]["mean_iou"]["value"] > 0.9
+
+
+def test_axes_of_findings_are_picked_by_name(own):
+    """mass is hot where it is; nodule, on the same images, is hot at its mirror image."""
+    with np.load(own / "maps.npz") as stored:
+        mass, names = stored["infomask"], stored["image_id"]
+    lines = (own / "boxes.csv").read_text().splitlines()
+    mirrored = [
+        row(names[i], "nodule", (GRID - x - w, y, w, h), f"p{i // 2}") for i, (x, y, w, h) in enumerate(cells())
+    ]
+    (own / "boxes.csv").write_text("\n".join([*lines, *mirrored]))
+    both = np.stack([mass[..., ::-1], mass], axis=-1)
+    np.savez(own / "maps.npz", image_id=names, cam=both)
+    assert "store their names as `findings`" in refusal(own, *FILES, "--findings", "mass")
+    assert "which axis is which finding" in refusal(own, *FILES)
+    by_option, _, _ = evaluate(own, *FILES, "--findings", "nodule", "mass")
+    change(own, findings=np.array(["nodule", "mass"]), probability=np.full((18, 2), 0.5))
+    by_name, _, _ = evaluate(own, *FILES)
+    alone, _, _ = evaluate(own, *FILES, "--findings", "mass")
+    for scores, wanted in ((by_option, 2), (by_name, 2), (alone, 1)):
+        found = {f: e["cam"]["mean_iou"]["value"] for f, e in scores["localization"].items()}
+        assert len(found) == wanted and min(found.values()) > 0.9
+    assert alone["files"]["boxes_of_other_findings"] == 12
+    assert "found masss" in refusal(own, *FILES, "--findings", "masss")
+
+
+def test_labels_of_images_without_boxes_come_from_the_file(own):
+    lines = (own / "boxes.csv").read_text().splitlines()
+    (own / "boxes.csv").write_text("\n".join(line for line in lines if ",,,," not in line))
+    assert evaluate(own, *FILES)[0]["files"]["unknown"] == 6
+    label = np.array([1] * 11 + [-1] + [0] * 4 + [1, -1])
+    change(own, label=label)
+    files = evaluate(own, *FILES)[0]["files"]
+    assert [files[k] for k in ("with_boxes", "negative", "positive_without_box", "unknown")] == [12, 4, 1, 1]
+    change(own, label=np.array([0] * 18))
+    message = refusal(own, *FILES, "--out", "b")
+    assert "12 problems" in message and "maps.npz, label of t0.png: expected 1 or -1 of mass" in message
+
+
+def test_thresholds_are_fixed_and_said_to_be_where_nothing_can_tune_them(own, capsys):
+    lines = (own / "boxes.csv").read_text().splitlines()
+    (own / "boxes.csv").write_text("\n".join(line for line in lines if not line.startswith("v")))
+    scores, _, text = evaluate(own, *FILES, "--tune-on", "val.npz")
+    note = "no box on the images of val.npz: thresholds are fixed for mass"
+    assert scores["notes"] == [note] and note in text and note in capsys.readouterr().out
+    assert scores["localization"]["mass"]["cam"]["threshold"]["tuned_on"] == "fixed"
+
+
+def test_tuning_on_scored_images_is_refused(own):
+    with np.load(own / "val.npz") as stored:
+        names = stored["image_id"].copy()
+    names[4] = "t7.png"
+    change(own, "val.npz", image_id=names)
+    message = refusal(own, *FILES, "--tune-on", "val.npz")
+    assert "1 of its 10 images" in message and "'t7.png'" in message and "oracle" in message
+    change(own, "val.npz", image_id=np.array([f"v{i}.png" for i in range(10)]), cam=None)
+    assert "expected maps of cam, infomask" in refusal(own, *FILES, "--tune-on", "val.npz")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "expected a RUN, or --maps with --boxes; found none"),
+        (("--maps", "maps.npz"), "found --maps"),
+        (("runs/x", "--maps", "maps.npz"), "found both"),
+        ((*FILES, "--data-dir", "data"), "--data-dir: only for a RUN"),
+        ((*FILES, "--split", "val", "--dataset", "nih"), "--dataset, --split: only for a RUN"),
+        (("runs/x", "--tune-on", "val.npz", "--frame", 64), "--tune-on, --frame: only for --maps"),
+        ((*FILES, "--protocol", "wang"), "--protocol: expected some of wang2017"),
+        ((*FILES[:-1], 0), "--frame: expected 8 or more"),
+        ((*FILES, "--out", "boxes.csv"), "--out: expected a folder"),
+        ((*FILES, "--images", "nowhere"), "--images: expected a folder"),
+        (("--maps", "none.npz", "--boxes", "boxes.csv"), "none.npz: expected a file of maps"),
+        (("--maps", "maps.npz", "--boxes", "none.csv"), "found no file none.csv"),
+    ],
+)
+def test_bad_options_are_refused(own, arguments, words):
+    assert words in refusal(own, *arguments)
+
+
+N = 18
+BAD_ARRAYS = {
+    "duplicate ids": ({"image_id": np.array(["a"] * N)}, "image_id: expected each image once, found a"),
+    "bytes ids": ({"image_id": np.array([b"t0.png"] * N)}, "found bytes; write image_id=numpy.array(names, dtype=str)"),
+    "integer ids": ({"image_id": np.arange(N)}, "expected [N] text, found int64"),
+    "0-d ids": ({"image_id": np.array("t0.png")}, "image_id: expected [N] text, found shape ()"),
+    "object ids": ({"image_id": np.array(["t0.png"] * N, object)}, "image_id: expected numbers or text, found Python"),
+    "no ids": ({"image_id": None}, "expected an array image_id, found infomask, cam, probability"),
+    "no maps": ({"infomask": None, "cam": None}, "expected an array of maps"),
+    "0-d map": ({"cam": np.array(1.0)}, "cam: expected shape (18, h, w)"),
+    "fewer maps": ({"cam": np.ones((N - 1, 4, 4))}, "found (17, 4, 4); one map for each of the 18 names"),
+    "channel": ({"cam": np.ones((N, 1, 4, 4))}, "squeeze axis 1: cam[:, 0]"),
+    "findings first": (
+        {"cam": np.ones((N, 2, 4, 4)), "findings": np.array(["mass", "b"])},
+        "findings come last: cam.transpose(0, 2, 3, 1)",
+    ),
+    "other axes": (
+        {"cam": np.ones((N, 4, 4, 2)), "infomask": np.ones((N, 4, 4, 3))},
+        "expected a last axis of the same",
+    ),
+    "bfloat16": ({"cam": np.zeros((N, 4, 4), "V2")}, "found |V2; write maps.float().cpu().numpy() (bfloat16"),
+    "object": ({"cam": np.array([[None]] * N)}, "cam: expected numbers or text, found Python objects"),
+    "text": ({"view": np.array(["PA"] * N)}, "view: expected maps of float or integer numbers, found <U2"),
+    "complex": ({"cam": np.ones((N, 4, 4), complex)}, "found complex128"),
+    "NaN": (
+        {"cam": np.where(np.arange(N) == 5, np.nan, 1.0)[:, None, None] * np.ones((4, 4))},
+        "maps.npz: cam maps with NaN",
+    ),
+    "infinity": ({"cam": np.full((N, 4, 4), np.inf)}, "t0.png, t1.png, t2.png, t3.png, t4.png and 13 more"),
+    "kept name": ({"control/x": np.ones((N, 4, 4))}, "this beginning is kept for our own controls"),
+    "logits": (
+        {"probability": np.linspace(-3, 3, N)},
+        "expected 0 to 1; apply a sigmoid to logits; found -3 of t0.png",
+    ),
+    "NaN label": ({"label": np.full(N, np.nan)}, "label: expected 1 present, 0 absent, -1 unknown; found nan"),
+    "short label": ({"label": np.ones(3)}, "label: expected numbers of shape (18,) or (18, K), found float64 (3,)"),
+    "label against a row": (
+        {"label": np.ones(N)},
+        "label of t12.png: expected 0 or -1 of mass, as the boxes say; found 1",
+    ),
+    "short patients": ({"patient_id": np.array(["a"])}, "patient_id: expected [18] text, found shape (1,)"),
+    "nothing in common": ({"image_id": np.array([f"x{i}" for i in range(N)])}, "image_id has 'x0', they have 't0.png'"),
+    "only stems": ({"image_id": np.array([f"t{i}" for i in range(N)])}, "without folder and suffix 't0' is 't0.png'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARRAYS)
+def test_bad_arrays_are_named(own, case):
+    arrays, words = BAD_ARRAYS[case]
+    change(own, **arrays)
+    message = refusal(own, *FILES)
+    assert words in message and "maps.npz" in message, message
+
+
+def test_bad_maps_to_tune_on_are_named(own):
+    with np.load(own / "val.npz") as stored:
+        cam = stored["cam"].copy()
+    cam[3, 2, 2] = np.nan
+    change(own, "val.npz", cam=cam)
+    assert "val.npz: cam maps with NaN, infinity or float16 overflow: v3.png" in refusal(
+        own, *FILES, "--tune-on", "val.npz"
+    )
+
+
+@pytest.mark.parametrize("kind", ["text", "npy", "empty", "cut", "torch"])
+def test_what_is_no_npz_is_refused(own, kind):
+    path = own / "maps.npz"
+    whole = path.read_bytes()
+    if kind == "npy":
+        np.save(own / "x.npy", np.ones(3))
+        path.write_bytes((own / "x.npy").read_bytes())
+    elif kind == "torch":
+        np.savez(own / "x.npz", **{"archive/data.pkl": np.ones(2)})
+        path.write_bytes((own / "x.npz").read_bytes())
+    elif kind == "cut":  # the directory at the end is whole, an array is not
+        at = whole.index(b"cam.npy") + 300
+        path.write_bytes(whole[:at] + b"\xff" * 40 + whole[at + 40 :])
+    else:
+        path.write_bytes({"text": b"image_id", "empty": b""}[kind])
+    message = refusal(own, *FILES)
+    assert "maps.npz" in message and ("write it with numpy.savez" in message or "write it again" in message), message
+
+
+BAD_ROWS = {
+    "t0.png,mass,1,1,5,5,160,160,p0\nt0.png,mass,1,1,5,5,160,160,p0": "row 31, x, y, w, h: expected each box once",
+    "t0.png,mass,150,1,50,5,160,160,p0": "expected a box inside 160 x 160",
+    "t0.png,mass,1,1,0,5,160,160,p0": "expected a box of some area",
+    "t0.png,mass,nan,1,5,5,160,160,p0": "expected four numbers, found 'nan, 1, 5, 5'",
+    "t0.png,mass,1,,5,5,160,160,p0": "expected four numbers, found '1, , 5, 5'",
+    "t0.png,mass,1,1,5,5,,,p0": "expected image_width and image_height, found nothing",
+    "t0.png,mass,1,1,5,5,wide,160,p0": "expected image_width and image_height in pixels, found 'wide, 160'",
+    "t0.png,,1,1,5,5,160,160,p0": "finding: expected the finding of the box, found nothing",
+    "t0.png,mass,1,1,5,5,160,160,p7": "patient: expected one patient of 't0.png', found also 'p0'",
+    "t0.png,mass,,,,,160,160,p0": "expected no box of an image that is negative, found 't0.png' negative in boxes.csv",
+    "t0.png,,,,,,,,p0": "row 2, x, y, w, h: expected no box of an image that is negative",
+    "../t0.png,mass,1,1,5,5,160,160,p0": "expected the name of an image inside its folder",
+    "t0.png,mass,1,1": "row 30, row: expected 9 cells, found 4",
+}
+
+
+@pytest.mark.parametrize("line", BAD_ROWS)
+def test_bad_rows_are_named_together(own, line):
+    with (own / "boxes.csv").open("a") as file:
+        file.write(f"{line}\nt1.png,mass,0,0,-3,3,160,160,p0\n")
+    message = refusal(own, *FILES)
+    assert BAD_ROWS[line] in message and "boxes.csv, row" in message and "found x 0, y 0, width -3" in message, message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a,b,c\n1,2,3\n", "expected the columns image, finding, x, y, w, h, image_width, image_height, or the header"),
+        ("image,finding,x,y,w\na,b,1,2,3\n", "among them image, finding, x, y, w, h; found image, finding, x, y, w"),
+        (HEADER + "\n", "found only the header"),
+        ("", "found none"),
+        (NIH_HEADER + "\nt0.png,Masss,1,1,5,5\n", "Finding Label: expected one of Atelectasis"),
+        (NIH_HEADER + "\nt0.png,Mass,,,,\n", "expected a box, found nothing"),
+        (NIH_HEADER + "\nt0.png,Mass,1000,1,50,5\n", "inside 1024 x 1024"),
+        (RSNA_HEADER + "\nt0.png,1,1,5,5,0\n", "Target: expected a box with Target 1 and none with 0"),
+        (RSNA_HEADER + "\nt0.png,,,,,1\n", "Target: expected a box with Target 1 and none with 0"),
+        (RSNA_HEADER + "\nt0.png,,,,,\n", "Target: expected 0 or 1"),
+        (RSNA_HEADER + "\nt0.png,,,,,0\nt0.png,1,1,5,5,1\n", "expected no box of an image that is negative"),
+        ("image,finding\xff\n", "boxes.csv"),
+    ],
+)
+def test_bad_tables_are_refused(own, text, words):
+    (own / "boxes.csv").write_text(text, encoding="latin-1")
+    assert words in refusal(own, *FILES)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("tables")
+
+
+frames = st.tuples(st.integers(1, 5000), st.integers(1, 5000))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    frames.flatmap(
+        lambda f: st.tuples(
+            st.just(f),
+            *[st.tuples(st.integers(0, n - 1), st.integers(1, n)).filter(lambda p, n=n: sum(p) <= n) for n in f],
+        )
+    ),
+    st.permutations(HEADER.split(",")),
+)
+def test_any_box_inside_its_image_is_read_back(folder, case, columns):
+    (width, height), (x, w), (y, h) = case
+    cells = {"image": "a/b.png", "finding": "mass", "x": x, "y": y, "w": w, "h": h, "patient": "p"}
+    cells |= {"image_width": width, "image_height": height}
+    path = folder / "boxes.csv"
+    path.write_text("\ufeff" + ",".join(columns) + "\n" + ",".join(str(cells[c]) for c in columns) + "\r\n")
+    table = box_tables.read([path])
+    ((finding, box),) = table.boxes["a/b.png"]
+    np.testing.assert_allclose(box, [y / height, x / width, (y + h) / height, (x + w) / width], rtol=1e-6)
+    assert finding == "mass" and table.patients == {"a/b.png": "p"}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from([HEADER, NIH_HEADER, RSNA_HEADER, "image,finding"]),
+    st.lists(
+        st.lists(st.text(max_size=8) | st.sampled_from(["1", "-1", "1e400", "nan", "", "Mass", "1024"]), max_size=9)
+    ),
+)
+def test_no_text_breaks_the_reader(folder, header, rows):
+    path = folder / "fuzz.csv"
+    path.write_text("\n".join([header, *(",".join(cells) for cells in rows)]), encoding="utf-8", errors="replace")
+    try:
+        table = box_tables.read([path])
+    except BadData:
+        return
+    for own in table.boxes.values():
+        for _, (ymin, xmin, ymax, xmax) in own:
+            assert 0 <= ymin < ymax <= 1 and 0 <= xmin < xmax <= 1
+
+
+class Tensor:
+    """Enough of torch for README's lines: numpy() works only once detached from bfloat16 and the GPU."""
+
+    def __init__(self, array, at=("float", "cpu")):
+        self.array, self.at = array, at
+
+    def __getattr__(self, name):
+        assert name in self.at
+        return lambda: Tensor(self.array, [step for step in self.at if step != name])
+
+    def numpy(self):
+        assert not self.at
+        return self.array
+
+
+def test_lines_of_the_readme_work(tmp_path, monkeypatch):
+    section = (ROOT / "README.md").read_text().split("## Score your own maps")[1].split("\n## ")[0]
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    (line,) = re.findall(r"python -m infomask_jax (evaluate .*)", section)
+    table = [line.strip() for line in section.splitlines() if line.startswith("    ")]
+    assert table[0] == HEADER and len([line for line in code.splitlines() if line]) == 3
+    (tmp_path / "boxes.csv").write_text("\n".join([*table, "v.png,mass,1,1,50,50,1024,1024,p3"]))
+    monkeypatch.chdir(tmp_path)
+    for name, ids in (("val.npz", ["v.png"]), ("maps.npz", ["0001.png", "0002.png"])):
+        n = len(ids)
+        tensors = {"cam": Tensor(hot([(8, 5, 1, 1)] * n)), "gradcam": Tensor(hot([(0, 5, 1, 1)] * n))}
+        exec(code, {"names": ids, "p": Tensor(np.linspace(0.9, 0.1, n)), **tensors})
+        (tmp_path / "maps.npz").rename(tmp_path / name)
+    pictures(tmp_path, ["0001.png", "0002.png"])
+    scores, _, _ = evaluate(tmp_path, *line.replace("DIR", "films").split()[1:], "--resamples", 20)
+    found = {m: e["pointing_game"]["value"] for m, e in scores["localization"]["mass"].items()}
+    assert found["cam"] == 1.0 and found["gradcam"] == 0.0 and scores["files"]["negative"] == 1
+
+
+def test_nothing_is_half_written(own, monkeypatch):
+    evaluate(own, *FILES)
+    before = {path: path.read_bytes() for path in (own / "evaluation").iterdir()}
+
+    def full(path, *_, **__):
+        if path.name.startswith("per_image"):
+            raise OSError(28, "No space left on device")
+        return original(path, *_, **__)
+
+    original = type(own).write_text
+    monkeypatch.setattr(type(own), "write_text", full)
+    with pytest.raises(OSError):
+        export.write_all({path: "new" for path in sorted(before)})
+    assert {path: path.read_bytes() for path in (own / "evaluation").iterdir()} == before
+
+
+def test_scoring_files_needs_no_jax(own):
+    code = "import sys; from infomask_jax.__main__ import main; main(); sys.exit('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, "evaluate", *map(str, FILES)], cwd=own, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    failed = subprocess.run(
+        [sys.executable, "-m", "infomask_jax", "evaluate", "--maps", "x"], cwd=own, capture_output=True, text=True
+    )
+    assert failed.returncode == 1 and failed.stderr.startswith("error: expected") and "Traceback" not in failed.stderr
