@@ -41,6 +41,9 @@ class ModelConfig:
     """Image pixels per side of one latent cell. Ours."""
     norm: Literal["group", "weight"] = "weight"
     """group: GroupNorm (statistics global in space); weight: scaled weight standardisation (local). Ours."""
+    second_kernel: Literal[1, 3] = 1
+    """Side of the second kernel of a block after the first stage, cells. With 1 a cell sees less beyond its own patch,
+    so evidence stays where its cause is; 3: the usual residual block. Ours."""
     half_turn: bool = True
     """Average the features of the image with those of its half turn, turned back. An encoder that sees beyond a cell
     may put the evidence for a finding to one side of it, a side that changes with the seed; this cannot. Ours."""
@@ -128,6 +131,9 @@ class Config:
     """Name of the prepared dataset."""
     seed: int = 0
     """Seed of initialisation, sampling, data order and augmentation."""
+    map_shifts: Literal[1, 2, 4] = 2
+    """Heat maps, of the plain classifier too, are means over map_shifts x map_shifts shifts of the image by fractions
+    of a cell, on a grid that many times as fine; 1: the image as it is. Logits are of the image as it is. Ours."""
     baseline: bool = True
     """Also train the plain mean-pooled classifier, CAM's home: same encoder (without half_turn), data and steps."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -172,6 +178,8 @@ class Config:
             value = getattr(getattr(self, group), field_name)
             if not low <= value <= high:  # NaN fails too
                 wrong.append(f"{name}: expected {low:g} to {high:g}, found {value}")
+        if self.map_shifts > self.model.stride:
+            wrong.append(f"map_shifts: expected at most model.stride, {self.model.stride}, found {self.map_shifts}")
         if wrong:
             raise ValueError("settings out of range:\n  " + "\n  ".join(wrong))
 
@@ -181,8 +189,12 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":
-        """Inverse of `to_dict`. Unknown fields raise TypeError."""
+        """Inverse of `to_dict`. Unknown fields raise TypeError, missing ones KeyError: a run need not have had our
+        defaults of today."""
         nested = {"data": DataConfig, "model": ModelConfig, "loss": LossConfig, "train": TrainConfig}
+        for kind, part in ((cls, values), *((nested[k], values[k]) for k in nested)):
+            if missing := [f.name for f in dataclasses.fields(kind) if f.name not in part]:
+                raise KeyError(f"{', '.join(missing)} is missing")
         values = {k: nested[k](**v) if k in nested else v for k, v in values.items()}
         return cls(**{**values, "data_dir": Path(values["data_dir"]), "workdir": Path(values["workdir"])})
 

@@ -16,7 +16,7 @@ from infomask_jax import checkpoint, datasets, evaluate, localize, pipeline, rep
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
 from infomask_jax.evaluate import bootstrap, controls
-from infomask_jax.explain import heat_maps
+from infomask_jax.explain import heat_maps, shifted_heat_maps
 from infomask_jax.manifest import write_json
 from infomask_jax.model.infomask import InfoMask
 from infomask_jax.train import data_sharding, train
@@ -132,7 +132,8 @@ def predict_split(workdir: Path, data: Prepared, split: str, findings: list[str]
 
 
 def predict(config: Config, params, source, findings: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Logits [N, K] float32 and heat maps {method: [N, h, w, 1 or K]} float16 of every image, in the source's order."""
+    """Logits [N, K] float32 and heat maps {method: [N, h, w, 1 or K]} float16 of every image, in the source's order; h
+    and w are the grid's times config.map_shifts."""
     model = InfoMask(config.model, findings)
     devices = jax.local_device_count()
     batch_size = -(-config.data.batch_size // devices) * devices  # padding takes up what does not divide
@@ -140,8 +141,11 @@ def predict(config: Config, params, source, findings: int) -> tuple[np.ndarray, 
 
     @jax.jit
     def forward(params, images):
-        logits, out = model.apply({"params": params}, images, train=False)
-        return logits, heat_maps(out, config.model.bottleneck)
+        def maps_of(images):
+            return heat_maps(model.apply({"params": params}, images, train=False)[1], config.model.bottleneck)
+
+        logits = model.apply({"params": params}, images, train=False)[0]
+        return logits, shifted_heat_maps(maps_of, images, config.model.stride, config.map_shifts)
 
     params, logits, maps = jax.device_put(params, replicated), [], {}
     batches = -(-len(source) // batch_size)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from infomask_jax.config import ModelConfig
-from infomask_jax.explain import METHODS, attribution
+from infomask_jax.explain import METHODS, attribution, shifted_heat_maps
 from infomask_jax.explain import bottleneck as information
 from infomask_jax.explain.gradients import pixel_gradients, smoothgrad
 from infomask_jax.explain.perturbations import rise_mask
@@ -408,3 +408,46 @@ def test_other_findings_and_parameters_do_not_compile_again():
         traced = len(model_calls)
         maps(blob_detector(), random_images(3, 8), 1)
     assert 0 < traced == len(model_calls)
+
+
+# --- shifts of the image
+
+
+def cell_means(stride):
+    """A model that sees its own cell only: {"m": mean of each cell}."""
+
+    def forward(images):
+        b, height, width, _ = images.shape
+        return {"m": images.reshape(b, height // stride, stride, width // stride, stride, 1).mean(axis=(2, 4))}
+
+    return forward
+
+
+def test_no_shift_is_the_map_itself():
+    images = jnp.asarray(np.random.default_rng(0).random((2, 16, 24, 1)), jnp.float32)
+    found = shifted_heat_maps(cell_means(4), images, 4, 1)["m"]
+    np.testing.assert_array_equal(found, cell_means(4)(images)["m"])
+
+
+@pytest.mark.parametrize("stride, shifts", [(4, 2), (4, 4), (8, 2), (2, 2)])
+def test_shifted_maps_are_moved_back(stride, shifts):
+    """A ramp is its own map: away from the edges, which are repeated, every fine cell has the value at its centre."""
+    height, width = 8 * stride, 12 * stride
+    ramp = 3.0 * np.arange(height)[:, None] - 2.0 * np.arange(width)[None]  # value at pixel centres
+    found = shifted_heat_maps(cell_means(stride), jnp.asarray(ramp[None, ..., None], jnp.float32), stride, shifts)["m"]
+    assert found.shape == (1, 8 * shifts, 12 * shifts, 1)
+    rows, columns = ((np.arange(n * shifts) + 0.5) * stride / shifts - 0.5 for n in (8, 12))
+    expected = 3.0 * rows[:, None] - 2.0 * columns[None]
+    edge = 2 * shifts
+    inner = np.s_[edge:-edge, edge:-edge]
+    np.testing.assert_allclose(found[0, ..., 0][inner], expected[inner], rtol=1e-5, atol=1e-3)
+
+
+def test_shifts_resolve_what_a_cell_cannot():
+    """A square of half a cell, off centre: the finest map peaks where it is, the coarse one at the cell's centre."""
+    image = np.zeros((1, 32, 32, 1), np.float32)
+    image[0, 12:14, 20:22] = 1  # in the upper left quarter of cell (3, 5) of 4 pixels
+    fine = shifted_heat_maps(cell_means(4), jnp.asarray(image), 4, 4)["m"][0, ..., 0]
+    at = np.arange(32) + 0.5
+    centre = np.asarray([(fine.sum(1) * at).sum(), (fine.sum(0) * at).sum()]) / fine.sum()
+    np.testing.assert_allclose(centre, [13, 21], atol=0.3)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from infomask_jax.config import ModelConfig
 from infomask_jax.explain.bottleneck import iba
@@ -70,6 +71,47 @@ def attribution(
         return compiled(variables, images, finding)
 
     return maps
+
+
+def shifted_heat_maps(
+    forward: Callable[[jax.Array], dict[str, jax.Array]], images: jax.Array, stride: int, shifts: int
+) -> dict[str, jax.Array]:
+    """Means of `heat_maps` over shifts x shifts shifts of the image, on a grid `shifts` times as fine.
+
+    The shifts spread evenly over one cell, edges are repeated, and each map is moved back before it is averaged. Ours:
+    a cell's edges fall at random on a finding, and this averages over where they fall.
+
+    Args:
+      forward: images [B, H, W, 1] -> {method: [B, h, w, K]}.
+      stride: pixels of a cell. shifts: a divisor of it.
+    """
+    offsets = [(2 * a - shifts + 1) * stride // (2 * shifts) for a in range(shifts)]  # pixels
+    height, width = images.shape[1:3]
+    padded = jnp.pad(images, ((0, 0), (stride, stride), (stride, stride), (0, 0)), mode="edge")
+    total = {}
+    for dy in offsets:
+        for dx in offsets:
+            top, left = stride + dy, stride + dx
+            for method, m in forward(padded[:, top : top + height, left : left + width]).items():
+                rows, columns = (finer(n, shifts, d / stride) for n, d in zip(m.shape[1:3], (dy, dx), strict=True))
+                moved = jnp.einsum("yi,xj,bijk->byxk", rows, columns, m, precision="highest")
+                total[method] = total.get(method, 0.0) + moved / shifts**2
+    return total
+
+
+def finer(cells: int, times: int, offset: float) -> np.ndarray:
+    """Matrix [cells * times, cells] that samples a line of cells linearly at a grid `times` as fine, float32.
+
+    Sample i sits at ((i + .5) / times - offset) cells, centres at .5, 1.5, ...; beyond the first and last centre the
+    value stays.
+    """
+    at = np.clip((np.arange(cells * times) + 0.5) / times - offset - 0.5, 0, cells - 1)
+    low = np.minimum(at.astype(int), max(cells - 2, 0))
+    matrix = np.zeros((cells * times, cells), np.float32)
+    rows = np.arange(len(at))
+    matrix[rows, low] += 1 - (at - low)
+    matrix[rows, np.minimum(low + 1, cells - 1)] += at - low
+    return matrix
 
 
 def heat_maps(out: dict[str, jax.Array], bottleneck: str) -> dict[str, jax.Array]:

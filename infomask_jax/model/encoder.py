@@ -51,6 +51,7 @@ class Encoder(nn.Module):
     width: int
     depth: int
     stride: int
+    second_kernel: int
     norm: str
     dtype: Any = jnp.float32
 
@@ -82,7 +83,8 @@ class Encoder(nn.Module):
                     y = nn.avg_pool(y, (2, 2), (2, 2))
                     x = conv(channels, (1, 1))(y)
                 y = conv(channels, (3, 3))(y)
-                y = conv(channels, (3, 3))(activate(y))
+                side = self.second_kernel if stage else 3
+                y = conv(channels, (side, side))(activate(y))
                 x = x + y
         return activate(x)
 

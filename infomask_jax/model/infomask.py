@@ -63,7 +63,9 @@ class InfoMask(nn.Module):
         """
         c = self.config
         if features is None:
-            encoder = Encoder(c.width, c.depth, c.stride, c.norm, dtype=jnp.dtype(c.dtype), name="encoder")
+            encoder = Encoder(
+                c.width, c.depth, c.stride, c.second_kernel, c.norm, dtype=jnp.dtype(c.dtype), name="encoder"
+            )
             features = encoder(images).astype(jnp.float32)  # [B, h, w, D]
             if c.half_turn:
                 turned = encoder(images[:, ::-1, ::-1]).astype(jnp.float32)
