@@ -139,6 +139,9 @@ def test_config_survives_its_file(run):
         (run / "config.json").write_text(text.replace('"seed"', '"sede"'))
         with pytest.raises(ValueError, match="sede"):
             Config.load(run)
+        (run / "config.json").write_text(text.replace('"second_kernel": 1,', ""))
+        with pytest.raises(ValueError, match="second_kernel is missing"):
+            Config.load(run)
     finally:
         (run / "config.json").write_text(text)
     with pytest.raises(FileNotFoundError, match="is not a run"):

@@ -232,6 +232,16 @@ def test_half_turn_makes_maps_turn_with_the_image(bottleneck):
         np.testing.assert_allclose(turned[name], maps[name][:, ::-1, ::-1], atol=1e-5)
 
 
+@pytest.mark.parametrize("second_kernel, side", [(3, 56), (1, 40)])
+def test_a_cell_sees_no_further_than_its_receptive_field(second_kernel, side):
+    """Two blocks at strides 2 and 4: stem 6 px, +16 at stride 2, +2 for the average, +8 for each 3 x 3 at stride 4."""
+    model, params, _ = build(size=96, depth=2, half_turn=False, second_kernel=second_kernel)
+    image = jnp.asarray(np.random.default_rng(1).normal(size=(1, 96, 96, 1)), jnp.float32)
+    seen = jax.grad(lambda x: model.apply({"params": params}, x, train=False)[1]["features"][0, 12, 12].sum())(image)
+    rows, columns = np.nonzero(np.asarray(seen)[0, ..., 0])
+    assert np.ptp(rows) + 1 == np.ptp(columns) + 1 == side
+
+
 def test_space_to_depth_keeps_every_pixel_in_its_cell():
     x = jnp.arange(16.0).reshape(1, 4, 4, 1)
     np.testing.assert_array_equal(space_to_depth(x, 2)[0, 0, 1], [2, 3, 6, 7])
