@@ -94,8 +94,8 @@ def bootstrap_seconds() -> float:
     data = {"image_id": [str(i) for i in range(IMAGES)], "labels": np.ones((IMAGES, 1), int)}
     data["boxes"] = [(b, np.zeros(1, int)) for b in boxes]
     truth = finding_truth(data, 0, 56)
-    thresholds = localization.Thresholds(0.5, "fixed", 0.5, None)
-    scores, _ = localization.measure(localization.Prediction(maps), truth, data, 0, thresholds)
+    thresholds = localization.Thresholds(0.5, "fixed", 0.5)
+    scores, _ = localization.measure(localization.Prediction(maps), truth, data["image_id"], thresholds)
     patients = np.random.default_rng(0).integers(0, 726, IMAGES)
 
     def every_method():

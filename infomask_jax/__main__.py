@@ -55,7 +55,7 @@ class Evaluate:
     images: Path | None = None
     """Folder with the image files: draws hits and misses."""
     frame: int | None = None
-    """Side of the frame in which maps are scored, pixels, by default 224."""
+    """Side of the frame in which maps are scored, pixels, 8 to 4096, by default 224."""
     out: Path | None = None
     """Folder for eval.json, table.md, table.tex, per_image.csv and figures/, by default evaluation."""
     seed: int | None = None
@@ -121,6 +121,9 @@ def main() -> None:
             report.report(verb.run, verb.split)
     except KeyboardInterrupt:
         raise SystemExit("interrupted; nothing half-written is left") from None
+    except MemoryError as error:
+        hint = "score fewer images or methods at a time, in a smaller --frame" if isinstance(verb, Evaluate) else ""
+        raise SystemExit(f"error: out of memory{'; ' * bool(hint)}{hint}") from error
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
 

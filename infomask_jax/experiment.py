@@ -128,6 +128,7 @@ def predict_split(workdir: Path, data: Prepared, split: str, findings: list[str]
             maps |= {method: m[..., 0] if m.shape[-1] == 1 else m for method, m in found.items()}
             probabilities = "probabilities" if folder == workdir else "plain_probabilities"
             examples[probabilities] = scipy.special.expit(logits.astype(np.float64))
+            examples.setdefault("probabilities_of", {}).update(dict.fromkeys(found, examples[probabilities]))
     return examples, maps
 
 
@@ -167,10 +168,11 @@ def deletion_and_insertion(workdir, data, split, findings, examples, maps, seed)
 
     A map is held against the model that it is of; random maps, as a control, against InfoMask.
     """
-    out, size = {name: {} for name in findings}, Config.load(workdir).data.image_size
-    batches = pipeline.eval_batches(data.source(split), size, 32)
-    images = np.concatenate([batch["image"][batch["valid"] > 0, ..., 0] for batch in batches])
-    random = controls.random_maps(len(images), seed)
+    out, size, labels = {name: {} for name in findings}, Config.load(workdir).data.image_size, examples["labels"]
+    needed, kept = np.flatnonzero((labels == 1).any(axis=1)), []
+    for batch in pipeline.eval_batches(data.source(split), size, 32):
+        kept.append(batch["image"][np.isin(batch["index"], needed), ..., 0])
+    images, random = np.concatenate(kept), controls.random_maps(len(labels), seed)
     for folder in (workdir, workdir / BASELINE):
         if not (folder / "config.json").exists():
             continue
@@ -178,14 +180,15 @@ def deletion_and_insertion(workdir, data, split, findings, examples, maps, seed)
         plain = config.model.bottleneck == "none"
         own = {method: array for method, array in maps.items() if (method == "cam") == plain}
         for k, name in enumerate(findings):
-            positive = np.flatnonzero(examples["labels"][:, k] == 1)
+            positive = np.flatnonzero(labels[:, k] == 1)
             if not len(positive):
                 continue
             score = classifier(config, params, len(findings), k)
             weights = bootstrap.patient_weights(np.array(examples["patient_id"])[positive], seed=seed)
             for method, array in (own if folder != workdir else {**own, "control/random": random}).items():
                 heat = array[positive] if array.ndim == 3 else array[positive, ..., k]
-                areas, curves = evaluate.deletion_insertion(score, images[positive], heat, seed)
+                own_images = images[np.searchsorted(needed, positive)]
+                areas, curves = evaluate.deletion_insertion(score, own_images, heat, seed)
                 found = {which: bootstrap.as_json(bootstrap.estimate(a, *weights)) for which, a in areas.items()}
                 found["curves"] = {which: curve.round(6).tolist() for which, curve in curves.items()}
                 out[name][method] = found
@@ -216,8 +219,7 @@ def read_examples(data: Prepared, split: str, findings: list[str]) -> dict:
         for key in ("image_id", "patient_id"):
             examples[key].append(example[key])
         examples["labels"].append(np.asarray(example["labels"])[order])
-        known = np.isin(example["box_labels"], order)
-        examples["boxes"].append((example["boxes"][known], [new_index[int(k)] for k in example["box_labels"][known]]))
+        examples["boxes"].append((example["boxes"], [new_index.get(int(k), -1) for k in example["box_labels"]]))
         examples["masks"].append(pipeline.decode_gray(example["mask"]) > 0 if example["mask"] else None)
         examples["sizes"].append((example["height"], example["width"]))
     return {**examples, "labels": np.stack(examples["labels"])}

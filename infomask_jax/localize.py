@@ -1,8 +1,9 @@
 """Heat map -> regions -> boxes.
 
 Conventions
-- A map [h,w] covers the whole image: cell (i,j) covers rows [i/h,(i+1)/h) and columns [j/w,(j+1)/w). It is resized
-  bilinearly with half-pixel centres (sample i sits at (i+.5)/h, edges are clamped), never shifted or cropped.
+- A map [h,w] covers the whole image: cell (i,j) covers rows [i/h,(i+1)/h) and columns [j/w,(j+1)/w). It is enlarged
+  bilinearly with half-pixel centres (sample i sits at (i+.5)/h, edges are clamped) and shrunk by averaging over areas,
+  never shifted or cropped.
 - Boxes have continuous edges. Pixel i of an axis with n pixels covers [i,i+1)/n, so a region of rows a..b (inclusive)
   has ymin = a/n and ymax = (b+1)/n, and its height is ymax - ymin: there is no +1 anywhere else.
 - Boxes are float32 [n,4] (ymin,xmin,ymax,xmax) in 0..1 of the image; only `detections` speaks source pixels.
@@ -14,19 +15,29 @@ import numpy as np
 
 
 def resize_map(heat: np.ndarray, height: int, width: int) -> np.ndarray:
-    """heat [h,w] -> float32 [height,width], bilinear, half-pixel centres, no antialiasing when it shrinks."""
-    heat = np.ascontiguousarray(heat, dtype=np.float32)
+    """heat [h,w], finite -> [height,width]; float32, or float64 of a type that float32 cannot hold. The level of a map
+    near the limit of its type is lowered: `normalise` does not see it."""
+    heat = np.asarray(heat)
     if heat.ndim != 2 or 0 in heat.shape:
         raise ValueError(f"expected one map [h,w], found shape {heat.shape}")
-    return cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR)
+    if not np.isfinite(heat).all():
+        raise ValueError("the heat map has non-finite values (NaN, infinity or float16 overflow)")
+    heat = np.ascontiguousarray(heat, np.float32 if heat.dtype in (np.float16, np.float32) else np.float64)
+    if np.abs(heat).max() > 0.1 * np.finfo(heat.dtype).max:
+        heat = heat * heat.dtype.type(0.1)  # its range would overflow
+    smaller = min(heat.shape[0], height), min(heat.shape[1], width)
+    for shape, how in ((smaller, cv2.INTER_AREA), ((height, width), cv2.INTER_LINEAR)):
+        if heat.shape != shape:
+            heat = cv2.resize(heat, shape[::-1], interpolation=how)
+    return heat
 
 
 def normalise(heat: np.ndarray) -> np.ndarray:
-    """Min-max of one map to 0..1 (WSOL, Choe et al. 2020); a constant map becomes zeros. Raises on NaN and infinity."""
-    if not np.isfinite(heat).all():
-        raise ValueError("the heat map has non-finite values")
+    """Min-max of one finite map to 0..1, float32 (WSOL, Choe et al. 2020); a constant map becomes zeros."""
     low, high = heat.min(), heat.max()
-    return (heat - low) / (high - low) if high > low else np.zeros_like(heat)
+    if not high > low:
+        return np.zeros(heat.shape, np.float32)
+    return ((heat - low) / (high - low)).astype(np.float32)
 
 
 def boxes_from_map(heat: np.ndarray, threshold: float, frame: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -40,7 +40,7 @@ def scene(n=40, grid=16, findings=1, seed=0, boxed=True, noise=0.3):
                 finding.append(k)
         found.append((np.reshape(own, (-1, 4)), np.array(finding, int)))
     data = {
-        "image_id": [f"image{i}" for i in range(n)],
+        "image_id": [f"{'' if seed == 0 else f'of {seed} '}image{i}" for i in range(n)],
         "patient_id": [f"patient{i // 2}" for i in range(n)],
         "labels": labels,
         "probabilities": 0.5 * labels + 0.5 * rng.random((n, findings)),
@@ -167,6 +167,8 @@ def test_constant_maps_become_zero_and_bad_maps_name_the_image():
 def test_rasterised_pixels_have_their_centre_in_the_box(seed, size):
     y0, x0, h, w = np.random.default_rng(seed).uniform(0.01, 0.49, 4)
     box = np.array([[y0, x0, y0 + h, x0 + w]])
+    to_centre = box * size - 0.5
+    assume(np.abs(to_centre - np.rint(to_centre)).min() > 1e-4)  # there, float32 edges decide
     centre = (np.arange(size) + 0.5) / size
     rows, cols = (centre >= y0) & (centre < y0 + h), (centre >= x0) & (centre < x0 + w)
     mask = rasterise(box, size)
@@ -222,7 +224,7 @@ def test_hits_and_false_alarms_equal_a_plain_loop(seed):
         for level, count in zip(levels, wrong[i], strict=True):
             assert count == sum(all(plain_overlap(p, t)[0] <= level for t in true[i]) for p in predicted[i])
         every = [plain_overlap(p, t)[0] for p in predicted[i] for t in true[i]]
-        assert best[i] == pytest.approx(max(every, default=0))
+        assert best[i] == pytest.approx(max(every, default=0), abs=1e-6)
 
 
 # --- classification and intervals
@@ -332,17 +334,20 @@ def test_mean_boxes_leave_the_image_out():
 
 
 def test_controls_never_see_the_image():
-    """Other maps, labels' probabilities and masks: the controls' rows stay as they are."""
+    """Other maps and probabilities, with and without validation: the controls' rows stay as they are."""
     data, maps = scene()
     val, val_maps = scene(seed=1)
-    first = score(["mass"], data, {"infomask": maps}, val=val, val_maps={"infomask": val_maps}, frame=32, resamples=20)
-    second = score(
-        ["mass"], data, {"infomask": 1 - maps}, val=val, val_maps={"infomask": maps[:40]}, frame=32, resamples=20
-    )
-    blind = [m for m in first["localization"]["mass"] if m.startswith("control/")]
-    assert {m.removeprefix("control/") for m in blind} == {*controls.MAPS, *controls.BOXES}
-    for method in blind:
-        assert first["localization"]["mass"][method] == second["localization"]["mass"][method]
+    other = {**data, "probabilities": 1 - data["probabilities"]}
+    for first, second in (
+        ({"val": val, "val_maps": {"infomask": val_maps}}, {"val": val, "val_maps": {"infomask": maps[:40]}}),
+        ({}, {}),
+    ):
+        one = score(["mass"], data, {"infomask": maps}, frame=32, resamples=20, **first)["localization"]["mass"]
+        two = score(["mass"], other, {"infomask": 1 - maps}, frame=32, resamples=20, **second)["localization"]["mass"]
+        blind = [m for m in one if m.startswith("control/")]
+        assert {m.removeprefix("control/") for m in blind} == {*controls.MAPS, *controls.BOXES}
+        for method in blind:
+            assert one[method] == two[method]
 
 
 def test_accuracy_of_control_boxes_equals_a_plain_loop():
@@ -535,12 +540,165 @@ def test_bootstrap_of_880_images_takes_seconds():
     assert time.perf_counter() - start < 10
 
 
-def test_room_imports_neither_jax_nor_other_rooms():
+def test_room_imports_neither_jax_nor_other_rooms_but_localize():
     code = (
         "import sys, infomask_jax.evaluate\n"
         "bad = [m for m in sys.modules if m in ('jax', 'flax', 'torch', 'tensorflow')\n"
-        "       or m.startswith('infomask_jax.') and not m.startswith('infomask_jax.evaluate')]\n"
+        "       or m.startswith('infomask_jax.') and not m.startswith('infomask_jax.evaluate')\n"
+        "       and m != 'infomask_jax.localize']\n"
         "assert not bad, bad"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# --- the wiring: what is tuned, averaged and resampled on what
+
+
+def shrunk(maps, power):
+    """The same order of pixels, another best cut."""
+    return (maps / maps.max((1, 2), keepdims=True)) ** power
+
+
+def test_thresholds_are_the_best_on_validation_and_not_on_the_scored_split():
+    (data, maps), (val, val_maps) = scene(60), scene(60, seed=1)
+    given = {"val": val, "val_maps": {"cam": shrunk(val_maps, 4)}}
+    row = score(["mass"], data, {"cam": maps}, frame=32, resamples=5, **given)["localization"]["mass"]["cam"]
+    positive = np.flatnonzero(val["labels"][:, 0])
+    truth = np.stack([rasterise(val["boxes"][i][0], 32) for i in positive])
+    best = pixels.tune_threshold(pixels.iou_curve(prepare_maps(shrunk(val_maps, 4)[positive], 32), truth))
+    own = np.flatnonzero(data["labels"][:, 0])
+    oracle = pixels.tune_threshold(
+        pixels.iou_curve(prepare_maps(maps[own], 32), np.stack([rasterise(data["boxes"][i][0], 32) for i in own]))
+    )
+    assert row["threshold"] == {"value": best, "tuned_on": "val"} and abs(best - oracle) > 0.1
+    few = row["protocols"]["chexlocalize"]["threshold"]["value"]["tuned"]
+    assert few == pytest.approx(best, abs=0.15) and few != 0.5
+
+
+def test_images_of_val_cannot_be_scored():
+    data, maps = scene(20)
+    with pytest.raises(ValueError, match=r"20 images of test are in val, too, for example image0: .*oracle"):
+        score(["mass"], data, {"cam": maps}, val=data, val_maps={"cam": maps}, frame=16, resamples=5)
+    with pytest.raises(ValueError, match="resamples: expected 1 or more"):
+        score(["mass"], data, {"cam": maps}, frame=16, resamples=0)
+
+
+def test_intervals_of_the_whole_score_are_over_patients():
+    """Every image four times, by one patient or by four: four copies of a patient are no new evidence."""
+    data, maps = scene(24)
+    many = {name: [v for v in data[name] for _ in range(4)] for name in ("boxes", "patient_id")}
+    many |= {name: np.repeat(data[name], 4, axis=0) for name in ("labels", "probabilities")}
+    many["image_id"] = [f"copy {i}" for i in range(96)]
+    widths = []
+    for patients in ([f"p{i // 4}" for i in range(96)], [""] * 96):
+        result = score(["mass"], {**many, "patient_id": patients}, {"cam": np.repeat(maps, 4, 0)}, frame=16)
+        row, known = result["localization"]["mass"]["cam"], result["classification"]["mass"]
+        scores = (
+            row["mean_iou"],
+            row["protocols"]["wang2017"]["afp_iou"]["0.1"],
+            row["protocols"]["rsna"]["map"],
+            known["brier"],
+        )
+        widths.append([np.diff(v["ci95"])[0] for v in scores])
+    assert (np.array(widths[0]) > 1.5 * np.array(widths[1])).all()
+
+
+def test_mean_boxes_of_the_whole_score_leave_the_image_out_and_come_from_validation_where_it_has_boxes():
+    """Boxes on every third image only, so that positions among the scored and in the split differ."""
+    rng, n = np.random.default_rng(6), 30
+    corner = rng.uniform(0, 0.6, (n, 2))
+    boxes = np.hstack([corner, corner + 0.3])
+    data = {
+        "image_id": [str(i) for i in range(n)], "patient_id": [""] * n, "labels": (np.arange(n) % 3 == 0)[:, None] * 1,
+        "boxes": [(boxes[i : i + 1], np.zeros(1, int)) if i % 3 == 0 else (np.zeros((0, 4)), []) for i in range(n)],
+    }  # fmt: skip
+    maps = {"cam": rng.random((n, 6, 6))}
+    owners = np.arange(0, n, 3)
+
+    def hits(means):
+        return np.mean([plain_overlap(m, boxes[i])[0] > 0.3 for m, i in zip(means, owners, strict=True)])
+
+    rows = score(["mass"], data, maps, frame=16, resamples=5)["localization"]["mass"]
+    others = [boxes[owners[owners != i]].mean(0) for i in owners]
+    misnumbered = [boxes[owners[np.arange(len(owners)) != i]].mean(0) for i in owners]
+    assert rows["control/mean_box"]["acc_iou"]["0.3"]["value"] == pytest.approx(hits(others))
+    assert hits(others) != hits([boxes[owners].mean(0)] * len(owners)) and hits(others) != hits(misnumbered)
+    val = {**data, "image_id": [f"val {i}" for i in range(n)], "boxes": [(b * 0.5, f) for b, f in data["boxes"]]}
+    rows = score(["mass"], data, maps, val=val, val_maps=maps, frame=16, resamples=5)["localization"]["mass"]
+    assert rows["control/mean_box"]["acc_iou"]["0.3"]["value"] == hits([boxes[owners].mean(0) * 0.5] * len(owners))
+
+
+def test_random_maps_of_validation_are_others_than_the_scored_ones():
+    """Tuned on the scored noise, a threshold could fit it."""
+    (data, maps), (val, val_maps) = scene(40), scene(40, seed=1)
+    val = {**val, "boxes": data["boxes"], "labels": data["labels"]}
+    random = score(["mass"], data, {"cam": maps}, val=val, val_maps={"cam": val_maps}, frame=16, resamples=5)
+    noise = prepare_maps(controls.random_maps(40, 0), 16)
+    positive = np.flatnonzero(data["labels"][:, 0])
+    truth = np.stack([rasterise(data["boxes"][i][0], 16) for i in positive])
+    other = prepare_maps(controls.random_maps(40, 1), 16)
+    row = random["localization"]["mass"]["control/random"]
+    assert row["threshold"]["value"] == pixels.tune_threshold(pixels.iou_curve(other[positive], truth))
+    assert row["pxap"]["value"] == pytest.approx(pixels.pixel_average_precision(noise[positive], truth), abs=1e-6)
+
+
+def test_exact_masks_are_cut_to_the_boxes_of_the_finding():
+    """One mask holds a mass and a nodule: each is scored on its own part, also where the other is not scored."""
+    mask = np.zeros((32, 32), bool)
+    mask[2:10, 2:10] = mask[20:30, 18:30] = True
+    boxes = np.array([[2, 2, 10, 10], [20, 18, 30, 30]]) / 32
+    heat = mask.astype(np.float32)[None].copy()
+    heat[0, 20:30, 18:30] = 0  # the map finds the mass alone
+    for findings, at in ((["mass", "nodule"], [0, 1]), (["mass"], [0, -1])):
+        data = {
+            "image_id": ["a"], "patient_id": [""], "labels": np.ones((1, len(findings)), int), "masks": [mask],
+            "boxes": [(boxes, np.array(at))],
+        }  # fmt: skip
+        rows = score(findings, data, {"cam": heat}, frame=32, resamples=5)["localization"]["mass"]
+        assert rows["cam"]["mean_iou"]["value"] == 1
+
+
+def test_no_exact_mask_of_any_image_is_as_no_masks_at_all():
+    data, maps = scene(20)
+    coarse = {"cam": maps[:, ::3, ::3]}  # a grid on which boxes have to be snapped
+    one = score(["mass"], data, coarse, frame=32, resamples=5)
+    assert score(["mass"], {**data, "masks": [None] * 20}, coarse, frame=32, resamples=5) == one
+    true = [b for b, _ in data["boxes"] if len(b)]
+    drawn, truth = (np.stack([rasterise(b, 32) for b in bs]) for bs in ([controls.snap(b, (6, 6)) for b in true], true))
+    overlap = pixels.region_overlap(drawn.astype(np.float32), truth, 0.5)[0].mean()
+    assert one["localization"]["mass"]["ceiling/6x6"]["mean_iou"]["value"] == pytest.approx(overlap, abs=1e-6)
+
+
+def test_boxes_that_are_not_positive_are_nowhere_true():
+    data, maps = scene(12)
+    boxed = [i for i, (b, _) in enumerate(data["boxes"]) if len(b)]
+    data["labels"][boxed[:2], 0] = 0, -1
+    result = score(["mass"], data, {"cam": maps}, frame=16, resamples=5)
+    scored = result["counts"]["mass"]["scored_boxes"]
+    row = result["localization"]["mass"]["cam"]
+    assert row["acc_iou"]["0.1"]["n"] == row["protocols"]["wang2017"]["acc_iou"]["0.1"]["n"] == scored
+    assert result["counts"]["mass"]["skipped_boxed_not_positive"] == 2
+
+
+def test_confidence_is_fixed_where_it_cannot_be_tuned_and_each_map_has_its_own_classifier():
+    (data, maps), (val, val_maps) = scene(40), scene(40, seed=1)
+    del val["probabilities"]
+    sure = np.full((40, 1), 0.9)  # of everything: it predicts boxes on healthy images, too
+    data["probabilities_of"] = {"other": sure}
+    both = {"cam": maps, "other": maps}
+    for options in ({}, {"val": val, "val_maps": {"cam": val_maps, "other": val_maps}}):
+        rows = score(["mass"], data, both, frame=16, resamples=5, **options)["localization"]["mass"]
+        for method, p in (("cam", data["probabilities"]), ("other", sure)):
+            block = rows[method]["protocols"]["rsna"]
+            assert block["threshold"]["confidence"] == {"value": 0.5, "tuned_on": "fixed"}
+            assert block["map"]["n"] == (data["labels"] == 1).sum() + ((data["labels"] == 0) & (p >= 0.5)).sum()
+    data["probabilities_of"]["other"] = sure[:3]
+    with pytest.raises(ValueError, match=r"expected probabilities of shape \(40, 1\)"):
+        score(["mass"], data, both, frame=16, resamples=5)
+
+
+def test_maps_as_nested_lists_are_maps():
+    data, maps = scene(10)
+    one, two = (score(["mass"], data, {"cam": m}, frame=16, resamples=5) for m in (maps, maps.tolist()))
+    assert one["localization"] == two["localization"]

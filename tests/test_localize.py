@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infomask_jax.evaluate.boxes import region_boxes
 from infomask_jax.evaluate.frame import prepare_maps
+from infomask_jax.evaluate.regions import region_boxes
 from infomask_jax.localize import boxes_from_map, detections, normalise, resize_map
 
 
@@ -28,10 +28,20 @@ def bilinear(heat, height, width):
     return out
 
 
-@pytest.mark.parametrize("height, width", [(28, 28), (21, 35), (5, 3), (7, 7)])
+@pytest.mark.parametrize("height, width", [(28, 28), (21, 35), (7, 7), (7, 9)])
 def test_resize_has_half_pixel_centres(height, width):
     heat = np.random.default_rng(0).random((7, 7)).astype(np.float32)
     np.testing.assert_allclose(resize_map(heat, height, width), bilinear(heat, height, width), atol=1e-5)
+
+
+@pytest.mark.parametrize("height, width", [(5, 3), (1, 1), (3, 14)])
+def test_shrinking_averages_over_areas(height, width):
+    """No pixel of a fine map is lost: the mean stays, and where sides divide each cell is the mean of its pixels."""
+    heat = np.random.default_rng(0).random((15, 6))
+    assert resize_map(heat, height, min(width, 6)).mean() == pytest.approx(heat.mean())
+    cells = heat.reshape(5, 3, 3, 2).mean((1, 3))
+    np.testing.assert_allclose(resize_map(heat, 5, 3), cells, rtol=1e-6)
+    np.testing.assert_allclose(resize_map(heat, 5, 14), bilinear(heat.reshape(5, 3, 6).mean(1), 5, 14), rtol=1e-6)
 
 
 def test_known_square_comes_back_where_it_was():
@@ -85,8 +95,7 @@ def test_detections_are_coco_in_source_pixels():
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.floats(0.05, 0.95))
 def test_boxes_are_the_ones_that_evaluate_scores(seed, threshold):
-    """Two rooms that may not import each other draw the same boxes from the same map."""
     heat = np.random.default_rng(seed).random((6, 6)).astype(np.float32)
     drawn, _ = boxes_from_map(heat, threshold, (24, 24))
-    scored = region_boxes(prepare_maps(heat[None], 24) >= np.float32(threshold)).boxes
+    scored = region_boxes(prepare_maps(heat[None], 24), threshold)[0].boxes
     assert sorted(map(tuple, drawn)) == sorted(map(tuple, scored.astype(np.float32)))

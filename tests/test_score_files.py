@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import cv2
@@ -131,8 +132,9 @@ def test_per_image_rows_average_to_the_table(own):
     scores, rows, _ = evaluate(own, *FILES)
     for method, entry in scores["localization"]["mass"].items():
         mine = [r for r in rows if r["method"] == method]
-        assert len(mine) == 18 and sum(r["iou"] == "" for r in mine) == 6  # a negative has no overlap, but RSNA's score
-        assert {r["image_id"] for r in mine if not r["iou"]} == {f"t{i}.png" for i in range(12, 18)}
+        # A negative has no overlap, but RSNA's score: of maps alone, not of controls.
+        negatives = set() if "/" in method else {f"t{i}.png" for i in range(12, 18)}
+        assert len(mine) == 12 + len(negatives) and {r["image_id"] for r in mine if not r["iou"]} == negatives
         scored = [r for r in mine if r["iou"]]
         assert np.mean([float(r["iou"]) for r in scored]) == pytest.approx(entry["mean_iou"]["value"], abs=1e-5)
         found = sum(int(r["boxes_found_iou_0.3"]) for r in scored) / sum(int(r["true_boxes"]) for r in scored)
@@ -292,7 +294,7 @@ def test_labels_of_images_without_boxes_come_from_the_file(own):
 
 def test_thresholds_are_fixed_and_said_to_be_where_nothing_can_tune_them(own, capsys):
     lines = (own / "boxes.csv").read_text().splitlines()
-    (own / "boxes.csv").write_text("\n".join(line for line in lines if not line.startswith("v")))
+    (own / "boxes.csv").write_text("\n".join(line for line in lines if not re.match("v[0-7]", line)))
     scores, _, text = evaluate(own, *FILES, "--tune-on", "val.npz")
     note = "no box on the images of val.npz: thresholds are fixed for mass"
     assert scores["notes"] == [note] and note in text and note in capsys.readouterr().out
@@ -320,14 +322,22 @@ def test_tuning_on_scored_images_is_refused(own):
         ((*FILES, "--split", "val", "--dataset", "nih"), "--dataset, --split: only for a RUN"),
         (("runs/x", "--tune-on", "val.npz", "--frame", 64), "--tune-on, --frame: only for --maps"),
         ((*FILES, "--protocol", "wang"), "--protocol: expected some of wang2017"),
-        ((*FILES[:-1], 0), "--frame: expected 8 or more"),
+        ((*FILES[:-1], 0), "--frame: expected 8 to 4096, found 0"),
         ((*FILES, "--out", "boxes.csv"), "--out: expected a folder"),
         ((*FILES, "--images", "nowhere"), "--images: expected a folder"),
-        (("--maps", "none.npz", "--boxes", "boxes.csv"), "none.npz: expected a file of maps"),
+        (("--maps", "none.npz", "--boxes", "boxes.csv"), "none.npz: expected a file of maps, found none"),
+        (("--maps", ".", "--boxes", "boxes.csv"), "expected a file of maps, found a directory"),
+        ((*FILES[:-1], 4097), "--frame: expected 8 to 4096, found 4097"),
+        ((*FILES, "--seed", -1), "--seed: expected 0 to 4294967295"),
+        ((*FILES, "--seed", 2**32), "--seed: expected 0 to 4294967295"),
+        ((*FILES, "--resamples", 100_001), "--resamples: expected 1 to 100000"),
+        ((*FILES, "--out", "boxes.csv/x"), "--out: expected a folder"),
+        ((*FILES, "--out", "taken"), "--out: expected to write taken/table.md, found a folder"),
         (("--maps", "maps.npz", "--boxes", "none.csv"), "found no file none.csv"),
     ],
 )
 def test_bad_options_are_refused(own, arguments, words):
+    (own / "taken" / "table.md").mkdir(parents=True)
     assert words in refusal(own, *arguments)
 
 
@@ -343,6 +353,21 @@ BAD_ARRAYS = {
     "0-d map": ({"cam": np.array(1.0)}, "cam: expected shape (18, h, w)"),
     "fewer maps": ({"cam": np.ones((N - 1, 4, 4))}, "found (17, 4, 4); one map for each of the 18 names"),
     "channel": ({"cam": np.ones((N, 1, 4, 4))}, "squeeze axis 1: cam[:, 0]"),
+    "channel and a finding": ({"cam": np.ones((N, 1, 4, 1))}, "squeeze axis 1: cam[:, 0]"),
+    "channel of wide maps": ({"cam": np.ones((N, 1, 4, 1)), "findings": np.array(["mass"])}, "squeeze axis 1"),
+    "long double": ({"cam": np.ones((N, 4, 4), np.longdouble)}, "of at most 64 bits, found float128; write"),
+    "long double p": ({"probability": np.ones(N, np.longdouble)}, "probability: expected numbers of shape (18,)"),
+    "misspelled": ({"probabilities": np.ones(N)}, "image_id; other arrays have one of the names image_id, patient_id"),
+    "outside": ({"image_id": np.array(["../a"] * N)}, "image_id: expected the name of an image inside its folder"),
+    "empty name": ({"image_id": np.array([""] * N)}, "image_id: expected the name of an image"),
+    "same once normal": (
+        {"image_id": np.array(["t0.png", "./t0.png", *[f"t{i}" for i in range(2, N)]])},
+        "image_id: expected each image once, found t0.png more",
+    ),
+    "other patients": (
+        {"patient_id": np.array(["p0", "q9"] + [""] * (N - 2))},
+        "patient_id of t1.png: expected 'p0', as the boxes say; found 'q9'",
+    ),
     "findings first": (
         {"cam": np.ones((N, 2, 4, 4)), "findings": np.array(["mass", "b"])},
         "findings come last: cam.transpose(0, 2, 3, 1)",
@@ -351,9 +376,12 @@ BAD_ARRAYS = {
         {"cam": np.ones((N, 4, 4, 2)), "infomask": np.ones((N, 4, 4, 3))},
         "expected a last axis of the same",
     ),
-    "bfloat16": ({"cam": np.zeros((N, 4, 4), "V2")}, "found |V2; write maps.float().cpu().numpy() (bfloat16"),
+    "bfloat16": ({"cam": np.zeros((N, 4, 4), "V2")}, "found |V2; write maps.detach().float().cpu().numpy() (bfloat16"),
     "object": ({"cam": np.array([[None]] * N)}, "cam: expected numbers or text, found Python objects"),
-    "text": ({"view": np.array(["PA"] * N)}, "view: expected maps of float or integer numbers, found <U2"),
+    "text": (
+        {"view": np.array(["PA"] * N)},
+        "view: expected maps of float or integer numbers of at most 64 bits, found <U2",
+    ),
     "complex": ({"cam": np.ones((N, 4, 4), complex)}, "found complex128"),
     "NaN": (
         {"cam": np.where(np.arange(N) == 5, np.nan, 1.0)[:, None, None] * np.ones((4, 4))},
@@ -395,7 +423,7 @@ def test_bad_maps_to_tune_on_are_named(own):
     )
 
 
-@pytest.mark.parametrize("kind", ["text", "npy", "empty", "cut", "torch"])
+@pytest.mark.parametrize("kind", ["text", "npy", "empty", "cut", "half", "torch"])
 def test_what_is_no_npz_is_refused(own, kind):
     path = own / "maps.npz"
     whole = path.read_bytes()
@@ -405,6 +433,8 @@ def test_what_is_no_npz_is_refused(own, kind):
     elif kind == "torch":
         np.savez(own / "x.npz", **{"archive/data.pkl": np.ones(2)})
         path.write_bytes((own / "x.npz").read_bytes())
+    elif kind == "half":
+        path.write_bytes(whole[: len(whole) // 2])
     elif kind == "cut":  # the directory at the end is whole, an array is not
         at = whole.index(b"cam.npy") + 300
         path.write_bytes(whole[:at] + b"\xff" * 40 + whole[at + 40 :])
@@ -412,6 +442,57 @@ def test_what_is_no_npz_is_refused(own, kind):
         path.write_bytes({"text": b"image_id", "empty": b""}[kind])
     message = refusal(own, *FILES)
     assert "maps.npz" in message and ("write it with numpy.savez" in message or "write it again" in message), message
+    assert {"npy": "found one array (.npy)", "half": "a zip cut short"}.get(kind, "") in message
+
+
+def npy_header(shape):
+    text = repr({"descr": "<f8", "fortran_order": False, "shape": shape}).ljust(117).encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+DAMAGED = {
+    "bad header": b"\x93NUMPYgarbage",
+    "no header": b"\x93NUMPY",
+    "unfinished header": npy_header((18, 8, 8)).replace(b"}", b" "),
+    "odd type": npy_header((18, 8, 8)).replace(b"<f8", b"<zz"),
+    "giant": npy_header((10**12, 8, 8)) + b"0" * 99,
+    "cut short": npy_header((18, 8, 8)) + b"0" * 99,
+    "encrypted": npy_header((1,)) + b"0" * 8,
+    "unknown compression": npy_header((1,)) + b"0" * 8,
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_array_is_named_in_one_line(own, case):
+    np.savez(own / "maps.npz", image_id=np.array(["t0.png"]))
+    with zipfile.ZipFile(own / "maps.npz", "a") as stored:
+        stored.writestr("cam.npy", DAMAGED[case])
+    whole = bytearray((own / "maps.npz").read_bytes())
+    entry = whole.rindex(b"PK\x01\x02")  # of cam.npy in the directory
+    whole[entry + 8] |= case == "encrypted"
+    whole[entry + 10] = 97 if case == "unknown compression" else whole[entry + 10]
+    (own / "maps.npz").write_bytes(whole)
+    message = refusal(own, *FILES)
+    assert message.startswith("error: maps.npz, cam: cannot be read, it ") and "\n" not in message, message
+    assert "damaged" in message and "write it again" in message and "Python objects" not in message, message
+
+
+def test_too_little_memory_is_one_line(own, monkeypatch):
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("infomask_jax.evaluate.score", full)
+    assert refusal(own, *FILES) == "error: out of memory; score fewer images or methods at a time, in a smaller --frame"
+
+
+def test_a_read_only_folder_is_refused_before_scoring(own, monkeypatch):
+    def read_only(**_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    monkeypatch.delattr("infomask_jax.evaluate.score")
+    message = refusal(own, *FILES)
+    assert "--out: expected a folder that can be written to" in message and "Read-only file system" in message
 
 
 BAD_ROWS = {
@@ -421,6 +502,9 @@ BAD_ROWS = {
     "t0.png,mass,nan,1,5,5,160,160,p0": "expected four numbers, found 'nan, 1, 5, 5'",
     "t0.png,mass,1,,5,5,160,160,p0": "expected four numbers, found '1, , 5, 5'",
     "t0.png,mass,1,1,5,5,,,p0": "expected image_width and image_height, found nothing",
+    "t0.png,mass,1,1,5,5,320,160,p0": "one size of 't0.png', found 320 x 160, and 160 x 160 in boxes.csv, row 2",
+    "t0.png,mass,1,1,5,5,160.5,160,p0": "expected image_width and image_height in pixels, found '160.5, 160'; whole",
+    "t0.png,mass,1,1,5,5,1e7,160,p0": "expected image_width and image_height in pixels, found '1e7, 160'; whole",
     "t0.png,mass,1,1,5,5,wide,160,p0": "expected image_width and image_height in pixels, found 'wide, 160'",
     "t0.png,,1,1,5,5,160,160,p0": "finding: expected the finding of the box, found nothing",
     "t0.png,mass,1,1,5,5,160,160,p7": "patient: expected one patient of 't0.png', found also 'p0'",
@@ -454,6 +538,8 @@ def test_bad_rows_are_named_together(own, line):
         (RSNA_HEADER + "\nt0.png,,,,,\n", "Target: expected 0 or 1"),
         (RSNA_HEADER + "\nt0.png,,,,,0\nt0.png,1,1,5,5,1\n", "expected no box of an image that is negative"),
         ("image,finding\xff\n", "boxes.csv"),
+        (HEADER + "\nt0.png,mass,.1,.1,.4,1,160,160,\n", "x, y, w, h: expected pixels, found no box larger than 1"),
+        (HEADER + "\nt0.png,mass,,,,,,,\n", "boxes.csv: expected a box, found only negative images"),
     ],
 )
 def test_bad_tables_are_refused(own, text, words):
@@ -513,7 +599,7 @@ def test_no_text_breaks_the_reader(folder, header, rows):
 class Tensor:
     """Enough of torch for README's lines: numpy() works only once detached from bfloat16 and the GPU."""
 
-    def __init__(self, array, at=("float", "cpu")):
+    def __init__(self, array, at=("detach", "float", "cpu")):
         self.array, self.at = array, at
 
     def __getattr__(self, name):
@@ -523,6 +609,112 @@ class Tensor:
     def numpy(self):
         assert not self.at
         return self.array
+
+
+def rename(own, name, names):
+    change(own, name, image_id=np.array(names))
+
+
+def test_names_are_matched_in_their_normal_form(own):
+    before, _, _ = evaluate(own, *FILES)
+    rename(own, "maps.npz", [f"./t{i}.png" for i in range(18)])
+    scores, _, _ = evaluate(own, *FILES)
+    assert scores["localization"] == before["localization"] and not scores["notes"]
+
+
+def test_names_that_nearly_match_are_noted_first(own):
+    rename(own, "maps.npz", ["t0", "t1", "a/t2.png", *[f"t{i}.png" for i in range(3, 18)]])
+    scores, _, text = evaluate(own, *FILES)
+    note = "3 images are not matched, but would be without folder and suffix: 't0' has a map and 't0.png' a row"
+    assert scores["notes"][0].startswith(note) and note in text
+    assert scores["files"]["with_boxes"] == 9
+
+
+def test_maps_to_tune_on_need_rows_too(own):
+    rename(own, "val.npz", [f"w{i}.png" for i in range(10)])
+    message = refusal(own, *FILES, "--tune-on", "val.npz")
+    assert "--tune-on val.npz: no image in common with the boxes: image_id has 'w0.png'" in message
+    rename(own, "val.npz", [f"v{i}" for i in range(10)])
+    assert "'v0' is 'v0.png'" in refusal(own, *FILES, "--tune-on", "val.npz")
+
+
+def test_patients_of_the_table_fill_empty_ones(own):
+    change(own, patient_id=np.array([""] * 18))
+    assert evaluate(own, *FILES)[0]["n_patients"] == 9
+    change(own, patient_id=np.array(["p0", "p0"] + [""] * 16))
+    assert evaluate(own, *FILES)[0]["n_patients"] == 9
+
+
+def test_square_arrays_of_findings_are_noted(own):
+    lines = (own / "boxes.csv").read_text().splitlines()
+    (own / "boxes.csv").write_text("\n".join([*lines, row("t0.png", "nodule", (9, 9, 3, 3), "p0")]))
+    change(own, infomask=None, cam=np.random.default_rng(0).random((18, 2, 3, 2)))
+    change(own, probability=None, findings=np.array(["mass", "nodule"]))
+    scores, _, _ = evaluate(own, *FILES)
+    assert scores["notes"] == ["maps.npz, cam: of shape (18, 2, 3, 2): the last axis was taken as findings"]
+
+
+def test_findings_of_nih_are_known_in_both_spellings(tmp_path):
+    lines = [f"0000{i}_000.png,{f},100,100,200,200,,," for i in range(3) for f in ("Infiltrate", "Mass")]
+    (tmp_path / "boxes.csv").write_text("\n".join([NIH_HEADER, *lines]))
+    names, maps = [f"0000{i}_000.png" for i in range(3)], np.random.default_rng(0).random((3, 8, 8, 3))
+    save(tmp_path, image_id=names, cam=maps, findings=np.array(["Infiltrate", "Mass", "Hernia"]))
+    scores, _, _ = evaluate(tmp_path, *FILES)
+    assert list(scores["localization"]) == ["Infiltration", "Mass"]
+    assert "no box in boxes.csv of Hernia" in scores["notes"]
+    for name in ("Infiltrate", "Infiltration"):
+        assert list(evaluate(tmp_path, *FILES, "--findings", name)[0]["localization"]) == ["Infiltration"]
+    message = refusal(tmp_path, *FILES, "--findings", "Mass", "Hernia")
+    assert "boxes.csv: expected boxes of Hernia; found only Infiltration, Mass" in message
+    save(tmp_path, image_id=names, cam=maps, findings=np.array(["Infiltrate", "Mass", "Infiltration"]))
+    assert "maps.npz, findings: expected each once" in refusal(tmp_path, *FILES)
+
+
+def test_columns_of_sizes_agree_with_the_files(own):
+    pictures(own, [f"t{i}.png" for i in range(17)], (SIDE // 2, SIDE // 2))
+    evaluate(own, *FILES, "--images", "films")  # smaller, of the same shape; t17.png has no file
+    cv2.imwrite(str(own / "films" / "a" / "t3.png"), np.zeros((SIDE, SIDE - 2), np.uint8))
+    message = refusal(own, *FILES, "--images", "films")
+    assert (
+        "row 5, x, y, w, h: expected image_width x image_height in the aspect ratio of its file, 158 x 160" in message
+    )
+
+
+def test_figures_are_those_of_this_run(own):
+    """Two findings with one folder's name; then none drawn; then a drawing that fails."""
+    pictures(own, [f"t{i}.png" for i in range(18)])
+    lines = (own / "boxes.csv").read_text().replace(",mass,", ",a/b,").splitlines()
+    lines += [row(f"t{i}.png", "A_B", box, f"p{i // 2}") for i, box in enumerate(cells())]
+    (own / "boxes.csv").write_text("\n".join(lines))
+    change(own, probability=np.full((18, 2), 0.2))  # every positive is missed
+    options = (*FILES, "--findings", "a/b", "A_B")
+    evaluate(own, *options, "--images", "films")
+    figures = own / "evaluation" / "figures"
+    drawn = {str(path.relative_to(figures)) for path in figures.rglob("*.png")}
+    assert drawn == {f"{folder}/misses.png" for folder in ("a_b", "A_B_2")}
+    (figures / "mine.png").write_bytes(b"")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        refusal(own, *options, "--images", "films", "--out", "b")
+        before = {path: path.stat().st_mtime_ns for path in (own / "evaluation").rglob("*")}
+        refusal(own, *options, "--images", "films")
+        assert before == {path: path.stat().st_mtime_ns for path in (own / "evaluation").rglob("*")}
+    change(own, probability=None)
+    evaluate(own, *FILES, "--findings", "a/b")
+    assert [path.name for path in figures.rglob("*.png")] == ["mine.png"]
+
+
+def test_galleries_show_methods_in_the_order_of_the_tables(own, monkeypatch):
+    pictures(own, ["t0.png"])
+    with np.load(own / "maps.npz") as stored:
+        arrays = {name: stored[name] for name in ("cam", "infomask")}
+    save(own, image_id=[f"t{i}.png" for i in range(18)], zebra=arrays["cam"], **arrays)
+    drawn = []
+    monkeypatch.setattr(
+        "infomask_jax.score_files.galleries.galleries", lambda _, maps, *a: drawn.append(list(maps)) or {}
+    )
+    evaluate(own, *FILES, "--images", "films")
+    assert drawn == [["infomask", "cam", "zebra"]]
 
 
 def test_lines_of_the_readme_work(tmp_path, monkeypatch):
@@ -553,8 +745,8 @@ def test_nothing_is_half_written(own, monkeypatch):
             raise OSError(28, "No space left on device")
         return original(path, *_, **__)
 
-    original = type(own).write_text
-    monkeypatch.setattr(type(own), "write_text", full)
+    original = type(own).write_bytes
+    monkeypatch.setattr(type(own), "write_bytes", full)
     with pytest.raises(OSError):
         export.write_all({path: "new" for path in sorted(before)})
     assert {path: path.read_bytes() for path in (own / "evaluation").iterdir()} == before

@@ -1,6 +1,7 @@
 """Scores of weakly supervised localization, with image-blind controls and bootstrap intervals.
 
-Usable on anyone's maps: plain numpy arrays in, a JSON-ready dict out. This room imports no other room and no JAX.
+Usable on anyone's maps: plain numpy arrays in, a JSON-ready dict out. This room imports no JAX
+and no other room but localize.py.
 
     scoring.py       `score`: all of it
     localization.py  every score of one prediction, the conventions in words

@@ -29,14 +29,14 @@ def take(boxes: Boxes, images: np.ndarray) -> Boxes:
 def overlap(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """IoU and IoBB of predicted boxes a with true boxes b, both [...,4] and broadcast: each [...].
 
-    Rounded to 12 digits, so that a ratio equal to a threshold is not decided by the rounding errors of its edges.
+    Rounded to 6 digits, so that a ratio equal to a threshold is not decided by rounding errors of float32 edges.
     """
     both = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None).prod(-1)
     area_a, area_b = (a[..., 2:] - a[..., :2]).prod(-1), (b[..., 2:] - b[..., :2]).prod(-1)
     iou, iobb = (
         np.divide(both, whole, out=np.zeros_like(both), where=whole > 0) for whole in (area_a + area_b - both, area_a)
     )
-    return iou.round(12), iobb.round(12)
+    return iou.round(6), iobb.round(6)
 
 
 def overlaps(predicted: Boxes, true: Boxes) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

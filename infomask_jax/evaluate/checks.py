@@ -19,8 +19,8 @@ def check_split(findings, data: dict, split: str) -> None:
     if labels.shape != (n, k):
         raise ValueError(f"{split}: expected labels of shape {(n, k)}, found {labels.shape}")
     _refuse([ids[i] for i in np.flatnonzero(~np.isin(labels, (-1, 0, 1)).all(1))], split, "labels other than 1, 0, -1")
-    if data.get("probabilities") is not None:
-        p = np.asarray(data["probabilities"], float)
+    given = {"probabilities": data.get("probabilities"), **(data.get("probabilities_of") or {})}
+    for p in (np.asarray(values, float) for values in given.values() if values is not None):
         if p.shape != (n, k):
             raise ValueError(f"{split}: expected probabilities of shape {(n, k)}, found {p.shape}")
         outside = ~((p >= 0) & (p <= 1)).all(1)  # NaN too

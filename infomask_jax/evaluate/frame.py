@@ -2,12 +2,13 @@
 
 Conventions (the whole room shares them)
 - Boxes are float [n,4] (ymin,xmin,ymax,xmax) in 0..1 of the image, with continuous edges: pixel i covers [i,i+1)/S.
-- Maps [h,w] cover the whole image and are resized bilinearly with half-pixel centres.
+- Maps [h,w] cover the whole image and are resized and min-maxed as in localize.py.
 - A frame pixel is true if its centre lies inside a box, or on a true pixel of the exact mask where the dataset has one.
 """
 
-import cv2
 import numpy as np
+
+from infomask_jax.localize import normalise, resize_map
 
 
 def prepare_maps(maps: np.ndarray, frame: int | tuple[int, int], names=None) -> np.ndarray:
@@ -24,15 +25,10 @@ def prepare_maps(maps: np.ndarray, frame: int | tuple[int, int], names=None) -> 
     height, width = (frame, frame) if isinstance(frame, int) else frame
     out = np.empty((len(maps), height, width), np.float32)
     for i, heat in enumerate(maps):
-        if not np.isfinite(heat).all():
-            name = names[i] if names is not None else f"number {i}"
-            raise ValueError(f"the map of image {name} has non-finite values (NaN, infinity or float16 overflow)")
-        heat = heat.astype(np.float32 if heat.dtype in (np.float16, np.float32) else np.float64)
-        if np.abs(heat).max() > 0.1 * np.finfo(heat.dtype).max:
-            heat = heat * heat.dtype.type(0.1)  # its range would overflow
-        s = cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR)
-        low, high = s.min(), s.max()
-        out[i] = (s - low) / (high - low) if high > low else 0.0
+        try:
+            out[i] = normalise(resize_map(heat, height, width))
+        except ValueError as error:
+            raise ValueError(f"image {names[i] if names is not None else f'number {i}'}: {error}") from error
     return out
 
 

@@ -43,7 +43,8 @@ class Thresholds(NamedTuple):
     region: float  # of the map
     tuned_on: str  # "val" or "fixed"
     chexlocalize: float | None  # the best of .2 ... .8 on validation
-    confidence: float | None  # RSNA: the probability below which no box is predicted; None: all are
+    confidence: float | None = None  # RSNA: the probability below which no box is predicted; None: all are
+    confidence_tuned_on: str = "fixed"
 
 
 class Score(NamedTuple):
@@ -86,6 +87,10 @@ class Prediction(NamedTuple):
         if self.boxes is not None:
             boxes = flatten([self.boxes[i] for i in images])
             return boxes, np.ones(len(boxes.boxes), np.float32)
+        if self.maps.strides[0] == 0 and len(images) > 1:  # one map for every image
+            one, peak = self.regions(images[:1], threshold, frame, names)
+            each = np.repeat(np.arange(len(images)), len(one.boxes))
+            return Boxes(np.tile(one.boxes, (len(images), 1)), each), np.tile(peak, len(images))
         parts = [Boxes(np.zeros((0, 4)), np.zeros(0, int))]
         peaks = [np.zeros(0, np.float32)]
         for first in range(0, len(images), CHUNK):
@@ -95,30 +100,39 @@ class Prediction(NamedTuple):
         return Boxes(*(np.concatenate(values) for values in zip(*parts, strict=True))), np.concatenate(peaks)
 
 
-def tune(prediction: Prediction, truth: Truth, data: dict, k: int, gated: bool) -> Thresholds:
-    """The thresholds of finding k that are best on a (validation) split with boxes of it.
+def tune(prediction: Prediction, truth: Truth, names, probabilities: np.ndarray | None) -> Thresholds:
+    """The thresholds that are best on a (validation) split with boxes of the finding.
 
     Args:
-      gated: boxes are predicted only where the classifier is confident; tune that, too.
+      names: of all images. probabilities: [N] of the classifier that decides where boxes are predicted; tune it, too.
     """
-    frame, names = truth.mask.shape[1], data["image_id"]
+    frame = truth.mask.shape[1]
     curve = pixels.iou_curve(prediction.prepared(truth.scored, frame, names), truth.mask)
-    region, confidence = pixels.tune_threshold(curve), None
-    if gated:
-        probabilities = np.asarray(data["probabilities"], float)[truth.listed, k]
-        boxes, peaks = prediction.regions(truth.listed, region, frame, names)
-        confidence = protocols.tune_confidence(boxes, peaks, truth.listed_boxes, probabilities)
-    return Thresholds(region, "val", pixels.tune_threshold(curve, protocols.CHEXLOCALIZE_THRESHOLDS), confidence)
+    region = pixels.tune_threshold(curve)
+    found = Thresholds(region, "val", pixels.tune_threshold(curve, protocols.CHEXLOCALIZE_THRESHOLDS))
+    if probabilities is None:
+        return found
+    boxes, peaks = prediction.regions(truth.listed, region, frame, names)
+    confidence = protocols.tune_confidence(boxes, peaks, truth.listed_boxes, probabilities[truth.listed])
+    return found._replace(confidence=confidence, confidence_tuned_on="val")
 
 
 def measure(
-    prediction: Prediction, truth: Truth, data: dict, k: int, thresholds: Thresholds, chosen=PROTOCOLS
+    prediction: Prediction,
+    truth: Truth,
+    names,
+    thresholds: Thresholds,
+    probabilities: np.ndarray | None = None,
+    chosen=PROTOCOLS,
 ) -> tuple[dict[str, Score], dict[str, float]]:
-    """Every score of a prediction for finding k, as {"metric", "metric/level" or "protocol/metric/level": Score}.
+    """Every score of a prediction, as {"metric", "metric/level" or "protocol/metric/level": Score}.
+
+    Args:
+      names: of all images. probabilities: [N], what thresholds.confidence is compared with.
 
     Returns also WSOL's best thresholds (an oracle), see `protocols.wsol`.
     """
-    frame, names, cut = truth.mask.shape[1], data["image_id"], thresholds.region
+    frame, cut = truth.mask.shape[1], thresholds.region
     rows = np.searchsorted(truth.boxed, truth.scored)
     prepared, mask, n, m = prediction.prepared(truth.boxed, frame, names), truth.mask, len(rows), len(truth.boxed)
     own = prepared[rows]
@@ -144,7 +158,7 @@ def measure(
         "li2018": lambda: protocols.li2018(own, mask, cut),
         "wsol": lambda: {**wsol, "pxap": pixel_auprc["pooled"]},
         "chexlocalize": lambda: protocols.chexlocalize(own, mask, thresholds.chexlocalize),
-        "rsna": lambda: _rsna(prediction, truth, data, k, thresholds, frame),
+        "rsna": lambda: _rsna(prediction, truth, names, thresholds, probabilities),
         "pixel_auprc": lambda: pixel_auprc,
     }
     over = {"wang2017": "boxed", "rsna": "listed"}
@@ -154,10 +168,10 @@ def measure(
     return out, taus
 
 
-def _rsna(prediction, truth, data, k, thresholds, frame) -> dict[str, PerImage]:
+def _rsna(prediction, truth, names, thresholds, probabilities) -> dict[str, PerImage]:
     images, confident = truth.listed, np.ones(len(truth.listed), bool)
     if thresholds.confidence is not None:
-        confident = np.asarray(data["probabilities"], float)[images, k] >= thresholds.confidence
-    boxes, peaks = prediction.regions(images[confident], thresholds.region, frame, data["image_id"])
+        confident = probabilities[images] >= thresholds.confidence
+    boxes, peaks = prediction.regions(images[confident], thresholds.region, truth.mask.shape[1], names)
     boxes = Boxes(boxes.boxes, np.flatnonzero(confident)[boxes.image])
     return protocols.rsna(boxes, peaks, truth.listed_boxes, len(images))

@@ -5,6 +5,7 @@ import numpy as np
 
 from infomask_jax.evaluate import bootstrap, controls, ranking
 from infomask_jax.evaluate.checks import check_maps, check_split
+from infomask_jax.evaluate.frame import rasterise
 from infomask_jax.evaluate.localization import (
     CONVENTIONS,
     PROTOCOLS,
@@ -45,8 +46,8 @@ def score(
       data: the split, a dict of `image_id` [N] and `patient_id` [N] (text; without a patient an image stands for
         itself), `labels` [N,K] in {1, 0, -1 unknown}, `boxes` [N] pairs (boxes [n,4] as (ymin,xmin,ymax,xmax) in 0..1,
         finding index [n], -1 for one that is not scored: it only counts for Wang's AFP); optionally `probabilities`
-        [N,K] and `masks` [N] of [H,W] or None (exact truth; with several findings it is intersected with the boxes of
-        each).
+        [N,K], `probabilities_of` {method: [N,K]} where a map is another classifier's, and `masks` [N] of [H,W] or None
+        (exact truth; intersected with the boxes of the finding where others have boxes, too).
       maps: {method: [N,h,w] for all findings, or [N,h,w,K]}, any range, same order as `data`.
       frame: side S of the scoring frame in pixels; the model's input size is the natural choice.
       val, val_maps: the same of the validation split: tunes each method's thresholds and yields the mean boxes. Where
@@ -62,11 +63,18 @@ def score(
         raise ValueError(f"expected protocols among {', '.join(PROTOCOLS)}; found {', '.join(unknown)}")
     check_split(findings, data, split)
     check_maps(maps, data, findings, split)
+    if resamples < 1:
+        raise ValueError(f"resamples: expected 1 or more, found {resamples}")
     if val is not None:
         check_split(findings, val, "val")
         check_maps(val_maps or {}, val, findings, "val")
         if set(val_maps or {}) != set(maps):
             raise ValueError(f"validation maps are of {sorted(val_maps or {})}, test maps of {sorted(maps)}")
+        if shared := sorted({*map(str, data["image_id"])} & {*map(str, val["image_id"])}):
+            what = f"{len(shared)} images of {split} are in val, too, for example {shared[0]}"
+            raise ValueError(f"{what}: thresholds tuned on scored images would be an oracle; leave them out of val")
+        val_maps = {method: np.asarray(array) for method, array in val_maps.items()}
+    maps = {method: np.asarray(array) for method, array in maps.items()}
     patients, labels = patients_of(data), np.asarray(data["labels"])
     out = {
         "dataset": dataset,
@@ -94,40 +102,53 @@ def score(
             for over in ("scored", "boxed", "listed")
         }
         found, entries = {}, {}
-        for method, pair, gated in _predictions(maps, val_maps if tuned else None, data, k, truth, *reference, seed):
-            gated &= data.get("probabilities") is not None
+        for method, pair in _predictions(maps, val_maps if tuned else None, data, k, truth, *reference, seed):
+            probabilities, val_probabilities = (
+                _gate(split, method, k) if method in maps else None for split in (data, val)
+            )
+            thresholds = Thresholds(FIXED_THRESHOLD, "fixed", None)
             try:
-                thresholds = Thresholds(FIXED_THRESHOLD, "fixed", None, FIXED_CONFIDENCE if gated else None)
                 if pair[1] is not None:
-                    thresholds = tune(pair[1], val_truth, val, k, gated and val.get("probabilities") is not None)
-                scores, taus = measure(pair[0], truth, data, k, thresholds, protocols)
+                    gate = None if probabilities is None else val_probabilities
+                    thresholds = tune(pair[1], val_truth, val["image_id"], gate)
+                if probabilities is not None and thresholds.confidence is None:
+                    thresholds = thresholds._replace(confidence=FIXED_CONFIDENCE)
+                scores, taus = measure(pair[0], truth, data["image_id"], thresholds, probabilities, protocols)
             except ValueError as error:
                 raise ValueError(f"{method}: {error}") from error
             found[method] = estimates(scores, weights)
             entries[method] = _entry(found[method], thresholds, taus, pair[0].boxes is None, protocols)
-            rows += _rows(name, method, data, truth, scores)
+            rows += _rows(name, method, data, truth, scores, every=method in maps)
         out["localization"][name] = entries
         out["differences"][name] = _differences(found, list(maps))
         out["mean_boxes_from"][name] = "val" if tuned else "leave-one-out on the split"
     return out, rows
 
 
+def _gate(split: dict | None, method: str, k: int) -> np.ndarray | None:
+    """Probabilities of finding k [N] that decide where the method predicts boxes."""
+    if split is None or split.get("probabilities") is None:
+        return None
+    own = (split.get("probabilities_of") or {}).get(method, split["probabilities"])
+    return np.asarray(own, float)[:, k]
+
+
 def _predictions(maps, val_maps, data, k, truth: Truth, val, val_truth: Truth | None, seed):
-    """Every method, control and ceiling: (name, (its prediction, that on validation or None), by a classifier or not).
+    """Every method, control and ceiling: (name, (its prediction, that on validation or None)).
 
     `val`, `val_truth`, `val_maps` are None where nothing can be tuned or averaged on validation.
     """
     n = len(data["image_id"])
     for method, array in maps.items():
         pair = [Prediction(a if np.ndim(a) == 3 else a[..., k]) for a in (array, *([val_maps[method]] if val else []))]
-        yield method, (*pair, None)[:2], True
+        yield method, (*pair, None)[:2]
     frame = truth.mask.shape[1]
     for name in controls.MAPS:
         pair = [
             Prediction(controls.random_maps(size, seed + i) if name == "random" else controls.center_maps(size, frame))
             for i, size in enumerate([n, len(val["image_id"])] if val else [n])
         ]
-        yield f"control/{name}", (*pair, None)[:2], False
+        yield f"control/{name}", (*pair, None)[:2]
     # Boxes that the mean boxes average, and their owners: validation's, else the split's own, leave-one-out.
     if val:
         boxes, owner = val_truth.boxes.boxes, np.full(len(val_truth.boxes.boxes), -1)
@@ -135,17 +156,19 @@ def _predictions(maps, val_maps, data, k, truth: Truth, val, val_truth: Truth | 
         boxes, owner = truth.boxes.boxes, truth.scored[truth.boxes.image]
     for name in controls.BOXES:
         predicted = controls.control_boxes(name, boxes, owner, np.arange(n))
-        yield f"control/{name}", (Prediction(None, predicted), None), False
+        yield f"control/{name}", (Prediction(None, predicted), None)
     for rows, columns in sorted({np.shape(a)[1:3] for a in maps.values()}):
         snapped, cells = [np.zeros((0, 4))] * n, None
         for i in truth.boxed:
             own = np.asarray(data["boxes"][i][0], float).reshape(-1, 4)[np.asarray(data["boxes"][i][1]) == k]
             snapped[i] = controls.snap(own, (rows, columns))
-        if data.get("masks") is not None:
+        exact = data.get("masks") or [None] * n
+        if any(exact[i] is not None for i in truth.scored):
             cells = np.zeros((n, rows, columns), np.float32)
             for i, mask in zip(truth.scored, truth.mask, strict=True):
-                cells[i] = cv2.resize(mask.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
-        yield f"ceiling/{rows}x{columns}", (Prediction(cells, snapped), None), False
+                drawn = rasterise(snapped[i], frame) if exact[i] is None else mask
+                cells[i] = cv2.resize(drawn.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
+        yield f"ceiling/{rows}x{columns}", (Prediction(cells, snapped), None)
 
 
 def _entry(found: dict, thresholds: Thresholds, taus: dict, is_map: bool, protocols) -> dict:
@@ -161,6 +184,9 @@ def _entry(found: dict, thresholds: Thresholds, taus: dict, is_map: bool, protoc
         at[last] = round(estimate.value, 4) if last == "boxes_per_image" else bootstrap.as_json(estimate)
     cut = {"value": thresholds.region if is_map else None, "tuned_on": thresholds.tuned_on}
     oracle = {"value": taus or None, "tuned_on": "oracle"}
+    confidence = None
+    if thresholds.confidence is not None:
+        confidence = {"value": thresholds.confidence, "tuned_on": thresholds.confidence_tuned_on}
     out["threshold"] = cut
     out["max_box_acc_v2"] = {**out["max_box_acc_v2"], "tuned_on": "oracle"}
     chex = {"otsu": "of each map", "fixed": FIXED_THRESHOLD, "tuned": thresholds.chexlocalize}
@@ -169,7 +195,7 @@ def _entry(found: dict, thresholds: Thresholds, taus: dict, is_map: bool, protoc
         "li2018": cut,
         "wsol": oracle,
         "chexlocalize": {"value": chex if is_map else None, "tuned_on": thresholds.tuned_on},
-        "rsna": {**cut, "confidence": thresholds.confidence},
+        "rsna": {**cut, "confidence": confidence},
         "pixel_auprc": {"value": None, "tuned_on": "fixed"},
     }
     for protocol in protocols:
@@ -177,8 +203,8 @@ def _entry(found: dict, thresholds: Thresholds, taus: dict, is_map: bool, protoc
     return out
 
 
-def _rows(finding: str, method: str, data: dict, truth: Truth, scores: dict[str, Score]) -> list[dict]:
-    """Scores of each image: of those with boxes, and (RSNA's alone) of those without the finding."""
+def _rows(finding: str, method: str, data: dict, truth: Truth, scores: dict[str, Score], every: bool) -> list[dict]:
+    """Scores of each image with boxes and, if `every`, RSNA's of those without the finding."""
     columns = {
         "true_boxes": scores["acc_iou/0.1"].per_image.whole,
         "predicted_boxes": scores["boxes_per_image"].per_image.part,
@@ -191,8 +217,10 @@ def _rows(finding: str, method: str, data: dict, truth: Truth, scores: dict[str,
     position = {int(i): row for row, i in enumerate(truth.scored)}
     challenge = scores["rsna/map"].per_image if "rsna/map" in scores else None
     rows = []
-    for at, i in enumerate(truth.listed.tolist() if challenge else truth.scored.tolist()):
+    for at, i in enumerate(truth.listed.tolist()):
         own = position.get(i)
+        if own is None and not (every and challenge):
+            continue
         row = {"finding": finding, "method": method, "image_id": data["image_id"][i]}
         row["patient_id"] = data["patient_id"][i]
         row |= {c: round(float(v[own]), 6) if own is not None else None for c, v in columns.items()}
@@ -256,6 +284,6 @@ def _counts(data, k, truth: Truth) -> dict:
         "scored_images": n,
         "scored_boxes": len(truth.boxes.boxes),
         "skipped_positive_without_box": int((labels == 1).sum()) - n,
-        "skipped_boxed_not_positive": len(np.unique(truth.boxed_boxes.image)) - n,
+        "skipped_boxed_not_positive": truth.not_positive,
         **({} if n else {"reason": "no positive image has a box"}),
     }

@@ -18,6 +18,7 @@ from infomask_jax.config import Config
 from infomask_jax.report.export import render, write_all, write_scores
 from infomask_jax.report.figures import galleries, training_curves
 from infomask_jax.report.render import print_scores
+from infomask_jax.report.sheet import rank
 
 __all__ = ["MOST", "console", "draw", "print_scores", "render", "report", "write_all", "write_scores"]
 
@@ -58,7 +59,7 @@ def draw(output: Path, workdir: Path, data: datasets.Prepared, split: str) -> li
     with np.load(_scored(output / "maps" / f"{split}.npz")) as stored:
         maps = {name: stored[name] for name in stored.files if name != "image_id"}
         scored_ids = stored["image_id"]
-    order = [name for name in ("infomask", "infomask_bits", "vib_bits", "cam") if name in maps]
+    order = sorted(maps.keys() & {"infomask", "infomask_bits", "vib_bits", "cam"}, key=rank)
     predicted = {}
     for box in detections:
         predicted.setdefault((box["category"], box["image_id"]), []).append(box["bbox"])
@@ -70,12 +71,12 @@ def draw(output: Path, workdir: Path, data: datasets.Prepared, split: str) -> li
     ids = [example["image_id"] for example in examples]
     if len(scored_ids) != len(source) or ids != [str(name) for name in scored_ids[chosen]]:
         raise ValueError(f"{output / 'maps'} is of other images than {data.directory}: evaluate the run again")
-    paths = []
+    figures = {}
     for finding in scores["localization"]:
         k = list(scores["classification"]).index(finding)  # the run's order, in which maps are stored
         own = data.findings.index(finding)  # the data's order
         boxes = [_unit(predicted.get((finding, e["image_id"]), []), e["height"], e["width"]) for e in examples]
-        paths += galleries(
+        figures |= galleries(
             images,
             {name: maps[name][chosen] if maps[name].ndim == 3 else maps[name][chosen, ..., k] for name in order},
             [e["boxes"][e["box_labels"] == own] for e in examples],
@@ -88,7 +89,7 @@ def draw(output: Path, workdir: Path, data: datasets.Prepared, split: str) -> li
         )
     curves = {"InfoMask": workdir / "metrics.jsonl", "plain": workdir / "plain" / "metrics.jsonl"}
     curves = {name: path for name, path in curves.items() if path.exists()}
-    return [*paths, training_curves(curves, output / "figures" / "training.png")]
+    return write_all({**figures, output / "figures" / "training.png": training_curves(curves)})
 
 
 def _unit(boxes: list[list[float]], height: int, width: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Scores as files: JSON, Markdown, LaTeX, and the scores of each image as CSV. All are written, or none."""
+"""Scores as files: JSON, Markdown, LaTeX, and the scores of each image as CSV. All files are written, or none."""
 
 import csv
 import io
@@ -34,19 +34,25 @@ def per_image(rows: list[dict]) -> str:
     return text.getvalue()
 
 
-def write_all(files: dict[Path, str]) -> list[Path]:
-    """Write texts: first all of them beside their places, then each into its place, whole."""
-    temporary = {path: path.with_name(path.name + ".tmp") for path in files}
+def write_all(files: dict[Path, str | bytes | None]) -> list[Path]:
+    """Write files: first all of them beside their places, then each into its place, whole. None: remove an old one.
+
+    Returns: the paths written.
+    """
+    temporary = {path: path.with_name(path.name + ".tmp") for path, content in files.items() if content is not None}
     try:
-        for path, text in files.items():
+        for path, beside in temporary.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary[path].write_text(text, encoding="utf-8")
-        for path in files:
-            temporary[path].replace(path)
+            content = files[path]
+            beside.write_bytes(content.encode() if isinstance(content, str) else content)
+        for path, beside in temporary.items():
+            beside.replace(path)
+        for path in files.keys() - temporary.keys():
+            path.unlink(missing_ok=True)
     finally:
         for path in temporary.values():
             path.unlink(missing_ok=True)
-    return list(files)
+    return list(temporary)
 
 
 def _plain(value):

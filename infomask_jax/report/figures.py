@@ -2,9 +2,12 @@
 
 Boxes are [n,4] (ymin,xmin,ymax,xmax) in 0..1 of the image. Green: true boxes. Orange: predicted boxes. Heat maps are
 resized as they are for scoring (`localize.resize_map`), min-maxed per image, and drawn over the image, row 0 on top.
+A figure is the bytes of a PNG; `export.write_all` writes it.
 """
 
+import io
 import json
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -53,14 +56,14 @@ def outcomes(images, heat, truth_boxes, probabilities, labels) -> list[str]:
     return out
 
 
-def gallery(images, maps, truth_boxes, predicted_boxes, probabilities, labels, ids, path, title="", notes=None) -> Path:
+@matplotlib.rc_context({"text.parse_math": False})
+def gallery(images, maps, truth_boxes, predicted_boxes, probabilities, labels, ids, title="", notes=None) -> bytes:
     """One row an image: the image with true boxes, then each method's map over it with true and predicted boxes.
 
     Args:
       images: [N,H,W] any range. maps: {method: [N,h,w]}. truth_boxes: [N] of [n,4].
       predicted_boxes: {method: [N] of [n,4]}, methods may be absent. probabilities, labels, ids: [N].
       notes: [N], the outcome to print in place of hit or miss.
-    Returns: `path`, written as PNG.
     """
     n, methods = len(images), list(maps)
     if not n:
@@ -86,26 +89,26 @@ def gallery(images, maps, truth_boxes, predicted_boxes, probabilities, labels, i
             ax.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
             if row == 0 and method:
-                ax.set_title(NAMES.get(method, method), fontsize=10)
+                ax.set_title(textwrap.fill(_name(method), 24), fontsize=10)
         sign = {1: "positive", 0: "negative"}.get(int(labels[row]), "unknown")
         chance = "" if np.isnan(probabilities[row]) else f", p = {probabilities[row]:.2f}"
         axes[row, 0].set_xlabel(f"{str(ids[row])[:22]}\n{sign}{chance}: {notes[row]}", fontsize=8)
     axes[0, 0].set_title("image", fontsize=10)
-    fig.suptitle(title, fontsize=11)
+    fig.suptitle(textwrap.fill(title, 24 * columns), fontsize=11)
     handles = [Rectangle((0, 0), 1, 1, fill=False, ec=color, lw=1.8) for color in (TRUE, PREDICTED)]
     fig.legend(handles, ["true box", "predicted box"], loc="outside lower center", ncols=2, fontsize=9, frameon=False)
-    return _save(fig, path)
+    return _png(fig)
 
 
 def galleries(
     images, maps, truth_boxes, predicted_boxes, probabilities, labels, ids, folder, title="", rows=6
-) -> list[Path]:
+) -> dict[Path, bytes | None]:
     """hits.png and misses.png in `folder`: evenly spaced examples, judged by the first method of `maps`.
 
-    Misses are maps that peak outside every true box, missed positives and false alarms, in turn. A file without
-    examples is not written (and an old one removed).
+    Misses are maps that peak outside every true box, missed positives and false alarms, in turn. None: no example.
     """
-    notes = np.array(outcomes(images, next(iter(maps.values())), truth_boxes, probabilities, labels))
+    first = next(iter(maps))
+    notes = np.array(outcomes(images, maps[first], truth_boxes, probabilities, labels))
     kinds = [np.flatnonzero(notes == kind) for kind in ("miss", "missed positive", "false alarm")]
     shares = np.array([len(k) for k in kinds])
     while shares.sum() > rows:  # take from the largest
@@ -114,28 +117,26 @@ def galleries(
         "hits": _spread(np.flatnonzero(notes == "hit"), rows),
         "misses": np.concatenate([_spread(kind, share) for kind, share in zip(kinds, shares, strict=True)]),
     }
-    paths = []
+    out = {}
     for name, pick in chosen.items():
-        path = Path(folder) / f"{name}.png"
-        path.unlink(missing_ok=True)
-        if len(pick):
-            drawn = {m: [boxes[i] for i in pick] for m, boxes in predicted_boxes.items()}
-            heading = f"{title + ': ' if title else ''}{name} ({len(pick)} of {_total(notes, name)})"
-            paths.append(
-                gallery(
-                    [images[i] for i in pick],
-                    {m: [heat[i] for i in pick] for m, heat in maps.items()},
-                    [truth_boxes[i] for i in pick],
-                    drawn,
-                    [probabilities[i] for i in pick],
-                    [labels[i] for i in pick],
-                    [ids[i] for i in pick],
-                    path,
-                    heading,
-                    [str(notes[i]) for i in pick],
-                )
-            )
-    return paths
+        drawn = {m: [boxes[i] for i in pick] for m, boxes in predicted_boxes.items()}
+        count = f"{len(pick)} of {_total(notes, name)}"
+        heading = f"{title + ': ' if title else ''}{name} judged by {_name(first)} ({count})"
+        out[Path(folder) / f"{name}.png"] = None
+        if not len(pick):
+            continue
+        out[Path(folder) / f"{name}.png"] = gallery(
+            [images[i] for i in pick],
+            {m: [heat[i] for i in pick] for m, heat in maps.items()},
+            [truth_boxes[i] for i in pick],
+            drawn,
+            [probabilities[i] for i in pick],
+            [labels[i] for i in pick],
+            [ids[i] for i in pick],
+            heading,
+            [str(notes[i]) for i in pick],
+        )
+    return out
 
 
 def read_metrics(path) -> dict[str, np.ndarray]:
@@ -156,12 +157,11 @@ def read_metrics(path) -> dict[str, np.ndarray]:
     return {name: np.array([_as_float(rows[step].get(name)) for step in steps]) for name in names}
 
 
-def training_curves(paths, path) -> Path:
+def training_curves(paths) -> bytes:
     """Loss, rates, mask mean and gradient norm over steps; one line a run.
 
     Args:
       paths: one metrics.jsonl, or {label: metrics.jsonl} to compare runs. rate_z and rate_m are bits there.
-      path: of the PNG.
     """
     runs = paths if isinstance(paths, dict) else {"": paths}
     panels = [  # heading, {metric: (label, line style)}, log axis
@@ -195,13 +195,17 @@ def training_curves(paths, path) -> Path:
             ax.legend(fontsize=8, frameon=False)
     axes[2].set_ylim(0, 1)
     fig.tight_layout()
-    return _save(fig, path)
+    return _png(fig)
 
 
 def _draw(ax, boxes, height: int, width: int, color: str) -> None:
     for ymin, xmin, ymax, xmax in np.reshape(boxes, (-1, 4)):
         corner, size = (xmin * width, ymin * height), ((xmax - xmin) * width, (ymax - ymin) * height)
         ax.add_patch(Rectangle(corner, *size, fill=False, ec=color, lw=1.6))
+
+
+def _name(method: str) -> str:
+    return NAMES.get(method, method)[:60]
 
 
 def _spread(pick: np.ndarray, count: int) -> np.ndarray:
@@ -217,9 +221,10 @@ def _as_float(value) -> float:
     return float(value) if isinstance(value, int | float) else np.nan
 
 
-def _save(fig, path) -> Path:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=110, facecolor="white")
-    plt.close(fig)
-    return path
+def _png(fig) -> bytes:
+    drawn = io.BytesIO()
+    try:
+        fig.savefig(drawn, dpi=110, facecolor="white", format="png")
+    finally:
+        plt.close(fig)
+    return drawn.getvalue()

@@ -25,7 +25,7 @@ def tables(result: dict, protocols: bool = False) -> Group:
     """Everything of one eval/SPLIT.json for 100 columns or more; the published protocols' tables only if asked for."""
     parts = [Text(heading(result), style="bold"), Text()]
     parts += [_screen(sheet) for sheet in sheets(result) if protocols or sheet.kind != "protocol"]
-    return Group(*parts, *[Text(line, style="dim") for line in remarks(result)])
+    return Group(*parts, *[Text(line, style="bold") for line in remarks(result)])
 
 
 def print_scores(result: dict, console: Console | None = None, protocols: bool = False) -> None:

@@ -11,7 +11,6 @@ SOURCES = {
 STARRED = "* best threshold on these images (oracle)"
 INTERVALS = "with each score its 95% interval, bootstrap over patients"
 BOXES = "boxes/ image"
-AT_THRESHOLD = {"mean IoU", "Acc IoU>.1", "Acc IoU>.3", "Acc IoU>.5", BOXES}  # of the headline
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,7 @@ def method_sheet(kind: str, title: str, entries: dict, columns: dict, thresholds
         cells = []
         for h, column in columns.items():
             v = column[method] or {"value": None}
-            own = kind == "headline" and h in AT_THRESHOLD and entries[method]["threshold"]["tuned_on"] == "oracle"
-            oracle = is_map[method] and (own or v.get("tuned_on") == "oracle")
+            oracle = is_map[method] and v.get("tuned_on") == "oracle"
             bold = method in contest and 0 < best.get(h, 0) <= _value(v)
             cells.append(score_cell(v, bold=bold, mark="*" if oracle else ""))
         group, name = group_of(method)
@@ -102,7 +100,7 @@ def _threshold(threshold: dict, is_map: bool) -> Cell:
     values = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
     texts = [number(x) for x in values]
     if threshold.get("confidence") is not None:
-        texts.append(f"p≥{number(threshold['confidence'])}")
+        texts.append(f"p≥{number(threshold['confidence']['value'])} ({threshold['confidence']['tuned_on']})")
     return Cell(" ".join(texts), threshold["tuned_on"])
 
 

@@ -67,8 +67,8 @@ FILES = {
     "positive_without_box": "  positive, without a box",
     "negative": "  negative",
     "unknown": "  unknown",
-    "boxes": "boxes on them",
-    "boxes_of_other_findings": "boxes of other findings on them",
+    "boxes": "boxes on images with a map",
+    "boxes_of_other_findings": "boxes of other findings on images with a map",
     "boxed_images_without_map": "images with a box, without a map",
     "boxes_without_map": "boxes on those",
     "negative_images_without_map": "negative images without a map",
@@ -103,14 +103,17 @@ def remarks(result: dict) -> list[str]:
 def _classification(result: dict) -> Sheet:
     """A row a finding, then the plain classifier's, if scored."""
     metrics = {"auroc": "AUROC", "auprc": "AUPRC", "ece": "ECE", "brier": "Brier"}
-    entries = list(result["classification"].items())
-    entries += [(f"{name}, plain classifier", row) for name, row in result.get("classification_plain", {}).items()]
+    entries = [(name, name, row) for name, row in result["classification"].items()]
+    entries += [(n, f"{n}, plain classifier", row) for n, row in result.get("classification_plain", {}).items()]
     rows = []
-    for finding, row in entries:
+    for finding, name, row in entries:
         scores = [score_cell(row[m]) if m in row else Cell("-") for m in metrics]
         if row["auroc"]["value"] is None:
             scores[0] = Cell(row["auroc"].get("reason", "undefined"))
-        rows.append(Row(finding, (*scores, Cell(number(row["prevalence"])), Cell(str(row["auroc"]["n"])))))
+        counts = result["counts"][finding]
+        negatives = result["n_images"] - counts["positive"] - counts["unknown"]
+        prevalence = Cell(number(row["prevalence"])) if negatives else Cell("-", "no negative known")
+        rows.append(Row(name, (*scores, prevalence, Cell(str(row["auroc"]["n"])))))
     headings = ("finding", *metrics.values(), "prevalence", "images")
     notes = (f"over images with a known label; {INTERVALS}",)
     return Sheet("classification", "Classification", headings, tuple(rows), notes)

@@ -3,9 +3,11 @@
 Own format, one row a box: `image, finding, x, y, w, h` in pixels of a frame of `image_width` x `image_height` (needed
 unless the image files are given), optional `patient`. A row with empty x, y, w, h says that the image is negative for
 that finding; with an empty finding, for all of them. The two releases are recognised by their header and read as they
-are; their boxes are in a frame of 1024 x 1024.
+are; their boxes are in a frame of 1024 x 1024. An image has one size: that of its rows, whose aspect ratio its file
+shares.
 """
 
+import contextlib
 import csv
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -34,14 +36,20 @@ class BoxTable:
     patients: dict[str, str] = field(default_factory=dict)
     """{image: patient}, where a table says it"""
     patient_of: Callable[[str], str] | None = None
-    """Patient by the name of an image that no table lists, where the release names its files so"""
+    """Patient by the name of an image, where the release names its files so"""
+    spellings: dict[str, str] = field(default_factory=dict)
+    """{finding in another spelling of the release: as here}"""
+
+    @property
+    def boxed(self) -> list[str]:
+        """Every finding with a box, in order of appearance."""
+        return list(dict.fromkeys(finding for own in self.boxes.values() for finding, _ in own))
 
     @property
     def findings(self) -> list[str]:
         """Every finding named, in order of appearance, those with boxes first."""
-        boxed = [finding for own in self.boxes.values() for finding, _ in own]
         negative = [finding for own in self.negative.values() for finding in sorted(own) if finding != ALL]
-        return list(dict.fromkeys([*boxed, *negative]))
+        return list(dict.fromkeys([*self.boxed, *negative]))
 
 
 @dataclass(frozen=True)
@@ -67,12 +75,15 @@ def read(paths, size_of: Callable[[str], tuple[int, int]] | None = None, wanted=
       wanted: names of images; boxes of others are not sized with `size_of`, but by a frame of their own extent.
     Raises:
       BadData: a file that cannot be used, or every bad row: no number, outside the image, of no area, a box twice, an
-        image both with and without a finding, two patients of an image.
+        image both with and without a finding, two patients or two sizes of an image.
     """
-    problems, found, seen, drawn = [], BoxTable(), {}, {}
+    problems, found, seen, drawn, sized = [], BoxTable(), {}, {}, {}
     for path in paths:
         rows, patient_of = _rows(Path(path), size_of is not None, problems)
         found.patient_of = found.patient_of or patient_of
+        if patient_of is _nih_patient:
+            found.spellings = nih.SPELLINGS
+        extents = []
         for row in rows:
             name = "image"
             try:
@@ -92,9 +103,19 @@ def read(paths, size_of: Callable[[str], tuple[int, int]] | None = None, wanted=
                 if (other := drawn.setdefault((image, row.finding, xywh), row)) is not row:
                     raise ValueError(f"expected each box once, found it also in {other.file}, row {other.row}")
                 height, width = _frame(row, xywh, image, size_of, wanted)
+                given = not isinstance(row.frame, tuple)
+                if given and any(row.frame):
+                    size, other = sized.setdefault(image, ((height, width), row))
+                    if size != (height, width):
+                        place = f"{size[1]} x {size[0]} in {other.file}, row {other.row}"
+                        raise ValueError(f"expected one size of {image!r}, found {width} x {height}, and {place}")
+                extents += xywh[2:] if given else []
                 found.boxes[image].append((row.finding, schema.unit_box(xywh, height, width)))
             except ValueError as error:
                 problems.append(Problem(row.file, row.row, name, str(error), row.image))
+        if extents and min(extents) < 1 and max(extents) <= 1:
+            reason = f"expected pixels, found no box larger than {max(extents):g}; multiply them by the image's size"
+            problems.append(Problem(Path(path).name, None, "x, y, w, h", reason))
     for (image, finding, _), row in drawn.items():
         if other := seen.get((image, finding)) or seen.get((image, ALL)):
             reason = f"expected no box of an image that is negative, found {image!r} negative in {other.file}, row "
@@ -110,12 +131,19 @@ def _frame(row: Row, xywh, image: str, size_of, wanted) -> tuple[int, int]:
         return row.frame
     if any(row.frame):
         try:
-            width, height = (int(float(text)) for text in row.frame)
-        except (ValueError, OverflowError):
-            width = height = 0
-        if width < 1 or height < 1:
-            raise ValueError(f"expected image_width and image_height in pixels, found {', '.join(row.frame)!r}")
-        return height, width
+            width, height = map(float, row.frame)
+        except ValueError:
+            width = height = 0.0
+        if not all(1 <= side <= 1_000_000 and side.is_integer() for side in (width, height)):
+            wish = "expected image_width and image_height in pixels"
+            raise ValueError(f"{wish}, found {', '.join(row.frame)!r}; whole numbers to 1000000")
+        if size_of is not None and (wanted is None or image in wanted):
+            with contextlib.suppress(LookupError):
+                rows, columns = size_of(image)
+                if abs(columns * height - rows * width) > 0.01 * rows * width:
+                    shapes = f"{columns} x {rows}, found {width:g} x {height:g}"
+                    raise ValueError(f"expected image_width x image_height in the aspect ratio of its file, {shapes}")
+        return int(height), int(width)
     if size_of is None:
         raise ValueError("expected image_width and image_height, found nothing; fill them in, or give --images DIR")
     if wanted is not None and image not in wanted:
@@ -133,7 +161,7 @@ def _rows(path: Path, sized: bool, problems: list[Problem]) -> tuple[Iterator[Ro
     if NIH[0] in header:
         return _nih(path, problems), _nih_patient
     if RSNA[0] in header:
-        return _rsna(path, problems), None
+        return _rsna(path, problems), str  # a patient is an image there
     if OWN[0] in header:
         if set(OWN) <= set(header) and not sized and not {"image_width", "image_height"} <= set(header):
             wish = "or the image files, with --images DIR"
@@ -169,7 +197,7 @@ def _nih(path: Path, problems: list[Problem]) -> Iterator[Row]:
         elif not any(xywh):
             problems.append(Problem(path.name, number, "Bbox [x,y,w,h]", "expected a box, found nothing", image))
         else:
-            yield Row(path.name, number, image, finding, xywh, "Bbox [x,y,w,h]", nih.FRAME, _nih_patient(image))
+            yield Row(path.name, number, image, finding, xywh, "Bbox [x,y,w,h]", nih.FRAME)
 
 
 def _nih_patient(image: str) -> str:
@@ -186,4 +214,4 @@ def _rsna(path: Path, problems: list[Problem]) -> Iterator[Row]:
             reason = f"expected a box with Target 1 and none with 0, found {', '.join(xywh)!r} with {target}"
             problems.append(Problem(path.name, number, "Target", reason, image))
         else:
-            yield Row(path.name, number, image, rsna.FINDINGS[0], xywh, "x, y, width, height", rsna.FRAME, image)
+            yield Row(path.name, number, image, rsna.FINDINGS[0], xywh, "x, y, width, height", rsna.FRAME)

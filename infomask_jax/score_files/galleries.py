@@ -10,6 +10,7 @@ import numpy as np
 from infomask_jax.datasets import images, schema
 from infomask_jax.localize import boxes_from_map
 from infomask_jax.report.figures import galleries
+from infomask_jax.report.sheet import rank
 
 POOL = 400  # images that a gallery chooses from; of more, evenly spaced ones
 
@@ -65,15 +66,19 @@ def choose(data: dict, chosen, find, frame: int, folder: Path) -> dict[str, tupl
     return out
 
 
-def draw(result: dict, finding: str, k: int, data: dict, maps: dict, chosen: tuple, folder: Path) -> list[Path]:
-    """hits.png and misses.png of a finding, by the first method; its boxes are drawn at the scored threshold.
+def draw(
+    result: dict, finding: str, k: int, data: dict, maps: dict, chosen: tuple, folder: Path
+) -> dict[Path, bytes | None]:
+    """hits.png and misses.png of a finding, by the tables' first method; its boxes are drawn at the scored threshold.
 
     Args:
       result, data, maps: of `evaluate.score`; `finding` is number k. chosen: of `choose`.
+    Returns: as `report.figures.galleries`.
     """
     index, pixels = chosen
-    frame, first = (result["frame"],) * 2, next(iter(maps))
-    own = {method: (array if array.ndim == 3 else array[..., k])[index] for method, array in maps.items()}
+    methods = sorted(maps, key=rank)
+    frame, first = (result["frame"],) * 2, methods[0]
+    own = {m: (maps[m] if maps[m].ndim == 3 else maps[m][..., k])[index] for m in methods}
     threshold = result["localization"][finding][first]["threshold"]["value"]
     given = "probabilities" in data
     return galleries(
@@ -89,6 +94,20 @@ def draw(result: dict, finding: str, k: int, data: dict, maps: dict, chosen: tup
     )
 
 
-def folder_name(finding: str) -> str:
-    """A finding as the name of a folder."""
-    return re.sub(r"[^\w-]+", "_", finding) or "_"
+def folders(findings) -> dict[str, str]:
+    """A folder's name for each finding, different ones even where letter case does not count."""
+    out = {}
+    for finding in findings:
+        name = base = re.sub(r"[^\w-]+", "_", finding)[:60] or "_"
+        taken = {other.casefold() for other in out.values()}
+        number = 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{base}_{number}"
+        out[finding] = name
+    return out
+
+
+def old(folder: Path) -> list[Path]:
+    """The galleries that are in a folder of figures already."""
+    return sorted(path for name in ("hits.png", "misses.png") for at in ("", "*/") for path in folder.glob(at + name))

@@ -1,6 +1,6 @@
 """maps.npz: anyone's heat maps, read and checked.
 
-    image_id     [N] text, required, spelled as in the table of boxes
+    image_id     [N] text, required, spelled as in the table of boxes ('./a.png' is 'a.png')
     METHOD       [N,h,w] numbers, the maps of a method, of any size and range, the same for all findings; or [N,h,w,K]
     patient_id   [N] text: bootstrap intervals resample patients; without it (and none in the boxes), images
     findings     [K] text: names of the last axes
@@ -11,15 +11,17 @@ Every name but the five is a method.
 """
 
 import zipfile
-import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from infomask_jax.datasets import schema
+
 RESERVED = ("image_id", "patient_id", "findings", "probability", "label")
 HOW = "numpy.savez('maps.npz', image_id=numpy.array(names, dtype=str), cam=maps)"
+OTHERS = f"; other arrays have one of the names {', '.join(RESERVED)}"
 
 
 class BadMaps(ValueError):
@@ -43,18 +45,7 @@ class MapFile:
 def read(path: Path) -> MapFile:
     """Read a file of maps. BadMaps for whatever is not as the head of this module says."""
     path = Path(path)
-    if not path.is_file():
-        raise BadMaps(f"{path}: expected a file of maps, found none")
-    if not zipfile.is_zipfile(path):
-        raise BadMaps(f"{path}: expected an .npz file, found something else; write it with {HOW}")
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            names = list(stored.files)
-            if any(name.endswith("data.pkl") for name in names):
-                raise BadMaps(f"{path}: expected an .npz file, found one of torch.save; write it with {HOW}")
-            arrays = {name: _array(stored, name, path) for name in names}
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise BadMaps(f"{path}: cannot be read, it is damaged or cut short ({error}); write it again") from error
+    arrays = _arrays(path)
     methods = {name: array for name, array in arrays.items() if name not in RESERVED}
     if "image_id" not in arrays or not methods:
         missing = "an array image_id" if "image_id" not in arrays else "an array of maps beside the reserved names"
@@ -62,13 +53,15 @@ def read(path: Path) -> MapFile:
         raise BadMaps(f"{path}: expected {missing}, found {found}; name them: {HOW}")
 
     ids = _text(arrays["image_id"], "image_id", path)
+    try:
+        ids = [schema.safe_name(name.strip()) for name in ids]  # as box_tables does
+    except ValueError as error:
+        raise BadMaps(f"{path}, image_id: {error}; spell it as in the boxes") from error
     n = len(ids)
     if not n:
         raise BadMaps(f"{path}, image_id: expected images, found none")
     if twice := [name for name, count in Counter(ids).items() if count > 1]:
         raise BadMaps(f"{path}, image_id: expected each image once, found {_some(twice)} more than once")
-    if "" in ids:
-        raise BadMaps(f"{path}, image_id: expected a name for every image, found an empty one at {ids.index('')}")
     patients = _text(arrays["patient_id"], "patient_id", path, n) if "patient_id" in arrays else None
     findings = _text(arrays["findings"], "findings", path) if "findings" in arrays else None
     if findings is not None and (len(set(findings)) < len(findings) or not findings or "" in findings):
@@ -89,14 +82,38 @@ def read(path: Path) -> MapFile:
     )
 
 
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """Every array of the file by its name."""
+    if path.is_dir() or not path.is_file():
+        raise BadMaps(f"{path}: expected a file of maps, found {'a directory' if path.is_dir() else 'none'}")
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            start = file.read(6)
+        if start.startswith(b"PK"):
+            raise BadMaps(f"{path}: expected an .npz file, found a zip cut short: its end is missing; write it again")
+        found = "one array (.npy)" if start == b"\x93NUMPY" else "something else"
+        raise BadMaps(f"{path}: expected an .npz file, found {found}; write it with {HOW}")
+    try:
+        stored = np.load(path, allow_pickle=False)
+    except Exception as error:  # damaged bytes make zipfile and numpy raise nearly anything
+        raise BadMaps(f"{path}: cannot be read, it is damaged ({_line(error)}); write it again") from error
+    with stored:
+        if any(name.endswith("data.pkl") for name in stored.files):
+            raise BadMaps(f"{path}: expected an .npz file, found one of torch.save; write it with {HOW}")
+        return {name: _array(stored, name, path) for name in stored.files}
+
+
 def _array(stored, name: str, path: Path) -> np.ndarray:
     if not name.isprintable() or not name:
         raise BadMaps(f"{path}: expected printable names of arrays, found {name!r}")
     try:
         array = stored[name]
-    except ValueError as error:
-        hint = "ids: numpy.array(names, dtype=str); maps: one array of numbers, maps.float().cpu().numpy()"
-        raise BadMaps(f"{path}, {name}: expected numbers or text, found Python objects; {hint}") from error
+    except Exception as error:  # as above
+        if "Object arrays" in str(error):
+            hint = "ids: numpy.array(names, dtype=str); maps: one array of numbers, maps.detach().float().cpu().numpy()"
+            raise BadMaps(f"{path}, {name}: expected numbers or text, found Python objects; {hint}") from error
+        what = "it does not fit into memory, or is damaged" if isinstance(error, MemoryError) else "it is damaged"
+        raise BadMaps(f"{path}, {name}: cannot be read, {what} ({_line(error)}); write it again") from error
     if not isinstance(array, np.ndarray):
         raise BadMaps(f"{path}: expected an .npz file, found a zip with {name!r}; write it with {HOW}")
     return array
@@ -121,20 +138,21 @@ def _maps(array: np.ndarray, name: str, path: Path, n: int, k: int | None) -> np
     shape, where = array.shape, f"{path}, {name}"
     if name.startswith(("control/", "ceiling/")):
         raise BadMaps(f"{where}: expected another name, this beginning is kept for our own controls; rename the array")
-    if array.dtype.kind not in "fiub":
-        hint = "write maps.float().cpu().numpy()" + (" (bfloat16 is not kept)" if array.dtype.kind == "V" else "")
-        reserved = f"; other arrays have one of the names {', '.join(RESERVED)}"
-        raise BadMaps(f"{where}: expected maps of float or integer numbers, found {array.dtype}; {hint}{reserved}")
+    if not _numeric(array):
+        hint = "write maps.detach().float().cpu().numpy()"
+        hint += " (bfloat16 is not kept)" if array.dtype.kind == "V" else ""
+        kinds = "float or integer numbers of at most 64 bits"
+        raise BadMaps(f"{where}: expected maps of {kinds}, found {array.dtype}; {hint}{OTHERS}")
     wanted = f"shape ({n}, h, w), or ({n}, h, w, {k or 'K'}) with a last axis of findings"
     hint = ""
-    if array.ndim == 4 and shape[1] == 1 and shape[3] != (k or 1):
+    if array.ndim == 4 and shape[1] == 1:
         hint = f"squeeze axis 1: {name}[:, 0]"
     elif array.ndim == 4 and k and shape[1] == k != shape[3]:
         hint = f"findings come last: {name}.transpose(0, 2, 3, 1)"
     elif array.ndim == 2 and n == 1:
         hint = f"one image is {name}[None]"
     elif array.ndim not in (3, 4) or shape[0] != n or 0 in shape or (k and shape[3:] not in ((), (k,))):
-        hint = f"one map for each of the {n} names in image_id"
+        hint = f"one map for each of the {n} names in image_id{OTHERS if array.ndim not in (3, 4) else ''}"
     if hint:
         raise BadMaps(f"{where}: expected {wanted}; found {shape}; {hint}")
     return array.astype(np.uint8) if array.dtype.kind == "b" else array
@@ -142,10 +160,19 @@ def _maps(array: np.ndarray, name: str, path: Path, n: int, k: int | None) -> np
 
 def _values(array: np.ndarray, name: str, path: Path, n: int) -> np.ndarray:
     """[N] or [N,K] of numbers -> [N,K] float."""
-    if array.ndim not in (1, 2) or array.shape[0] != n or 0 in array.shape or array.dtype.kind not in "fiub":
+    if array.ndim not in (1, 2) or array.shape[0] != n or 0 in array.shape or not _numeric(array):
         wanted = f"numbers of shape ({n},) or ({n}, K)"
         raise BadMaps(f"{path}, {name}: expected {wanted}, found {array.dtype} {array.shape}")
     return array.reshape(n, -1).astype(float)
+
+
+def _numeric(array: np.ndarray) -> bool:
+    """Whether it holds real numbers that float64 holds, too."""
+    return array.dtype.kind in "fiub" and array.dtype.itemsize <= 8
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _check_values(values: dict[str, np.ndarray], ids: list[str], path: Path) -> None:
