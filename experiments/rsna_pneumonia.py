@@ -19,8 +19,10 @@ if __name__ == "__main__":
             workdir=Path("runs/rsna"),
             dataset="rsna",
             data=DataConfig(image_size=112),
-            model=ModelConfig(stride=8, evidence_bound=7.0),  # opacities span many cells: no few of them may do
+            # Opacities span many cells: no few of them may do.
+            model=ModelConfig(stride=8, evidence_bound=7.0, second_kernel=3),
             train=TrainConfig(steps=1000),
+            map_shifts=1,
         ),
         __doc__,
     )

@@ -193,8 +193,10 @@ class Config:
         defaults of today."""
         nested = {"data": DataConfig, "model": ModelConfig, "loss": LossConfig, "train": TrainConfig}
         for kind, part in ((cls, values), *((nested[k], values[k]) for k in nested)):
-            if missing := [f.name for f in dataclasses.fields(kind) if f.name not in part]:
-                raise KeyError(f"{', '.join(missing)} is missing")
+            names = [f.name for f in dataclasses.fields(kind)]
+            if missing := [name for name in names if name not in part]:
+                unknown = [name for name in part if name not in names]
+                raise KeyError(f"missing {', '.join(missing)}" + (f"; unknown {', '.join(unknown)}" if unknown else ""))
         values = {k: nested[k](**v) if k in nested else v for k, v in values.items()}
         return cls(**{**values, "data_dir": Path(values["data_dir"]), "workdir": Path(values["workdir"])})
 
