@@ -60,11 +60,11 @@ def test_step_traces_once_and_trains(tmp_path, examples):
 @pytest.mark.parametrize(
     ("changes", "maps"),
     [
-        ({"bottleneck": "none", "pooling": "noisy_or", "closed_evidence": -6.0}, {"cam"}),
-        ({"bottleneck": "none", "pooling": "attention"}, {"cam", "attention"}),
-        ({"bottleneck": "vib", "pooling": "lse"}, {"vib_bits"}),
-        ({"sampler": "sigmoid", "mask_samples": 1}, {"infomask", "infomask_bits"}),  # attention without a bottleneck
-        ({"pooling": "attention"}, {"infomask", "infomask_bits", "attention"}),
+        ({"bottleneck": "none", "pooling": "noisy_or", "closed_evidence": -6.0}, ("cam",)),
+        ({"bottleneck": "none", "pooling": "attention"}, ("cam", "attention")),
+        ({"bottleneck": "vib", "pooling": "lse"}, ("vib_bits",)),
+        ({"sampler": "sigmoid", "mask_samples": 1}, ("infomask", "infomask_bits")),  # attention without a bottleneck
+        ({"pooling": "attention"}, ("infomask", "infomask_bits", "attention")),
     ],
     ids=str,
 )
@@ -82,7 +82,7 @@ def test_rivals_train_and_name_their_maps(tmp_path, examples, changes, maps):
         moved = jax.tree.map(lambda a, b: bool((a != b).any()), start.params[name], state.params[name])
         assert all(jax.tree.leaves(moved)), name
     out = jax.eval_shape(lambda p: state.apply_fn({"params": p}, batch["image"], train=False)[1], state.params)
-    assert set(jax.eval_shape(lambda out: heat_maps(out, model.bottleneck), out)) == maps
+    assert set(jax.eval_shape(lambda out: heat_maps(out, model.bottleneck), out)) == set(maps)
 
 
 def test_mask_waits_until_its_rate_is_charged(tmp_path, examples):
