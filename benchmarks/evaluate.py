@@ -34,8 +34,8 @@ def smooth_maps(n: int, grid: int = 14, seed: int = 0) -> tuple[np.ndarray, list
     rng = np.random.default_rng(seed)
     centre, side = rng.uniform(0.25, 0.75, (n, 2)), rng.uniform(0.15, 0.4, (n, 2))
     axis = (np.arange(grid) + 0.5) / grid
-    far = [((axis[:, None] - y) / h) ** 2 + ((axis[None] - x) / w) ** 2 for (y, x), (h, w) in zip(centre, side)]  # noqa: B905
-    maps = rng.random((n, grid, grid)) + 1.5 * np.exp(-3 * np.array(far))
+    y, x = (np.abs(axis - centre[:, i, None]) / side[:, i, None] for i in (0, 1))  # [n,grid]
+    maps = rng.random((n, grid, grid)) + 1.5 * np.exp(-3 * (y[:, :, None] ** 2 + x[:, None] ** 2))
     return maps, list(np.hstack([centre - side / 2, centre + side / 2])[:, None])
 
 

@@ -177,7 +177,10 @@ def test_cam_family_matches_its_formulas():
     evidence = features @ w
     share = np.exp(evidence) / np.exp(evidence).sum(axis=(1, 2), keepdims=True)
     g = share[..., None] * w
-    relu = lambda x: np.maximum(x, 0.0)  # noqa: E731
+
+    def relu(x):
+        return np.maximum(x, 0.0)
+
     alpha = g**2 / (2 * g**2 + g**3 * features.sum(axis=(1, 2), keepdims=True))
     weights = (alpha * relu(g)).sum(axis=(1, 2), keepdims=True)
     expected = {
