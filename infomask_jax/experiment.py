@@ -48,7 +48,8 @@ def run(config: Config) -> None:
 def baseline_config(config: Config) -> Config:
     """The plain mean-pooled classifier, CAM's home: same encoder, data, steps and seed, and the standard forward pass.
 
-    Standard: without InfoMask's `half_turn`, which helps CAM too (experiments/README.md has both).
+    Standard: without InfoMask's `half_turn`, which helps CAM too. The encoder's small field (`second_kernel` 1) harms
+    CAM; experiments/README.md has plain classifiers with and without either.
     """
     return dataclasses.replace(
         config,

@@ -15,8 +15,8 @@ PROTOCOLS = ("wang2017", "li2018", "wsol", "chexlocalize", "rsna", "pixel_auprc"
 CHUNK = 512  # maps in the scoring frame at once, where all images of a split are visited
 
 CONVENTIONS = {
-    "frame": "maps are resized bilinearly (half-pixel centres) to frame x frame pixels, then min-maxed per image; "
-    "constant maps become 0",
+    "frame": "maps are resized to frame x frame pixels (enlarged bilinearly with half-pixel centres, shrunk by "
+    "averaging over areas), then min-maxed per image; constant maps become 0",
     "truth": "exact pixel mask where the dataset has one, else pixels whose centre lies in a box; box scores use boxes",
     "images": "a finding is scored on images labelled positive for it that have a box of it",
     "pxap": "average precision over pooled pixels, exact; only its interval is binned",

@@ -42,7 +42,8 @@ class Encoder(nn.Module):
     """ResNet (He et al. 2016) in pre-activation form, cut at the wanted output stride.
 
     The stem folds 2 x 2 pixels into channels (space to depth) before its convolution: the same linear maps as a
-    strided convolution on the image, and matrix products of useful size for a single-channel input.
+    strided convolution on the image, and matrix products of useful size for a single-channel input. With
+    `second_kernel` 1 the blocks after the first stage are 3x3 then 1x1: a field of 40 px at stride 4, depth 2, not 56.
 
     Args: see ModelConfig. Input [B, H, W, 1] with H and W multiples of `stride`; output [B, H/stride, W/stride, D]
     with D = width * 2^(stages - 1).
