@@ -1,5 +1,5 @@
 """Localize chest disease from image-level labels: prepare a dataset, score a run or anyone's maps,
-redraw a report.
+audit where a run's information comes from, redraw a report.
 
 Training is in experiments/: each script there is one configuration and takes --help.
 """
@@ -69,6 +69,26 @@ MAPS_ONLY = ("tune_on", "findings", "protocol", "images", "frame", "out", "seed"
 
 
 @dataclass(frozen=True)
+class Audit:
+    """Tell where the bits of a trained run come from: the lesion, the lung beside it, or elsewhere (a shortcut). Print
+    shares against areas, write files."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Work directory of a run with a bottleneck."""
+    data_dir: Path | None = None
+    """Folder given to `prepare`; by default the one that the run was trained on."""
+    dataset: str | None = None
+    """Name of the prepared dataset; by default the one that the run was trained on."""
+    split: str = "test"
+    """Split to audit."""
+    lungs: Path | None = None
+    """Folder with the lung field of every image, IMAGE_ID.png (for an id such as a.jpg: a.png), of any size, over the
+    whole image, nonzero inside. Needed unless the data has stored ones (synthetic, implanted)."""
+    lungs_from_image: bool = False
+    """For images that show the lungs alone: lung is whatever is not black."""
+
+
+@dataclass(frozen=True)
 class Report:
     """Print the tables of a scored run again and redraw its figures."""
 
@@ -98,15 +118,28 @@ def evaluate(options: Evaluate) -> None:
         score_files(options.maps, options.boxes, **named)
         return
     from infomask_jax import experiment  # JAX loads only where it is needed
+
+    experiment.evaluate_run(options.run, open_data(options), options.split or "test", options.faithfulness)
+
+
+def audit(options: Audit) -> None:
+    """Audit a run."""
+    from infomask_jax.audit import audit_run
+
+    audit_run(options.run, open_data(options), options.split, options.lungs, options.lungs_from_image)
+
+
+def open_data(options: Evaluate | Audit) -> datasets.Prepared:
+    """The prepared data that is asked for, by default what the run was trained on."""
     from infomask_jax.config import Config
 
     config = Config.load(options.run)
-    data = datasets.load(options.dataset or config.dataset, options.data_dir or config.data_dir)
-    experiment.evaluate_run(options.run, data, options.split or "test", options.faithfulness)
+    return datasets.load(options.dataset or config.dataset, options.data_dir or config.data_dir)
 
 
 def main() -> None:
-    verbs = reduce(or_, (Annotated[v, tyro.conf.subcommand(v.__name__.lower())] for v in (Prepare, Evaluate, Report)))
+    kinds = (Prepare, Evaluate, Audit, Report)
+    verbs = reduce(or_, (Annotated[v, tyro.conf.subcommand(v.__name__.lower())] for v in kinds))
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     verb = tyro.cli(verbs, prog="python -m infomask_jax", description=__doc__, config=config)
     try:
@@ -115,6 +148,8 @@ def main() -> None:
             return
         if isinstance(verb, Evaluate):
             evaluate(verb)
+        elif isinstance(verb, Audit):
+            audit(verb)
         else:
             from infomask_jax import report
 

@@ -48,17 +48,23 @@ def run(config: Config) -> None:
 def baseline_config(config: Config) -> Config:
     """The plain mean-pooled classifier, CAM's home: same encoder, data, steps and seed, and the standard forward pass.
 
-    Standard: without InfoMask's `half_turn`, which helps CAM too. The encoder's small field (`second_kernel` 1) harms
-    CAM; experiments/README.md has plain classifiers with and without either.
+    Standard: one view, all cells. The encoder's small field (`second_kernel` 1) harms CAM; experiments/README.md has
+    plain classifiers with and without each.
     """
     return dataclasses.replace(
         config,
         workdir=Path(config.workdir) / BASELINE,
         baseline=False,
         model=dataclasses.replace(
-            config.model, bottleneck="none", pooling="mean", evidence_bound=0.0, closed_evidence=0.0, half_turn=False
+            config.model,
+            bottleneck="none",
+            pooling="mean",
+            evidence_bound=0.0,
+            closed_evidence=0.0,
+            half_turn=False,
+            close_empty=False,
         ),
-        loss=dataclasses.replace(config.loss, beta_z=0.0, beta_m=0.0, auxiliary=0.0),
+        loss=dataclasses.replace(config.loss, beta_z=0.0, beta_m=0.0, auxiliary=0.0, hidden=0.0, consistency=0.0),
     )
 
 
@@ -74,17 +80,8 @@ def evaluate_run(workdir: Path, data: Prepared, split: str, faithfulness: bool =
       faithfulness: also measure deletion and insertion (42 forward passes an image and method).
     """
     workdir, console = Path(workdir), report.console()
-    config, manifest = Config.load(workdir), json.loads((workdir / "manifest.json").read_text())
-    own = manifest["dataset"]["fingerprint"] == data.fingerprint
-    output = workdir if own else workdir / f"on-{data.name}-{data.fingerprint[:8]}"
-    if split not in data.splits:
-        raise ValueError(f"{data.name} has no split {split!r}; it has {', '.join(data.splits)}")
-    findings = manifest["dataset"]["findings"]
-    if missing := [name for name in findings if name not in data.findings]:
-        raise ValueError(
-            f"{workdir} was trained to find {', '.join(missing)}; {data.name} in {data.directory} is labelled with "
-            f"{', '.join(data.findings)}"
-        )
+    config = Config.load(workdir)
+    output, findings = place(workdir, data, split)
     examples, maps = predict_split(workdir, data, split, findings)
     val, val_maps = None, None
     if "val" in data.splits and split != "val":
@@ -113,6 +110,33 @@ def evaluate_run(workdir: Path, data: Prepared, split: str, faithfulness: bool =
     return output
 
 
+def place(workdir: Path, data: Prepared, split: str) -> tuple[Path, list[str]]:
+    """Where results of a run on prepared data go, the run or its on-NAME-FINGERPRINT, and the run's findings.
+
+    ValueError if the data has no such split or lacks a finding that the run predicts.
+    """
+    manifest = json.loads((workdir / "manifest.json").read_text())
+    own = manifest["dataset"]["fingerprint"] == data.fingerprint
+    if split not in data.splits:
+        raise ValueError(f"{data.name} has no split {split!r}; it has {', '.join(data.splits)}")
+    findings = manifest["dataset"]["findings"]
+    if missing := [name for name in findings if name not in data.findings]:
+        raise ValueError(
+            f"{workdir} was trained to find {', '.join(missing)}; {data.name} in {data.directory} is labelled with "
+            f"{', '.join(data.findings)}"
+        )
+    return workdir if own else workdir / f"on-{data.name}-{data.fingerprint[:8]}", findings
+
+
+def trained(folder: Path) -> tuple[Config, dict]:
+    """Config and parameters of a run; ValueError if its training is not at its end."""
+    config = Config.load(folder)
+    params, step = checkpoint.load_params(folder)
+    if step != config.train.steps:
+        raise ValueError(f"{folder} stopped at step {step} of {config.train.steps}: run its command to the end")
+    return config, params
+
+
 def predict_split(workdir: Path, data: Prepared, split: str, findings: list[str]) -> tuple[dict, dict[str, np.ndarray]]:
     """What `evaluate.score` takes, of one split: examples as arrays, and the maps of the run's models.
 
@@ -121,10 +145,7 @@ def predict_split(workdir: Path, data: Prepared, split: str, findings: list[str]
     examples, maps = read_examples(data, split, findings), {}
     for folder in (workdir, workdir / BASELINE):
         if (folder / "config.json").exists():
-            config = Config.load(folder)
-            params, step = checkpoint.load_params(folder)
-            if step != config.train.steps:
-                raise ValueError(f"{folder} stopped at step {step} of {config.train.steps}: run its command to the end")
+            config, params = trained(folder)
             logits, found = predict(config, params, data.source(split), len(findings))
             maps |= {method: m[..., 0] if m.shape[-1] == 1 else m for method, m in found.items()}
             probabilities = "probabilities" if folder == workdir else "plain_probabilities"

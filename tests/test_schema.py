@@ -105,6 +105,7 @@ def test_check_names_every_field_that_differs():
         **{
             "image": images.encode(np.zeros((4, 4), np.uint8)),
             "mask": b"",
+            "lung": b"",
             "image_id": "a",
             "patient_id": "p",
             "view": "",
@@ -116,6 +117,7 @@ def test_check_names_every_field_that_differs():
     bad = {
         "image": b"",
         "mask": b"no",
+        "lung": b"no",
         "labels": np.array([1, 2], np.int8),
         "boxes": np.array([[0, 0.5, 1, 0.5]], np.float32),
         "box_labels": np.array([2], np.int32),

@@ -40,7 +40,7 @@ FAR = 10_000_000  # first index of val; test begins at twice that: neither chang
 
 @dataclass(frozen=True)
 class Synthetic(PhantomConfig):
-    """Prepares the procedural chest phantom (finding: opacity, with boxes and pixel masks).
+    """Prepares the procedural chest phantom (finding: opacity, with boxes, pixel masks and lung fields).
 
     With --backgrounds its opacities are implanted into real negative radiographs instead: the data set "implanted".
     """
@@ -144,7 +144,8 @@ def _from_file(item: Item, size: int) -> dict:
         except ValueError as error:
             problems.append(Problem(box.file, box.row, "box", str(error), item.image_id))
     pixels = images.resize(pixels, size)
-    made = {"pixels": pixels, "image": images.encode(pixels), "mask": b"", "height": height, "width": width}
+    made = {"pixels": pixels, "image": images.encode(pixels), "mask": b"", "lung": b""}
+    made |= {"height": height, "width": width}
     boxes = np.array(boxes, np.float32).reshape(-1, 4)
     return made | {"boxes": boxes, "box_labels": [box.finding for box in item.boxes], "problems": problems}
 
@@ -166,7 +167,7 @@ def _backgrounds(options: Synthetic, problems: list[Problem]) -> Release:
 
 def _draw(item: Item, config: PhantomConfig) -> dict:
     drawn = render(config.seed, int(item.image_id), config)
-    made = {"pixels": drawn["image"], "image": images.encode(drawn["image"]), "mask": images.encode(drawn["mask"])}
+    made = {"pixels": drawn["image"], **{name: images.encode(drawn[name]) for name in ("image", "mask", "lung")}}
     made |= {"labels": (int(drawn["label"]),), "boxes": np.asarray(drawn["boxes"], np.float32), "problems": []}
     return made | {"box_labels": [0] * len(drawn["boxes"]), "height": config.size, "width": config.size}
 

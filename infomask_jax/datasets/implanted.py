@@ -68,7 +68,8 @@ def draw(item: Item, config: PhantomConfig) -> dict:
     pixels = implant(images.resize(source, config.size), found, config.contrast)
     mask, boxes = truth(found, config.size)
     height, width = item.frame or source.shape
-    made = {"pixels": pixels, "image": images.encode(pixels), "mask": images.encode(mask), "labels": (label,)}
+    drawn = {"image": pixels, "mask": mask, "lung": np.where(lung > 0.5, 255, 0).astype(np.uint8)}
+    made = {"pixels": pixels, **{name: images.encode(those) for name, those in drawn.items()}, "labels": (label,)}
     return made | {"boxes": boxes, "box_labels": [0] * len(boxes), "height": height, "width": width, "problems": []}
 
 

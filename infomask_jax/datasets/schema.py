@@ -78,11 +78,12 @@ class Release:
 def check(example: dict, findings: Sequence[str]) -> None:
     """Checks one stored example against the contract; raises ValueError naming the image and every field that differs.
 
-    `image` PNG bytes; `mask` PNG bytes or b""; `labels` int8 [K] of 1, 0, -1; `boxes` float32 [N, 4] (ymin, xmin, ymax,
-    xmax) in 0..1; `box_labels` int32 [N]; `image_id`, `patient_id`, `view` str; `height`, `width` int.
+    `image` PNG bytes; `mask` (exact lesions) and `lung` (its field), nonzero inside, PNG bytes or b""; `labels` int8
+    [K] of 1, 0, -1; `boxes` float32 [N, 4] (ymin, xmin, ymax, xmax) in 0..1; `box_labels` int32 [N]; `image_id`,
+    `patient_id`, `view` str; `height`, `width` int.
     """
     wrong = []
-    names = {"image", "mask", "image_id", "patient_id", "view", *DTYPES}
+    names = {"image", "mask", "lung", "image_id", "patient_id", "view", *DTYPES}
     if example.keys() != names:
         raise ValueError(f"{example.get('image_id')}: expected fields {sorted(names)}, found {sorted(example)}")
     value = {name: np.asarray(example[name]) for name in DTYPES}
@@ -92,9 +93,9 @@ def check(example: dict, findings: Sequence[str]) -> None:
         if value[name].dtype != DTYPES[name] or value[name].shape != shapes[name]:
             found = f"{value[name].dtype} {value[name].shape}"
             wrong.append(f"{name}: expected {np.dtype(DTYPES[name])} {shapes[name]}, found {found}")
-    for name in ("image", "mask"):
+    for name in ("image", "mask", "lung"):
         data = example[name]
-        if not (isinstance(data, bytes) and (data.startswith(b"\x89PNG") or (name == "mask" and not data))):
+        if not (isinstance(data, bytes) and (data.startswith(b"\x89PNG") or (name != "image" and not data))):
             wrong.append(f"{name}: expected PNG bytes, found {data[:8]!r}")
     for name in ("image_id", "patient_id", "view"):
         if not isinstance(example[name], str) or (not example[name] and name != "view"):

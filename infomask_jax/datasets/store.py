@@ -27,7 +27,7 @@ from rich.table import Table
 from infomask_jax.datasets import images, schema
 from infomask_jax.datasets.schema import BadData, Item, Problem
 
-VERSION = "1.0.0"  # of the stored example; raise it when fields or their meaning change
+VERSION = "1.1.0"  # of the stored example; raise it when fields or their meaning change
 NOT_OPTIONS = (
     "data_dir",
     "overwrite",
@@ -94,7 +94,7 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
         tensor = tfds.features.Tensor
         shapes = {"labels": (len(self._findings),), "boxes": (None, 4), "box_labels": (None,)}
         features = {name: tensor(shape=shapes.get(name, ()), dtype=dtype) for name, dtype in schema.DTYPES.items()}
-        features |= {name: tensor(shape=(), dtype=np.object_) for name in ("image", "mask")}
+        features |= {name: tensor(shape=(), dtype=np.object_) for name in ("image", "mask", "lung")}
         features |= {name: tfds.features.Text() for name in ("image_id", "patient_id", "view")}
         features = tfds.features.FeaturesDict(features)
         return tfds.core.DatasetInfo(builder=self, features=features, metadata=tfds.core.MetadataDict())
@@ -109,7 +109,9 @@ def load(name: str, data_dir: str | Path) -> Prepared:
     request = {"synthetic": "synthetic", "implanted": "synthetic --backgrounds DIR"}.get(name, f"{name} --source DIR")
     command = f"python -m infomask_jax prepare {request} --data-dir {data_dir}"
     if not directory.is_dir():
-        raise FileNotFoundError(f"{directory}: expected a prepared data set, found none; run: {command}")
+        older = sorted(path.parent.name for path in directory.parent.glob("*/metadata.json"))
+        found = f"that of another version of this package, {', '.join(older)}" if older else "none"
+        raise FileNotFoundError(f"{directory}: expected a prepared data set, found {found}; run: {command}")
     try:
         facts = json.loads((directory / "metadata.json").read_text())
         info = json.loads((directory / "dataset_info.json").read_text())
@@ -152,7 +154,7 @@ def build(name: str, options, read: Callable, executor: Executor, make: Callable
     Args:
       read: (options, problems) -> Release.
       make: Item -> {"pixels": uint8 or uint16 [size, size], "problems": [Problem], and the fields `image`, `mask`,
-        `boxes`, `height`, `width` of the example}; `executor` runs it, at most `jobs` at a time.
+        `lung`, `boxes`, `height`, `width` of the example}; `executor` runs it, at most `jobs` at a time.
 
     Raises:
       BadData: with all problems of tables and images; nothing is left on disk.
@@ -184,7 +186,7 @@ def build(name: str, options, read: Callable, executor: Executor, make: Callable
                 for item, made in _in_order(executor, make, part, jobs):
                     problems.extend(made["problems"])
                     if not made["problems"] and item.image_id not in bad:
-                        example = {name: made[name] for name in ("image", "mask", "boxes", "height", "width")}
+                        example = {name: made[name] for name in ("image", "mask", "lung", "boxes", "height", "width")}
                         example |= {name: getattr(item, name) for name in ("image_id", "patient_id", "view")}
                         example["labels"] = np.array(made.get("labels", item.labels), np.int8)
                         example["box_labels"] = np.array(made["box_labels"], np.int32)

@@ -15,6 +15,7 @@ and no other room but localize.py.
     bootstrap.py     intervals over patients, paired differences
     ranking.py       AUROC, average precision and calibration of the classifier
     faithfulness.py  deletion and insertion curves
+    shares.py        where the mass of a map lies: lesion, lung, elsewhere
     checks.py        what is accepted
 """
 

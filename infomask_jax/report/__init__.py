@@ -4,6 +4,7 @@ table.py sheet.py  scores -> sheets: titles, headings, rows of text
 render.py          sheets on the screen, in Markdown, in LaTeX
 export.py          scores as files
 figures.py         galleries and curves
+audit.py           tables and figure of the shortcut audit
 """
 
 import csv
@@ -15,12 +16,26 @@ from rich.console import Console
 
 from infomask_jax import datasets
 from infomask_jax.config import Config
+from infomask_jax.report.audit import audit_figure, audit_sheets
 from infomask_jax.report.export import render, write_all, write_scores
 from infomask_jax.report.figures import galleries, training_curves
-from infomask_jax.report.render import print_scores
+from infomask_jax.report.render import as_markdown, print_scores, screen
 from infomask_jax.report.sheet import rank
 
-__all__ = ["MOST", "console", "draw", "print_scores", "render", "report", "write_all", "write_scores"]
+__all__ = [
+    "MOST",
+    "as_markdown",
+    "audit_figure",
+    "audit_sheets",
+    "console",
+    "draw",
+    "print_scores",
+    "render",
+    "report",
+    "screen",
+    "write_all",
+    "write_scores",
+]
 
 MOST = 2000  # images that a gallery chooses from; of a larger split, evenly spaced ones
 

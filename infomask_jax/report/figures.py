@@ -24,6 +24,7 @@ NAMES = {
     "infomask": "InfoMask",
     "infomask_bits": "InfoMask bits",
     "vib_bits": "VIB bits",
+    "vib_evidence": "VIB evidence",
     "cam": "CAM",
     "gradcam": "Grad-CAM",
 }
@@ -97,7 +98,7 @@ def gallery(images, maps, truth_boxes, predicted_boxes, probabilities, labels, i
     fig.suptitle(textwrap.fill(title, 24 * columns), fontsize=11)
     handles = [Rectangle((0, 0), 1, 1, fill=False, ec=color, lw=1.8) for color in (TRUE, PREDICTED)]
     fig.legend(handles, ["true box", "predicted box"], loc="outside lower center", ncols=2, fontsize=9, frameon=False)
-    return _png(fig)
+    return as_png(fig)
 
 
 def galleries(
@@ -195,7 +196,7 @@ def training_curves(paths) -> bytes:
             ax.legend(fontsize=8, frameon=False)
     axes[2].set_ylim(0, 1)
     fig.tight_layout()
-    return _png(fig)
+    return as_png(fig)
 
 
 def _draw(ax, boxes, height: int, width: int, color: str) -> None:
@@ -221,7 +222,8 @@ def _as_float(value) -> float:
     return float(value) if isinstance(value, int | float) else np.nan
 
 
-def _png(fig) -> bytes:
+def as_png(fig) -> bytes:
+    """A figure, closed, as the bytes of a PNG."""
     drawn = io.BytesIO()
     try:
         fig.savefig(drawn, dpi=110, facecolor="white", format="png")

@@ -23,9 +23,14 @@ LATEX = {
 
 def tables(result: dict, protocols: bool = False) -> Group:
     """Everything of one eval/SPLIT.json for 100 columns or more; the published protocols' tables only if asked for."""
-    parts = [Text(heading(result), style="bold"), Text()]
-    parts += [_screen(sheet) for sheet in sheets(result) if protocols or sheet.kind != "protocol"]
-    return Group(*parts, *[Text(line, style="bold") for line in remarks(result)])
+    shown = [sheet for sheet in sheets(result) if protocols or sheet.kind != "protocol"]
+    return screen(heading(result), shown, remarks(result))
+
+
+def screen(title: str, shown: list[Sheet], lines: list[str]) -> Group:
+    """A title, sheets and closing lines, for a terminal."""
+    parts = [Text(title, style="bold"), Text(), *map(_screen, shown)]
+    return Group(*parts, *[Text(line, style="bold") for line in lines])
 
 
 def print_scores(result: dict, console: Console | None = None, protocols: bool = False) -> None:
@@ -35,8 +40,13 @@ def print_scores(result: dict, console: Console | None = None, protocols: bool =
 
 def markdown(result: dict) -> str:
     """Every sheet as a Markdown table."""
-    parts = [f"# {_plain(heading(result))}"]
-    for sheet in sheets(result):
+    return as_markdown(heading(result), sheets(result), remarks(result))
+
+
+def as_markdown(title: str, shown: list[Sheet], closing: list[str]) -> str:
+    """A title, sheets and closing lines, as Markdown."""
+    parts = [f"# {_plain(title)}"]
+    for sheet in shown:
         lines = [f"## {_plain(sheet.title)}", "", _bar(map(_plain, sheet.headings))]
         lines.append(_bar(["---", *["---:"] * (len(sheet.headings) - 1)]))
         for group, rows in groupby(sheet.rows, key=lambda row: row.group):
@@ -44,7 +54,7 @@ def markdown(result: dict) -> str:
                 lines.append(_bar([f"*{_plain(group)}*", *[""] * (len(sheet.headings) - 1)]))
             lines += [_bar([_plain(row.name), *map(_markdown_cell, row.cells)]) for row in rows]
         parts.append("\n".join([*lines, *(f"\n{_plain(note)}" for note in sheet.notes)]))
-    return "\n\n".join([*parts, *map(_plain, remarks(result))]) + "\n"
+    return "\n\n".join([*parts, *map(_plain, closing)]) + "\n"
 
 
 def latex(result: dict) -> str:

@@ -1,0 +1,122 @@
+"""The shortcut audit of a trained run: how many of its bits lie in the lesion, in the lung beside it, and elsewhere."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from infomask_jax import pipeline, report
+from infomask_jax.datasets import Prepared, images
+from infomask_jax.evaluate import shares
+from infomask_jax.experiment import place, predict, read_examples, trained
+
+METHODS = ("infomask_bits", "vib_bits", "infomask")
+TOLERANCE = 0.02  # by which the aspect of a lung file may differ from that of its image
+
+
+def audit_run(
+    workdir: Path, data: Prepared, split: str, lungs: Path | None = None, lungs_from_image: bool = False
+) -> Path:
+    """Audit a trained run on a split of prepared data.
+
+    Writes eval/audit_SPLIT.json and .md and figures/audit_SPLIT.png into the run, or into its sub-folder
+    on-NAME-FINGERPRINT if the data is not what the run was trained on; prints the tables; returns that folder. Maps are
+    of the images as they are, whatever the run's `map_shifts`. ValueError if the run has no bottleneck or lungs are
+    missing.
+
+    Args:
+      lungs: folder with IMAGE_ID.png for every image (an id that ends in .png, .jpg or the like: that ending
+        exchanged), of any size, over the whole image; nonzero is lung. By default the stored lung fields.
+      lungs_from_image: lung is where the stored image is not black.
+    """
+    workdir, console = Path(workdir), report.console()
+    output, findings = place(workdir, data, split)
+    config, params = trained(workdir)
+    if config.model.bottleneck == "none":
+        raise ValueError(f"{workdir} is a plain classifier: it has no bits to audit; give a run with a bottleneck")
+    examples, source = read_examples(data, split, findings), data.source(split)
+    lung_of, lung_from = lung_fields(examples, source, data, split, lungs, lungs_from_image)
+
+    unshifted = dataclasses.replace(config, map_shifts=1)
+    logits, maps = predict(unshifted, params, source, len(findings))
+    maps, scores = {name: maps[name] for name in METHODS if name in maps}, {"auroc": logits}
+    if "infomask" in maps:
+        openness = maps["infomask"].sum(axis=(1, 2), dtype=float)  # [N, 1 or K]
+        scores["auroc_of_openness"] = np.broadcast_to(openness, logits.shape)
+        with shuffled_masks(config.seed):
+            scores["auroc_of_shuffled_mask"] = predict(unshifted, params, source, len(findings))[0]
+    names = {"dataset": data.name, "split": split}
+    result, means = shares.audit(findings, examples, maps, lung_of, scores=scores, **names, seed=config.seed)
+    result["lung_from"] = lung_from
+
+    title, sheets, remarks = report.audit_sheets(result)
+    files = {
+        output / "eval" / f"audit_{split}.json": json.dumps(result, indent=1, allow_nan=False) + "\n",
+        output / "eval" / f"audit_{split}.md": report.as_markdown(title, sheets, remarks),
+        output / "figures" / f"audit_{split}.png": report.audit_figure(result, means),
+    }
+    paths = report.write_all(files)
+    console.print(report.screen(title, sheets, remarks))
+    console.print("written:", *map(str, paths), sep="\n  ", soft_wrap=True)
+    return output
+
+
+def lung_fields(
+    examples: dict, source, data: Prepared, split: str, lungs: Path | None, from_image: bool
+) -> tuple[Callable[[int], np.ndarray], str]:
+    """A function of the position in the split that returns its lung, bool [H, W]; and where that is from, in words.
+
+    ValueError where lungs are missing (all of them counted, the first few named), or a file cannot be read or is not of
+    the image's aspect.
+    """
+    if lungs is not None and from_image:
+        raise ValueError("expected --lungs DIR or --lungs-from-image, found both; leave one out")
+    if from_image:
+        return lambda i: pipeline.decode_gray(source[i]["image"]) > 0, "pixels that are not black"
+    ids = examples["image_id"]
+    if lungs is None:
+        stored = [bool(source[i]["lung"]) for i in range(len(ids))]
+        if not all(stored):
+            raise ValueError(
+                f"{data.directory} stores no lung field for {stored.count(False)} of the {len(ids)} images of {split}: "
+                "give --lungs DIR with one IMAGE_ID.png an image, or, where all but the lungs is black, "
+                "--lungs-from-image"
+            )
+        return lambda i: pipeline.decode_gray(source[i]["lung"]) > 0, "stored"
+    paths = [Path(lungs) / f"{_stem(image_id)}.png" for image_id in ids]
+    if missing := [path.relative_to(lungs).as_posix() for path in paths if not path.is_file()]:
+        some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise ValueError(f"--lungs {lungs}: expected {len(ids)} files, found that {len(missing)} are missing: {some}")
+
+    def from_file(i: int) -> np.ndarray:
+        lung = images.decode(paths[i]) > 0
+        (height, width), (rows, columns) = examples["sizes"][i], lung.shape
+        aspect = columns / rows
+        if all(abs(aspect / allowed - 1) > TOLERANCE for allowed in (width / height, 1.0)):  # prepared ones are square
+            raise ValueError(f"{paths[i]}: expected the aspect of {width} x {height} or a square, found {lung.shape}")
+        return lung
+
+    return from_file, str(lungs)
+
+
+def shuffled_masks(seed: int):
+    """A context in which InfoMask exchanges the cells of each image's mask at random; its representation stays."""
+
+    def shuffle(call, arguments, options, context):
+        out = call(*arguments, **options)
+        if context.module.name != "mask":
+            return out
+        cells = out.reshape(len(out), -1, out.shape[-1])  # the mask's logits [B, h * w, M]
+        keys = jax.random.split(jax.random.key(seed), len(cells))
+        return jax.vmap(jax.random.permutation)(keys, cells).reshape(out.shape)
+
+    return nn.intercept_methods(shuffle)
+
+
+def _stem(image_id: str) -> str:
+    ending = next((s for s in images.SUFFIXES if image_id.lower().endswith(s)), "")
+    return image_id[: len(image_id) - len(ending)]
