@@ -58,9 +58,10 @@ def _directory(workdir: Path) -> Path:
 
 def _storable(state: Any) -> dict[str, Any]:
     """The array part of a TrainState; a typed key is stored as its raw data."""
-    return {
+    stored = {
         "step": state.step,
         "params": state.params,
         "opt_state": state.opt_state,
         "key": jax.random.key_data(state.key),
     }
+    return stored if state.constraint is None else stored | {"constraint": state.constraint}

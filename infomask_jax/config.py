@@ -45,8 +45,15 @@ class ModelConfig:
     """Side of the second kernel of a block after the first stage, cells. With 1 a cell sees less beyond its own patch,
     so evidence stays where its cause is; 3: the usual residual block. Ours."""
     half_turn: bool = True
-    """Average the features of the image with those of its half turn, turned back. An encoder that sees beyond a cell
-    may put the evidence for a finding to one side of it, a side that changes with the seed; this cannot. Ours."""
+    """Two views: features are the mean of those of the image and of its half turn, turned back. An encoder that sees
+    beyond a cell may put the evidence for a finding to one side of it, a side that changes with the seed; on the mean
+    it counts in full only where it is. Ours."""
+    hide: float = 1.0
+    """Largest share of the second view that is hidden in training, in blocks of 2 x 2 cells (as in Hide-and-Seek, Singh
+    & Lee 2017): an image's share is uniform in 0 .. hide. Hidden cells give no features. Ours."""
+    close_empty: bool = True
+    """Cells whose pixels are all alike (black borders, collimation) give no evidence and carry no rate; a mask is
+    closed there. An encoder that sees beyond a cell may else put the evidence for a finding where nothing is. Ours."""
     latent_channels: int = 16
     """Channels C of the representation z. Ours."""
     sampler: Literal["concrete", "hard_concrete", "straight_through", "gaussian_gate", "sigmoid"] = "concrete"
@@ -68,6 +75,9 @@ class ModelConfig:
     """Share of cells averaged by topk pooling. Ours."""
     mask_prior: float = 0.05
     """rho: prior probability of an open cell. Ours."""
+    mask_coupling: float = 4.0
+    """What the cells around add to the logit of that prior when all are open: findings are connected, lone cells cost
+    more. Ours; 0: cells are independent."""
     mask_bias: float = 2.0
     """Initial mask logit: positive starts open; the mask stays so until the rates are charged. Ours."""
     closed_evidence: float = -3.0
@@ -95,8 +105,17 @@ class LossConfig:
     """Share of the steps over which the weights then rise linearly. Ours."""
     auxiliary: float = 1.0
     """Weight of the NLL through the unmasked representation with the same head. Ours."""
+    hidden: float = 0.5
+    """Weight of the NLL of the second view alone, with what it hides: unmasked, same head. Ours."""
+    consistency: float = 0.03
+    """Weight of the squared difference of evidence between the two views, mean over the cells that both show: evidence
+    for what is hidden from one view may not stand elsewhere. Ours."""
     positive_weight: float = 1.0
     """Weight of positive labels in the NLL, for rare findings. Ours."""
+    target_nll: float = 0.0
+    """NLL to pay, nats per image as the metric `nll`: both betas are multiplied by a factor that rises while the NLL
+    is under it and falls while it is above, so that the rate is the least for that NLL (after GECO, Rezende & Viola
+    2018). It counts weighed positives; 0: off, the betas stay as they are. Ours."""
 
 
 @dataclass(frozen=True)
@@ -157,13 +176,18 @@ class Config:
             "model.sharpness": (1e-3, 1e3),
             "model.topk": (1e-6, 1),
             "model.mask_prior": (1e-6, 1 - 1e-6),
+            "model.mask_coupling": (0, 100),
             "model.evidence_bound": (0, 1e6),
+            "model.hide": (0, 1),
             "loss.beta_z": (0, 1e6),
             "loss.beta_m": (0, 1e6),
             "loss.delay": (0, 1),
             "loss.ramp": (0, 1),
             "loss.auxiliary": (0, 1e6),
+            "loss.hidden": (0, 1e6),
+            "loss.consistency": (0, 1e6),
             "loss.positive_weight": (1e-6, 1e6),
+            "loss.target_nll": (0, 1e6),
             "train.steps": (2, 10**9),
             "train.learning_rate": (0, 1e38),
             "train.warmup": (0, 0.9),
@@ -178,6 +202,10 @@ class Config:
             value = getattr(getattr(self, group), field_name)
             if not low <= value <= high:  # NaN fails too
                 wrong.append(f"{name}: expected {low:g} to {high:g}, found {value}")
+        if not self.model.half_turn:
+            for name in ("hidden", "consistency"):
+                if value := getattr(self.loss, name):
+                    wrong.append(f"loss.{name}: expected 0 without model.half_turn (there is one view), found {value}")
         if self.map_shifts > self.model.stride:
             wrong.append(f"map_shifts: expected at most model.stride, {self.model.stride}, found {self.map_shifts}")
         if wrong:

@@ -17,14 +17,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from infomask_jax import checkpoint, manifest, pipeline
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
-from infomask_jax.losses import beta_scale, infomask_loss
+from infomask_jax.losses import Constraint, adapt_beta, beta_scale, infomask_loss, initial_constraint
 from infomask_jax.model.infomask import InfoMask
 
 
 class TrainState(train_state.TrainState):
-    """Parameters, optimizer state and step, with the run's PRNG key; the key never changes, the step is folded in."""
+    """Parameters, optimizer state and step, with the run's PRNG key; the key never changes, the step is folded in.
+
+    `constraint` is there only in runs with a target NLL and a rate to weigh.
+    """
 
     key: jax.Array
+    constraint: Constraint | None = None
 
 
 def create_state(config: Config, findings: int) -> TrainState:
@@ -43,29 +47,39 @@ def create_state(config: Config, findings: int) -> TrainState:
             schedule, weight_decay=train.weight_decay, mask=lambda tree: jax.tree.map(lambda p: p.ndim > 1, tree)
         ),
     )
-    return TrainState.create(apply_fn=model.apply, params=params, tx=tx, key=key_train)
+    loss = config.loss
+    constraint = initial_constraint(loss.target_nll) if loss.target_nll and (loss.beta_z or loss.beta_m) else None
+    return TrainState.create(apply_fn=model.apply, params=params, tx=tx, key=key_train, constraint=constraint)
 
 
 def make_train_step(config: Config):
     """The pure function train_step(state, batch) -> (state, metrics) of a config. Batch as in pipeline.py.
 
     Metrics are scalars: loss and nll in nats per image, rate_z and rate_m in bits per image, mask_mean, grad_norm,
-    beta_scale.
+    beta_scale; with a target NLL also beta, the factor on both betas in this step.
     """
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(state.key, state.step)
-        scale = beta_scale(state.step, config.train.steps, config.loss.delay, config.loss.ramp)
+        scale = weight = beta_scale(state.step, config.train.steps, config.loss.delay, config.loss.ramp)
+        if state.constraint is not None:
+            beta = jnp.exp(state.constraint.log_beta)
+            weight = scale * beta
 
         def loss_fn(params):
             logits, out = state.apply_fn({"params": params}, batch["image"], train=True, rngs={"sample": key})
-            return infomask_loss(config.loss, logits, out, batch, scale)
+            return infomask_loss(config.loss, logits, out, batch, weight)
 
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         if "mask" in grads:
             # Free of charge the mask would open until its sigmoid saturates, and never close again: it waits.
             grads["mask"] = jax.tree.map(lambda g: g * (scale > 0), grads["mask"])
         metrics |= {"loss": loss, "grad_norm": optax.tree.norm(grads), "beta_scale": scale}
+        if state.constraint is not None:
+            metrics["beta"] = beta
+            state = state.replace(
+                constraint=adapt_beta(state.constraint, config.loss.target_nll, metrics["nll"], scale)
+            )
         return state.apply_gradients(grads=grads), metrics
 
     return train_step

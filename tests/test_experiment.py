@@ -126,10 +126,11 @@ def test_other_data_is_scored_beside_the_run(run, tmp_path):
 def test_baseline_differs_only_where_it_must(tmp_path):
     own, plain = config(tmp_path), experiment.baseline_config(config(tmp_path))
     assert (plain.data, plain.train, plain.seed) == (own.data, own.train, own.seed)
-    changed = {"bottleneck", "pooling", "half_turn", "evidence_bound", "closed_evidence"}
+    changed = {"bottleneck", "pooling", "half_turn", "close_empty", "evidence_bound", "closed_evidence"}
     for name in {f.name for f in dataclasses.fields(ModelConfig)} - changed:
         assert getattr(plain.model, name) == getattr(own.model, name)
     assert (plain.model.bottleneck, plain.model.pooling) == ("none", "mean")
+    assert (plain.loss.auxiliary, plain.loss.hidden, plain.loss.consistency) == (0, 0, 0)
 
 
 def test_config_survives_its_file(run):

@@ -37,6 +37,10 @@ def test_hard_samplers_reach_zero_and_one_exactly():
     assert masks.mean_mask(column(-4.0), "concrete") > 0.0
 
 
+def logit_of(probability):
+    return jnp.log(probability) - jnp.log1p(-probability)
+
+
 @pytest.mark.parametrize("sampler", ["concrete", "hard_concrete", "gaussian_gate", "sigmoid"])
 def test_pathwise_gradient_matches_finite_difference(sampler):
     def total(logit):
@@ -91,17 +95,19 @@ def test_kl_bernoulli_matches_monte_carlo(logit, prior):
     m = np.random.default_rng(0).random(200_000) < pi
     ratio = np.where(m, np.log(pi / prior), np.log((1 - pi) / (1 - prior)))
     np.testing.assert_allclose(
-        masks.kl_bernoulli(jnp.float32(logit), prior), ratio.mean(), atol=5 * ratio.std() / 200_000**0.5 + 1e-4
+        masks.kl_bernoulli(jnp.float32(logit), logit_of(prior)),
+        ratio.mean(),
+        atol=5 * ratio.std() / 200_000**0.5 + 1e-4,
     )
 
 
 def test_kl_bernoulli_is_zero_only_at_the_prior_and_finite_at_the_extremes():
     at_prior = np.log(0.05 / 0.95)
-    np.testing.assert_allclose(masks.kl_bernoulli(jnp.float32(at_prior), 0.05), 0.0, atol=1e-6)
-    assert masks.kl_bernoulli(jnp.float32(at_prior + 0.5), 0.05) > 0.001
+    np.testing.assert_allclose(masks.kl_bernoulli(jnp.float32(at_prior), logit_of(0.05)), 0.0, atol=1e-6)
+    assert masks.kl_bernoulli(jnp.float32(at_prior + 0.5), logit_of(0.05)) > 0.001
     extremes = jnp.array([-1e4, -100.0, 100.0, 1e4])
-    chex.assert_tree_all_finite(masks.kl_bernoulli(extremes, 0.05))
-    chex.assert_tree_all_finite(jax.vmap(jax.grad(lambda logit: masks.kl_bernoulli(logit, 0.05)))(extremes))
+    chex.assert_tree_all_finite(masks.kl_bernoulli(extremes, logit_of(0.05)))
+    chex.assert_tree_all_finite(jax.vmap(jax.grad(lambda logit: masks.kl_bernoulli(logit, logit_of(0.05))))(extremes))
 
 
 @settings(deadline=None, max_examples=25)
@@ -149,3 +155,19 @@ def test_attention_pooling_weighs_each_finding_by_its_own_cells():
     evidence = jnp.arange(12.0).reshape(1, 2, 3, 2)
     weights = jnp.zeros((1, 2, 3, 2)).at[0, 0, 2, 0].set(1.0).at[0, 1, 0, 1].set(0.25).at[0, 1, 1, 1].set(0.75)
     np.testing.assert_allclose(masks.pool(evidence, "attention", 1.0, 0.1, weights), [[4.0, 0.25 * 7 + 0.75 * 9]])
+
+
+def test_coupled_prior():
+    pi = np.random.default_rng(0).uniform(size=(2, 4, 5, 3)).astype(np.float32)
+    np.testing.assert_allclose(jax.nn.sigmoid(masks.mask_prior_logits(pi, 0.05, 0.0)), 0.05, rtol=1e-5)
+    expected = np.zeros_like(pi)
+    for y in range(4):
+        for x in range(5):
+            around = [
+                pi[:, a, b]
+                for a in range(max(y - 1, 0), min(y + 2, 4))
+                for b in range(max(x - 1, 0), min(x + 2, 5))
+                if (a, b) != (y, x)
+            ]
+            expected[:, y, x] = logit_of(0.05) + 3.0 * np.mean(around, axis=0)
+    np.testing.assert_allclose(masks.mask_prior_logits(pi, 0.05, 3.0), expected, atol=1e-5)

@@ -11,7 +11,7 @@ import pytest
 from infomask_jax.config import ModelConfig
 from infomask_jax.explain import heat_maps
 from infomask_jax.model.encoder import space_to_depth
-from infomask_jax.model.infomask import LOGIT_BOUND, InfoMask
+from infomask_jax.model.infomask import LOGIT_BOUND, InfoMask, has_content, random_blocks
 
 TINY = ModelConfig(width=8, depth=1, stride=4, latent_channels=5)
 
@@ -44,8 +44,8 @@ def test_contract_of_outputs(bottleneck, per_finding, dtype):
     assert ("auxiliary_logits" in out) == (bottleneck == "infomask")
     chex.assert_shape(out["sample_logits"], (4 if bottleneck == "infomask" else 1, 2, 3))
     np.testing.assert_allclose(out["sample_logits"].mean(axis=0), logits, rtol=1e-6)
-    for maps in heat_maps(out, bottleneck).values():
-        chex.assert_shape(maps, (2, 4, 4, 3 if bottleneck == "none" else count))
+    for name, maps in heat_maps(out, bottleneck).items():
+        chex.assert_shape(maps, (2, 4, 4, 3 if name in ("cam", "vib_evidence") else count))
         chex.assert_tree_all_finite(maps)
 
 
@@ -80,11 +80,12 @@ def test_training_samples_differ_by_key():
 
 @pytest.mark.parametrize("pooling", ["lse", "attention"])
 @pytest.mark.parametrize("fill", ["zero", "noise"])
-def test_closed_cell_passes_no_gradient(fill, pooling):
+def test_closed_cell_passes_no_gradient(fill, pooling, monkeypatch):
     """Where the mask is exactly 0, neither the encoder nor the representation gets a gradient from the logits."""
+    monkeypatch.setattr("infomask_jax.model.infomask.LOGIT_BOUND", 200.0)
     model, params, images = build(sampler="hard_concrete", fill=fill, pooling=pooling)
     params["mask"]["kernel"] = jnp.zeros_like(params["mask"]["kernel"])
-    params["mask"]["bias"] = jnp.full(1, -100.0)  # every draw of the two images is then exactly zero, as asserted
+    params["mask"]["bias"] = jnp.full(1, -100.0)
 
     def logit_sum(params):
         logits, out = model.apply({"params": params}, images, train=True, rngs={"sample": jax.random.key(1)})
@@ -245,3 +246,100 @@ def test_a_cell_sees_no_further_than_its_receptive_field(second_kernel, side):
 def test_space_to_depth_keeps_every_pixel_in_its_cell():
     x = jnp.arange(16.0).reshape(1, 4, 4, 1)
     np.testing.assert_array_equal(space_to_depth(x, 2)[0, 0, 1], [2, 3, 6, 7])
+
+
+def bordered(size: int = 32, stride: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Two images with a black border two cells wide, [2, H, W, 1], and which cells are border, [h, w]."""
+    images = np.full((2, size, size, 1), -0.8, np.float32)
+    inner = slice(2 * stride, size - 2 * stride)
+    images[:, inner, inner] = np.random.default_rng(0).normal(size=images[:, inner, inner].shape)
+    border = np.ones((size // stride, size // stride), bool)
+    border[2:-2, 2:-2] = False
+    return images, border
+
+
+def test_content_of_cells():
+    images, border = bordered()
+    np.testing.assert_array_equal(has_content(images, 4)[..., 0], np.stack([~border] * 2).astype(np.float32))
+    images[0, 0, 3] += 0.019  # film noise is no content, anything more is
+    images[1, 0, 3] += 0.021
+    assert has_content(images, 4)[:, 0, 0, 0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("bottleneck", ["infomask", "vib", "none"])
+def test_empty_cells_hold_nothing(bottleneck, train):
+    """Although the encoder sees the inside from the border, nothing reaches evidence, mask or rates there."""
+    images, border = bordered()
+    model, params, _ = build(size=32, bottleneck=bottleneck, mask_bias=5.0)
+    _, out = model.apply({"params": params}, images, train=train, rngs={"sample": jax.random.key(1)})
+    _, free = InfoMask(dataclasses.replace(model.config, close_empty=False), 3).apply(
+        {"params": params}, images, train=train, rngs={"sample": jax.random.key(1)}
+    )
+    closed = np.broadcast_to(params["closed_evidence"], (2, border.sum(), 3))
+    np.testing.assert_array_equal(out["evidence"][:, border], closed)
+    assert np.abs(free["evidence"][:, border] - closed).min() > 0
+    np.testing.assert_array_equal(out["kl_z"][:, border], 0)
+    if bottleneck != "none":
+        assert (out["kl_z"][:, ~border] > 0).all() and (free["kl_z"][:, border] > 0).all()
+    if bottleneck == "infomask":
+        np.testing.assert_array_equal(out["mask"][:, border], 0)
+        np.testing.assert_array_equal(out["kl_m"][:, border], 0)
+        np.testing.assert_array_equal(out["mask_logits"][:, border], -LOGIT_BOUND)
+        assert (out["mask"][:, ~border] > 0.1).all() and (free["mask"][:, border] > 0.1).all()
+
+
+def test_an_image_without_content_is_absent():
+    model, params, _ = build()
+    logits, out = evaluate(model, params, jnp.zeros((2, 16, 16, 1)))
+    np.testing.assert_allclose(logits, TINY.closed_evidence, rtol=1e-6)
+    chex.assert_tree_all_finite(out)
+
+
+def test_hidden_blocks():
+    kept = np.asarray(random_blocks(jax.random.key(0), (4000, 5, 4), 0.6))
+    chex.assert_shape(kept, (4000, 5, 4, 1))
+    assert set(np.unique(kept)) == {0.0, 1.0}
+    np.testing.assert_array_equal(kept[:, 0:2, 2:4], kept[:, :1, 2:3] * np.ones((1, 2, 2, 1)))  # blocks of 2 x 2
+    corners = kept[:, [0, 0, 2, 4], [0, 2, 0, 2], 0]  # one cell of four blocks
+    hidden = 1 - corners.mean(axis=1)
+    assert abs(hidden.mean() - 0.3) < 0.01  # the mean of a share uniform in 0 .. 0.6
+    expected = 0.6**2 / 12 + (0.3 - 0.6**2 / 3) / 4  # variance of the share, and of four draws given it
+    assert abs(hidden.var() - expected) < 0.005
+    assert random_blocks(jax.random.key(0), (3, 4, 4), 0.0).min() == 1
+
+
+def test_hidden_view():
+    """The second view alone: blind to what it hides, in what it says and in what is compared."""
+    model, params, images = build(size=32, hide=1.0)
+    apply = jax.jit(lambda x: model.apply({"params": params}, x, train=True, rngs={"sample": jax.random.key(0)})[1])
+    out = apply(images)
+    # Which cells are hidden: those whose features do not depend on the second view.
+    lone = dataclasses.replace(model.config, half_turn=False)
+    first = InfoMask(lone, 3).apply({"params": params}, images, train=False)[1]["features"]
+    same = jnp.abs(out["features"] - first).max(axis=-1) < 1e-6  # [B, h, w]
+    share = np.asarray(same.mean(axis=(1, 2)))
+    assert ((share > 0) & (share < 1)).all(), share
+    changed = images + 3.0 * jnp.asarray(same)[..., None].repeat(4, axis=1).repeat(4, axis=2)
+    np.testing.assert_allclose(apply(changed)["hidden_logits"], out["hidden_logits"], atol=1e-5)
+    assert np.abs(apply(images + 3.0 * (images > 1))["hidden_logits"] - out["hidden_logits"]).min() > 1e-4
+    assert (out["view_difference"] > 0).all()
+
+
+def test_a_silent_head_has_no_view_difference():
+    model, params, images = build(size=32)
+    params["head"]["kernel"] = jnp.zeros_like(params["head"]["kernel"])
+    _, out = model.apply({"params": params}, images, train=True, rngs={"sample": jax.random.key(5)})
+    np.testing.assert_array_equal(out["view_difference"], 0.0)
+    np.testing.assert_allclose(out["hidden_logits"], TINY.closed_evidence, rtol=1e-6)
+
+
+def test_view_difference_is_the_mean_over_cells_that_both_show():
+    model, params, images = build(size=32, hide=0.0, bottleneck="none", close_empty=False)
+    evidence = []
+    for view in (images, images[:, ::-1, ::-1]):
+        lone = InfoMask(dataclasses.replace(model.config, half_turn=False), 3)
+        evidence.append(lone.apply({"params": params}, view, train=False)[1]["evidence"])
+    expected = ((evidence[0] - evidence[1][:, ::-1, ::-1]) ** 2).sum(axis=-1).mean(axis=(1, 2))
+    _, out = model.apply({"params": params}, images, train=True, rngs={"sample": jax.random.key(5)})
+    np.testing.assert_allclose(out["view_difference"], expected, rtol=1e-4)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def test_step_traces_once_and_trains(tmp_path, examples):
     [
         ({"bottleneck": "none", "pooling": "noisy_or", "closed_evidence": -6.0}, ("cam",)),
         ({"bottleneck": "none", "pooling": "attention"}, ("cam", "attention")),
-        ({"bottleneck": "vib", "pooling": "lse"}, ("vib_bits",)),
+        ({"bottleneck": "vib", "pooling": "lse"}, ("vib_bits", "vib_evidence")),
         ({"sampler": "sigmoid", "mask_samples": 1}, ("infomask", "infomask_bits")),  # attention without a bottleneck
         ({"pooling": "attention"}, ("infomask", "infomask_bits", "attention")),
     ],
@@ -70,7 +71,7 @@ def test_step_traces_once_and_trains(tmp_path, examples):
 )
 def test_rivals_train_and_name_their_maps(tmp_path, examples, changes, maps):
     loss = LossConfig(beta_z=0.0, beta_m=0.0) if changes.get("sampler") == "sigmoid" else LossConfig()
-    model = dataclasses.replace(tiny(tmp_path).model, half_turn=False, **changes)
+    model = dataclasses.replace(tiny(tmp_path).model, **changes)
     config = tiny(tmp_path, loss=loss, model=model, train=TrainConfig(steps=2))
     start = state = create_state(config, 1)
     step = jax.jit(make_train_step(config))
@@ -109,6 +110,52 @@ def test_dearer_information_buys_fewer_bits_and_no_lower_loss(tmp_path, examples
         reached[beta] = np.mean(rows[-10:], axis=0)
     assert reached[3e-1][0] < 0.5 * reached[1e-4][0]
     assert reached[3e-1][1] > reached[1e-4][1] - 0.02
+
+
+def test_factor_multiplies_both_betas(tmp_path, examples):
+    """One step at a factor of three is the step of a run without target whose betas are three times as large."""
+    reached, log_beta = [], jnp.log(jnp.float32(3.0))
+    for loss in (LossConfig(beta_z=0.01, beta_m=0.1, target_nll=0.1), LossConfig(beta_z=0.03, beta_m=0.3)):
+        config = tiny(tmp_path, loss=dataclasses.replace(loss, delay=0.0, ramp=0.5), train=TrainConfig(steps=8))
+        state = create_state(config, 1).replace(step=2)
+        if loss.target_nll:
+            state = state.replace(constraint=state.constraint._replace(log_beta=log_beta))
+        reached.append(
+            jax.jit(make_train_step(config))(state, next(iter(pipeline.train_batches(examples, config.data, 0))))
+        )
+    (constrained, metrics), (fixed, expected) = reached
+    np.testing.assert_allclose(metrics.pop("beta"), 3.0, rtol=1e-6)
+    chex.assert_trees_all_close(metrics, expected, rtol=1e-5)
+    chex.assert_trees_all_close(constrained.params, fixed.params, atol=1e-6)
+    assert expected["beta_scale"] == 0.5 and constrained.constraint.log_beta < log_beta  # an NLL far above the target
+
+
+def test_target_changes_nothing_before_the_rates_are_charged_and_nothing_when_off(tmp_path, examples):
+    states = []
+    for target in (0.0, 0.1):
+        config = tiny(tmp_path, loss=LossConfig(delay=0.5, target_nll=target), train=TrainConfig(steps=8))
+        state, step = create_state(config, 1), jax.jit(make_train_step(config))
+        for batch in (b for b, _ in zip(pipeline.train_batches(examples, config.data, 0), range(5), strict=False)):
+            state, metrics = step(state, batch)
+            assert ("beta" in metrics) == (target > 0)
+        states.append(state)
+    off, on = states
+    assert off.constraint is None and on.constraint.log_beta == 0.0
+    chex.assert_trees_all_equal(off.params, on.params)
+    nothing_to_weigh = LossConfig(beta_z=0.0, beta_m=0.0, target_nll=0.1)  # as in an experiment's plain classifier
+    assert create_state(tiny(tmp_path, loss=nothing_to_weigh), 1).constraint is None
+
+
+@pytest.mark.parametrize(("beta", "lowest", "highest"), [(0.01, 0.14, 0.26), (0.1, 0.0, 0.26)])
+def test_target_nll_is_paid_whatever_the_betas(tmp_path, examples, beta, lowest, highest):
+    """Fixed, these betas end at an NLL of .08 and, with a mask that closes altogether, of 1.5: the target is .2."""
+    loss = LossConfig(beta_z=beta, beta_m=beta, delay=0.1, ramp=0.2, target_nll=0.2)
+    config = tiny(tmp_path, loss=loss, train=TrainConfig(steps=250, learning_rate=5e-3))
+    state, step, paid = create_state(config, 1), jax.jit(make_train_step(config)), []
+    for batch in (b for b, _ in zip(pipeline.train_batches(examples, config.data, 0), range(250), strict=False)):
+        state, metrics = step(state, batch)
+        paid.append(float(metrics["nll"]))
+    assert lowest < np.mean(paid[-50:]) < highest
 
 
 def test_sharded_step_equals_single_device(tmp_path, examples):
@@ -226,6 +273,16 @@ def test_resume_after_sigkill_is_bitwise(tmp_path, data):
     assert whole == resumed  # every step once, same losses
 
 
+def test_resume_with_a_target_nll_is_bitwise(tmp_path, data):
+    config = tiny(tmp_path, loss=LossConfig(delay=0.0, ramp=0.2, target_nll=0.1))
+    whole = train(config, data)
+    shutil.rmtree(tmp_path / "checkpoints" / "12")
+    resumed = train(config, data)  # from step 10
+    assert whole.constraint.log_beta != 0.0
+    for part in ("params", "opt_state", "constraint"):
+        chex.assert_trees_all_equal(*(jax.device_get(getattr(state, part)) for state in (whole, resumed)))
+
+
 def test_sigterm_saves_and_exits_cleanly(tmp_path):
     process = start(tmp_path, 4000)
     wait_for_step(process, tmp_path, 10)
@@ -250,7 +307,13 @@ def test_weight_decay_reaches_kernels_only(tmp_path):
 
 @pytest.mark.parametrize(
     ("group", "field", "value"),
-    [("train", "log_every", 0), ("train", "steps", 1), ("model", "mask_prior", 0.0), ("loss", "beta_z", float("nan"))],
+    [
+        ("train", "log_every", 0),
+        ("train", "steps", 1),
+        ("model", "mask_prior", 0.0),
+        ("loss", "beta_z", float("nan")),
+        ("loss", "target_nll", -0.1),
+    ],
 )
 def test_settings_out_of_range_are_refused_by_name(tmp_path, group, field, value):
     config = tiny(tmp_path)

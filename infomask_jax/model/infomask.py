@@ -11,6 +11,27 @@ from infomask_jax.model import masks
 from infomask_jax.model.encoder import Encoder
 
 LOGIT_BOUND = 6.0  # of the mask posterior: pi stays within 0.0025 .. 0.9975 and can always move back
+EMPTY_RANGE = 0.02  # largest difference between two pixels of an empty cell, standard deviations of the image
+
+
+def random_blocks(key: jax.Array, grid: tuple[int, int, int], hide: float) -> jax.Array:
+    """1 for cells that stay, 0 for those hidden: [B, h, w, 1] for a grid (B, h, w), in blocks of 2 x 2 cells.
+
+    The share that is hidden is uniform in 0 .. hide, image by image; blocks are hidden independently.
+    """
+    count, height, width = grid
+    key_share, key_block = jax.random.split(key)
+    share = jax.random.uniform(key_share, (count, 1, 1, 1), maxval=hide)
+    kept = jax.random.uniform(key_block, (count, -(-height // 2), -(-width // 2), 1)) >= share
+    return kept.repeat(2, axis=1).repeat(2, axis=2)[:, :height, :width].astype(jnp.float32)
+
+
+def has_content(images: jax.Array, stride: int) -> jax.Array:
+    """1 for cells of `stride` x `stride` pixels that show something, 0 for empty ones: [B, H, W, 1] -> [B, h, w, 1]."""
+    window = (1, stride, stride, 1)
+    highest = jax.lax.reduce_window(images, -jnp.inf, jax.lax.max, window, window, "VALID")
+    lowest = jax.lax.reduce_window(images, jnp.inf, jax.lax.min, window, window, "VALID")
+    return (highest - lowest > EMPTY_RANGE).astype(jnp.float32)
 
 
 class GatedAttention(nn.Module):
@@ -58,19 +79,32 @@ class InfoMask(nn.Module):
           nats; evidence [B, h, w, K], the logit contributions that are pooled. In training also sample_logits
           [S, B, K], one for each mask sample; logits, mask and evidence are then means over the samples. With a mask
           auxiliary_logits [B, K], through the unmasked representation; with attention pooling attention [B, h, w, K],
-          the weights of the cells, summing to 1 over the grid. Without mask: mask 1, kl_m 0; without z: mu =
-          features, kl_z 0.
+          the weights of the cells, summing to 1 over the grid; with `half_turn` hidden_logits [B, K] of the second view
+          alone and view_difference [B], the mean over the cells that both views show of the squared difference of their
+          evidence, summed over findings. Without mask: mask 1, kl_m 0; without z: mu = features, kl_z 0.
         """
         c = self.config
+        views = None
         if features is None:
             encoder = Encoder(
                 c.width, c.depth, c.stride, c.second_kernel, c.norm, dtype=jnp.dtype(c.dtype), name="encoder"
             )
             features = encoder(images).astype(jnp.float32)  # [B, h, w, D]
+            shown = has_content(images, c.stride) if c.close_empty else jnp.ones((*features.shape[:3], 1))
+            features *= shown
             if c.half_turn:
-                turned = encoder(images[:, ::-1, ::-1]).astype(jnp.float32)
-                features = (features + turned[:, ::-1, ::-1]) / 2
+                other = images
+                if train and c.hide:
+                    kept = random_blocks(self.make_rng("sample"), features.shape[:3], c.hide)
+                    other = images * kept.repeat(c.stride, axis=1).repeat(c.stride, axis=2)
+                    shown *= kept  # cells that the second view shows, [B, h, w, 1]
+                turned = shown * encoder(other[:, ::-1, ::-1])[:, ::-1, ::-1].astype(jnp.float32)
+                views = features, turned, shown
+                features = jnp.where(shown > 0, (features + turned) / 2, features)
         grid = features.shape[:3]
+        content = jnp.ones((*grid, 1))
+        if c.close_empty:  # features of empty cells are zero, those of others are not: no need of the image
+            content = jnp.any(features != 0, axis=-1, keepdims=True).astype(jnp.float32)
         if train and c.bottleneck != "none":
             key_z, key_mask, key_fill = jax.random.split(self.make_rng("sample"), 3)
 
@@ -82,25 +116,34 @@ class InfoMask(nn.Module):
             # Kernel zero: every cell starts at the bias and stays there until the rates are charged (see train.py).
             mask_logits = nn.Dense(count, kernel_init=nn.initializers.zeros, bias_init=mask_bias, name="mask")(features)
             mask_logits = LOGIT_BOUND * jnp.tanh(mask_logits / LOGIT_BOUND)
+            mask_logits = jnp.where(content > 0, mask_logits, -LOGIT_BOUND)
             if train:
                 shape = (c.mask_samples, *mask_logits.shape)
                 mask = masks.sample_mask(key_mask, jnp.broadcast_to(mask_logits, shape), c.sampler, c.temperature)
             else:
                 mask = masks.mean_mask(mask_logits, c.sampler)[None]
-            kl_m = masks.kl_bernoulli(mask_logits, c.mask_prior)
+            mask *= content[None]
+            pi = content * jax.nn.sigmoid(mask_logits)
+            prior = masks.mask_prior_logits(pi, c.mask_prior, c.mask_coupling)
+            kl_m = content * masks.kl_bernoulli(mask_logits, prior)
 
         if c.bottleneck == "none":
+
+            def mean(features):
+                return features
+
             mu = z = features
             log_sigma, kl_z = jnp.zeros_like(features), jnp.zeros(grid)
         else:
-            mu = nn.Dense(c.latent_channels, name="mu")(features)  # [B, h, w, C]
+            mean = nn.Dense(c.latent_channels, name="mu")
+            mu = mean(features)  # [B, h, w, C]
             sigma_bias = nn.initializers.constant(c.log_sigma_bias)
             log_sigma = nn.Dense(c.latent_channels, bias_init=sigma_bias, name="log_sigma")(features)
             log_sigma = jnp.clip(log_sigma, -8.0, 2.0)  # exp(2 log_sigma) stays finite
             z = masks.sample_normal(key_z, mu, log_sigma) if train else mu
             # A cell's z is irrelevant only when every mask over it is closed.
             any_open = 1.0 - jnp.prod(1.0 - jax.nn.sigmoid(mask_logits), axis=-1)  # [B, h, w]
-            kl_z = any_open * masks.kl_normal(mu, log_sigma)
+            kl_z = any_open * content[..., 0] * masks.kl_normal(mu, log_sigma)
 
         bias = self.param("closed_evidence", nn.initializers.constant(c.closed_evidence), (self.findings,))
         weights = nn.Dense(self.findings, use_bias=False, name="head")
@@ -119,15 +162,17 @@ class InfoMask(nn.Module):
             closed = 0.0 if noise is None else function(noise)[None]
             return mask * cells[None] + (1.0 - mask) * closed
 
-        unmasked = head(z)
-        evidence = masked(unmasked, head) + bias[None, None, None, None]  # [S, B, h, w, K]
-        pool = partial(masks.pool, pooling=c.pooling, sharpness=c.sharpness, topk=c.topk)
-        attention = unmasked_attention = None
-        if c.pooling == "attention":
-            attend = GatedAttention(self.findings, name="attention")
-            scores = attend(z)
-            attention = jax.nn.softmax(masked(scores, attend), axis=(2, 3))  # [S, B, h, w, K]
-            unmasked_attention = jax.nn.softmax(scores, axis=(1, 2))
+        attend = GatedAttention(self.findings, name="attention") if c.pooling == "attention" else None
+
+        def pooled(cells, scores):  # evidence beyond the bias and attention scores [B, h, w, K] -> [B, K], attention
+            attention = None if scores is None else jax.nn.softmax(scores, axis=(1, 2))
+            logits = masks.pool(cells + bias[None, None, None], c.pooling, c.sharpness, c.topk, attention)
+            return logits, attention
+
+        unmasked, scores = content * head(z), attend and attend(z)
+        evidence = masked(unmasked, head)  # [S, B, h, w, K]
+        masked_scores = None if attend is None else masked(scores, attend)
+        sample_logits, attention = jax.vmap(pooled)(evidence, masked_scores)  # [S, B, K]
         out = {
             "features": features,
             "mu": mu,
@@ -136,13 +181,18 @@ class InfoMask(nn.Module):
             "mask": mask.mean(axis=0),
             "kl_z": kl_z,
             "kl_m": kl_m,
-            "evidence": evidence.mean(axis=0),
+            "evidence": evidence.mean(axis=0) + bias[None, None, None],
         }
         if c.bottleneck == "infomask":
-            out["auxiliary_logits"] = pool(unmasked + bias[None, None, None], weights=unmasked_attention)
+            out["auxiliary_logits"] = pooled(unmasked, scores)[0]
         if attention is not None:
             out["attention"] = attention.mean(axis=0)
-        sample_logits = jax.vmap(pool)(evidence, weights=attention)  # [S, B, K]
         if train:
             out["sample_logits"] = sample_logits
+        if train and views:
+            first, second, shown = mean(views[0]), mean(views[1]), views[2]
+            alone = shown * head(second)
+            out["hidden_logits"] = pooled(alone, attend and attend(second))[0]
+            squares = jnp.sum((shown * head(first) - alone) ** 2, axis=(1, 2, 3))
+            out["view_difference"] = squares / jnp.maximum(jnp.sum(shown, axis=(1, 2, 3)), 1.0)
         return sample_logits.mean(axis=0), out

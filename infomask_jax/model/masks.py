@@ -57,12 +57,29 @@ def kl_normal(mu: jax.Array, log_sigma: jax.Array) -> jax.Array:
     return jnp.sum(0.5 * (mu**2 + jnp.exp(2 * log_sigma) - 1.0) - log_sigma, axis=-1)
 
 
-def kl_bernoulli(logits: jax.Array, prior: float) -> jax.Array:
-    """KL(Bern(sigmoid(logits)) || Bern(prior)) in nats, elementwise; finite for any finite logit."""
+def kl_bernoulli(logits: jax.Array, prior_logits: jax.Array) -> jax.Array:
+    """KL(Bern(sigmoid(logits)) || Bern(sigmoid(prior_logits))) in nats, elementwise; finite for finite logits."""
     pi = jax.nn.sigmoid(logits)
-    opened = jax.nn.log_sigmoid(logits) - jnp.log(prior)
-    closed = jax.nn.log_sigmoid(-logits) - jnp.log1p(-prior)
+    opened = jax.nn.log_sigmoid(logits) - jax.nn.log_sigmoid(prior_logits)
+    closed = jax.nn.log_sigmoid(-logits) - jax.nn.log_sigmoid(-prior_logits)
     return pi * opened + (1 - pi) * closed
+
+
+def mask_prior_logits(pi: jax.Array, rho: float, coupling: float) -> jax.Array:
+    """Prior logit of each cell, logit(rho) + coupling * (mean pi of the cells around it): [B, h, w, M] -> same.
+
+    With a coupling, a cell among open ones is cheap to open and a lone one is not: findings are connected. This is the
+    conditional of an Ising prior with the neighbours at their means; KL_m against it is no longer the KL of a joint
+    prior (pseudo-likelihood). Ours. The neighbours are the eight around a cell, at the edge those that exist.
+    """
+    logit = jnp.log(rho) - jnp.log1p(-rho)
+    if not coupling:
+        return jnp.full_like(pi, logit)
+
+    def total(x):  # sum over the 3 x 3 cells around each
+        return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
+
+    return logit + coupling * (total(pi) - pi) / jnp.maximum(total(jnp.ones_like(pi)) - 1.0, 1.0)
 
 
 def pool(
