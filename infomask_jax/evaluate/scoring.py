@@ -102,7 +102,7 @@ def score(
             for over in ("scored", "boxed", "listed")
         }
         found, entries = {}, {}
-        for method, pair in _predictions(maps, val_maps if tuned else None, data, k, truth, *reference, seed):
+        for method, pair in predictions(maps, val_maps if tuned else None, data, k, truth, *reference, seed):
             probabilities, val_probabilities = (
                 _gate(split, method, k) if method in maps else None for split in (data, val)
             )
@@ -133,7 +133,7 @@ def _gate(split: dict | None, method: str, k: int) -> np.ndarray | None:
     return np.asarray(own, float)[:, k]
 
 
-def _predictions(maps, val_maps, data, k, truth: Truth, val, val_truth: Truth | None, seed):
+def predictions(maps, val_maps, data, k, truth: Truth, val, val_truth: Truth | None, seed):
     """Every method, control and ceiling: (name, (its prediction, that on validation or None)).
 
     `val`, `val_truth`, `val_maps` are None where nothing can be tuned or averaged on validation.

@@ -1,0 +1,76 @@
+"""Which part of the method does what: variants of one config over seeds, scored together and paired.
+
+python experiments/ablations.py --base synthetic --data-dir data --workdir runs/ablations
+python experiments/ablations.py --base synthetic --only terms,rivals,beta --seeds 0 1 2
+python experiments/ablations.py --base rsna --list
+
+Every run is an ordinary run in WORKDIR/VARIANT/seedS: the same command again continues where it stopped and trains
+nothing twice. Writes WORKDIR/ablations.json, ablations.md and figures/. With JAX_COMPILATION_CACHE_DIR set to a folder,
+all seeds of a variant share one compilation.
+
+Hardware and time: not measured yet for whole tables. RISE takes longest of the attributions: 512 passes an image.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import quickstart
+import rsna_pneumonia
+import tyro
+
+from infomask_jax import ablation, datasets
+from infomask_jax.report.ablations import command_line
+
+BASES = {
+    "synthetic": quickstart.CONFIG,
+    "implanted": dataclasses.replace(quickstart.CONFIG, dataset="implanted"),
+    "rsna": rsna_pneumonia.CONFIG,
+}
+
+
+@dataclass(frozen=True)
+class Ablations:
+    """What is trained and scored."""
+
+    base: Literal["synthetic", "implanted", "rsna"]
+    """The default: quickstart.py's config (synthetic, implanted) or that of rsna_pneumonia.py."""
+    data_dir: Path = Path("data")
+    """Folder given to `prepare`."""
+    workdir: Path = Path("runs/ablations")
+    """Folder of all runs and of the table."""
+    only: str = ""
+    """Variants or groups, separated by commas; all if empty. `default` is always among them."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Seeds of every variant."""
+    split: str = "test"
+    """What is scored."""
+    steps: int | None = None
+    """Optimizer steps in place of the base config's."""
+    list: bool = False
+    """Only list the variants and what they change."""
+
+
+def main(arguments: Ablations) -> None:
+    base = dataclasses.replace(BASES[arguments.base], data_dir=arguments.data_dir, workdir=arguments.workdir)
+    if arguments.steps is not None:
+        base = dataclasses.replace(base, train=dataclasses.replace(base.train, steps=arguments.steps))
+    only = tuple(name.strip() for name in arguments.only.split(",") if name.strip())
+    if arguments.list:
+        for v in ablation.select(ablation.variants(base, 1), only):
+            changes = ", ".join(f"{name} {value}" for name, value in v.changes.items())
+            print(f"{v.group:13}{v.name:28}{f'skipped: {v.skip}' if v.skip else changes}")
+        return
+    flags = {f"--{name.replace('_', '-')}": value for name, value in vars(arguments).items() if name != "list"}
+    command = command_line("experiments/ablations.py", flags | {"--only": arguments.only or None})
+    ablation.run(base, datasets.load(base.dataset, base.data_dir), only, arguments.seeds, arguments.split, command)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Ablations, description=__doc__))
+    except KeyboardInterrupt as stop:
+        raise SystemExit(f"{stop or 'interrupted'}") from None
+    except (ValueError, OSError, FloatingPointError) as error:
+        raise SystemExit(f"error: {error}") from error

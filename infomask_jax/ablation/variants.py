@@ -1,0 +1,153 @@
+"""The named variants of a config, and the choice among them."""
+
+import dataclasses
+import json
+import math
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infomask_jax.config import Config, ModelConfig
+from infomask_jax.experiment import baseline_config
+from infomask_jax.explain import METHODS
+
+PLAIN = {"model.bottleneck": "none", "loss.beta_z": 0.0, "loss.beta_m": 0.0, "loss.auxiliary": 0.0}
+LINEAR = {"model.evidence_bound": 0.0, "model.closed_evidence": 0.0}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A small change of the base config."""
+
+    name: str
+    group: str
+    changes: dict[str, Any]  # {"model.sampler": value}: the fields that differ from the base
+    method: str = ""  # attribution method that explains a run of `cam`; "": the model's own maps
+    skip: str = ""  # why there is no such run
+
+
+def variants(base: Config, findings: int) -> list[Variant]:
+    """Every variant of a base config for data with that many findings, `default` first. Some only say why not.
+
+    Betas are not adapted to a finer or coarser grid, over whose cells the rates are summed.
+    """
+    base = dataclasses.replace(base, baseline=False)
+    model, loss, size = base.model, base.loss, base.data.image_size
+    noisy_or = {
+        "model.pooling": "noisy_or",
+        "model.closed_evidence": -3.0 - round(math.log((size // model.stride) ** 2), 3),
+    }
+    plain_cam = {k: v for k, v in fields(baseline_config(base)).items() if v != fields(base)[k]}
+    plain_cam.pop("workdir")
+    strides = _choices("stride")
+    near = [
+        strides[i] for i in (strides.index(model.stride) - 1, strides.index(model.stride) + 1) if 0 <= i < len(strides)
+    ]
+    factors = (0.0625, 0.25, 4.0, 16.0)
+    groups = {
+        "default": {"default": {}},
+        "terms": {
+            "no_bottleneck": PLAIN,
+            "no_mask": {"model.bottleneck": "vib"},
+            "no_kl_z": {"loss.beta_z": 0.0},
+            "no_kl_m": {"loss.beta_m": 0.0},
+            "no_auxiliary": {"loss.auxiliary": 0.0},
+        },
+        "rivals": {
+            "attention": {"model.sampler": "sigmoid", "loss.beta_z": 0.0, "loss.beta_m": 0.0},
+            "attention_mil": PLAIN | LINEAR | {"model.pooling": "attention"},
+            "lse_mil": PLAIN | LINEAR | {"model.pooling": "lse"},
+            "noisy_or_mil": PLAIN | LINEAR | noisy_or,
+            "cam": plain_cam,
+            "cam_same_recipe": PLAIN | LINEAR | {"model.pooling": "mean"},
+        },
+        "recipe": {
+            "no_hidden_view": {"loss.hidden": 0.0, "loss.consistency": 0.0, "model.hide": 0.0},
+            "no_consistency": {"loss.consistency": 0.0},
+            "one_view": {"loss.hidden": 0.0, "loss.consistency": 0.0, "model.half_turn": False},
+            "empty_cells": {"model.close_empty": False},
+            "no_coupling": {"model.mask_coupling": 0.0},
+            "no_shifts": {"map_shifts": 1},
+            "second_kernel_3": {"model.second_kernel": 3},
+        },
+        "samplers": {f"sampler_{v}": {"model.sampler": v} for v in _choices("sampler") if v != model.sampler},
+        "fills": {f"fill_{v}": {"model.fill": v} for v in _choices("fill") if v != model.fill},
+        "poolings": {
+            f"pooling_{v}": noisy_or if v == "noisy_or" else {"model.pooling": v}
+            for v in _choices("pooling")
+            if v != model.pooling
+        },
+        "prior": {f"mask_prior_{v:g}": {"model.mask_prior": v} for v in (0.01, 0.2)},
+        "beta": {f"beta_x{x:g}": {"loss.beta_z": x * loss.beta_z, "loss.beta_m": x * loss.beta_m} for x in factors},
+        "delay": {f"delay_{v:g}": {"loss.delay": v} for v in (0.0, 0.5)},
+        "grid": {f"stride_{v}": {"model.stride": v} for v in near},
+        "masks": {
+            "mask_per_finding": {"model.mask_per_finding": True},
+            **{f"mask_samples_{v}": {"model.mask_samples": v} for v in (1, 16)},
+        },
+    }
+    found, known = [], {}
+    for group, members in groups.items():
+        for name, changes in members.items():
+            changes = {k: v for k, v in changes.items() if fields(base)[k] != v}
+            skip = ""
+            if name == "mask_per_finding" and findings == 1:
+                skip = "the data has one finding, so one mask is all there is"
+            elif size % changes.get("model.stride", model.stride):
+                skip = f"images of {size} px do not divide into such cells"
+            else:
+                try:
+                    settings = json.dumps(fields(changed(base, changes)), default=str)
+                    skip = f"the settings of {known[settings]}" if settings in known else ""
+                    known.setdefault(settings, name)
+                except ValueError as error:
+                    skip = " ".join(str(error).split())
+            found.append(Variant(name, group, changes, skip=skip))
+    cam = next(v for v in found if v.name == "cam")
+    return found + [Variant(f"cam/{m}", "attributions", cam.changes, m) for m in METHODS if m != "cam"]
+
+
+def select(every: list[Variant], only: tuple[str, ...]) -> list[Variant]:
+    """Those named, by their own names or their groups' (all if none is), with what they are compared with: `default`,
+    and `cam` for attributions. ValueError that lists the names."""
+    groups = {}
+    for v in every:
+        groups.setdefault(v.group, []).append(v.name)
+    if unknown := [name for name in only if name not in groups and name not in {v.name for v in every}]:
+        lines = "\n".join(f"  {group}: {', '.join(names)}" for group, names in groups.items())
+        raise ValueError(f"no variant or group {', '.join(unknown)}; there are, by group:\n{lines}")
+    chosen = [v for v in every if not only or v.name in only or v.group in only]
+    needed = {"default", *(["cam"] if any(v.method for v in chosen) else [])}
+    return [v for v in every if v in chosen or v.name in needed]
+
+
+def fields(config: Config) -> dict[str, Any]:
+    """{"model.sampler": value} of every field."""
+    out = {}
+    for name, value in vars(config).items():
+        nested = dataclasses.is_dataclass(value)
+        out |= {f"{name}.{k}": v for k, v in vars(value).items()} if nested else {name: value}
+    return out
+
+
+def changed(config: Config, changes: dict[str, Any]) -> Config:
+    """The config with fields replaced by their dotted names. ValueError for values that it does not allow."""
+    parts = {}
+    for name, value in changes.items():
+        *group, field = name.split(".")
+        parts.setdefault(group[0] if group else "", {})[field] = value
+    top = parts.pop("", {})
+    nested = {group: dataclasses.replace(getattr(config, group), **own) for group, own in parts.items()}
+    return dataclasses.replace(config, **top, **nested)
+
+
+def config_of(base: Config, variant: Variant, seed: int) -> Config:
+    """The config of one run; base.workdir is the folder of all."""
+    folder = "cam" if variant.method else variant.name
+    config = dataclasses.replace(base, baseline=False, seed=seed, workdir=Path(base.workdir) / folder / f"seed{seed}")
+    return changed(config, variant.changes)
+
+
+def _choices(field: str) -> tuple:
+    return typing.get_args(typing.get_type_hints(ModelConfig)[field])

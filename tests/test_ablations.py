@@ -1,0 +1,455 @@
+"""Ablations: what each variant changes, what is trained and asked once, and the table's numbers from their parts."""
+
+import dataclasses
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+
+import cv2
+import jax
+import jax.experimental.compilation_cache.compilation_cache
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from infomask_jax import ablation, checkpoint, datasets, experiment, pipeline
+from infomask_jax.ablation import predictions, table
+from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig, differences
+from infomask_jax.datasets import Synthetic
+from infomask_jax.evaluate import bootstrap, controls, scoring
+from infomask_jax.evaluate.frame import prepare_maps
+from infomask_jax.explain import METHODS, attribution, heat_maps, shifted_heat_maps
+from infomask_jax.losses import BITS
+from infomask_jax.model.infomask import InfoMask
+from infomask_jax.report import ablations as drawing
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
+import ablations as script
+
+NONE = {"model.bottleneck": "none", "loss.beta_z": 0.0, "loss.beta_m": 0.0, "loss.auxiliary": 0.0}
+LINEAR = {"model.evidence_bound": 0.0, "model.closed_evidence": 0.0}
+NOISY = {"model.pooling": "noisy_or", "model.closed_evidence": -3 - math.log(256)}
+CAM = NONE | LINEAR | {"model.pooling": "mean"}
+STANDARD = {"model.half_turn": False, "model.close_empty": False, "loss.hidden": 0.0, "loss.consistency": 0.0}
+STATED = {  # of the synthetic base: 64 px, stride 4, betas 3e-5 and 1e-3
+    "default": {},
+    "no_bottleneck": NONE,
+    "no_mask": {"model.bottleneck": "vib"},
+    "no_kl_z": {"loss.beta_z": 0.0},
+    "no_kl_m": {"loss.beta_m": 0.0},
+    "no_auxiliary": {"loss.auxiliary": 0.0},
+    "attention": {"model.sampler": "sigmoid", "loss.beta_z": 0.0, "loss.beta_m": 0.0},
+    "attention_mil": NONE | LINEAR | {"model.pooling": "attention"},
+    "lse_mil": NONE | LINEAR,
+    "noisy_or_mil": NONE | {"model.evidence_bound": 0.0} | NOISY,
+    "cam": CAM | STANDARD,
+    "cam_same_recipe": CAM,
+    "no_hidden_view": {"loss.hidden": 0.0, "loss.consistency": 0.0, "model.hide": 0.0},
+    "no_consistency": {"loss.consistency": 0.0},
+    "one_view": {"loss.hidden": 0.0, "loss.consistency": 0.0, "model.half_turn": False},
+    "empty_cells": {"model.close_empty": False},
+    "no_coupling": {"model.mask_coupling": 0.0},
+    "no_shifts": {"map_shifts": 1},
+    "second_kernel_3": {"model.second_kernel": 3},
+    **{f"sampler_{s}": {"model.sampler": s} for s in ("hard_concrete", "straight_through", "gaussian_gate", "sigmoid")},
+    "fill_noise": {"model.fill": "noise"},
+    **{f"pooling_{p}": {"model.pooling": p} for p in ("max", "topk", "mean")},
+    "pooling_noisy_or": NOISY,
+    "pooling_attention": {"model.pooling": "attention"},
+    "mask_prior_0.01": {"model.mask_prior": 0.01},
+    "mask_prior_0.2": {"model.mask_prior": 0.2},
+    "beta_x0.0625": {"loss.beta_z": 3e-5 / 16, "loss.beta_m": 1e-3 / 16},
+    "beta_x0.25": {"loss.beta_z": 3e-5 / 4, "loss.beta_m": 1e-3 / 4},
+    "beta_x4": {"loss.beta_z": 12e-5, "loss.beta_m": 4e-3},
+    "beta_x16": {"loss.beta_z": 48e-5, "loss.beta_m": 16e-3},
+    "delay_0": {"loss.delay": 0.0},
+    "delay_0.5": {"loss.delay": 0.5},
+    "stride_2": {"model.stride": 2},
+    "stride_8": {"model.stride": 8},
+    "mask_per_finding": {"model.mask_per_finding": True},
+    "mask_samples_1": {"model.mask_samples": 1},
+    "mask_samples_16": {"model.mask_samples": 16},
+    **{f"cam/{m}": CAM | STANDARD for m in METHODS if m != "cam"},
+}
+ONLY, SEEDS = ("no_mask", "cam/gradcam", "cam/gradient"), (3, 5)
+
+
+def tiny(folder: Path) -> Config:
+    return Config(
+        data_dir=folder / "data",
+        workdir=folder / "all",
+        data=DataConfig(image_size=32, batch_size=8),
+        model=ModelConfig(width=4, depth=1, stride=2, latent_channels=2, half_turn=False),
+        loss=LossConfig(delay=0.2, hidden=0.0, consistency=0.0),
+        train=TrainConfig(steps=3, log_every=1),
+    )
+
+
+@pytest.fixture(scope="module")
+def compile_once(tmp_path_factory):
+    """The seeds of a variant share their programs."""
+    options = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled"))}
+    options |= {"jax_persistent_cache_min_compile_time_secs": 0.5}
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    jax.experimental.compilation_cache.compilation_cache.reset_cache()
+
+
+def again(base: Config) -> dict:
+    return ablation.run(base, datasets.load(base.dataset, base.data_dir), ONLY, SEEDS, "test", "the command")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, compile_once) -> Config:
+    found = tiny(tmp_path_factory.mktemp("ablations"))
+    datasets.prepare(Synthetic(data_dir=found.data_dir, size=32, train=16, val=16, test=24, workers=1))
+    again(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def rows(base) -> dict[str, dict]:
+    found = json.loads((base.workdir / "ablations.json").read_text(), parse_constant=pytest.fail)
+    return {row["method"]: row for row in found["findings"]["opacity"]["rows"]}
+
+
+@pytest.fixture(scope="module")
+def splits(base):
+    return predictions.read_splits(datasets.load(base.dataset, base.data_dir), "test", 32)
+
+
+def of(base: Config, name: str, seed: int) -> tuple[object, Config]:
+    variant = next(v for v in ablation.variants(base, 1) if v.name == name)
+    return variant, ablation.config_of(base, variant, seed)
+
+
+def written(base: Config) -> dict[str, bytes]:
+    names = ("ablations.json", "ablations.md", "figures/forest.png")
+    return {name: (base.workdir / name).read_bytes() for name in names}
+
+
+def test_variants_differ_from_the_default_where_they_say():
+    base = dataclasses.replace(script.BASES["synthetic"], workdir=Path("w"))
+    found = {v.name: v for v in ablation.variants(base, 2)}
+    assert list(found) == list(STATED)
+    default = ablation.config_of(base, found["default"], 7)
+    assert default == dataclasses.replace(base, workdir=Path("w/default/seed7"), seed=7, baseline=False)
+    for name, stated in STATED.items():
+        v, config = found[name], ablation.config_of(base, found[name], 7)
+        assert not v.skip and set(v.changes) == set(stated), name
+        for field, value in stated.items():
+            close = {"rel": 1e-3 if field == "model.closed_evidence" else 1e-9}
+            exact = isinstance(value, (str, bool))
+            assert v.changes[field] == (value if exact else pytest.approx(value, **close)), name
+        lines = differences(default.to_dict(), config.to_dict())
+        assert {line.split(":")[0] for line in lines} - {"workdir"} == set(stated), name
+        assert config.workdir == Path("w") / name.split("/")[0] / "seed7"
+    betas = ablation.config_of(base, found["beta_x0.0625"], 0).loss
+    assert (betas.beta_z, betas.beta_m) == pytest.approx((1.875e-6, 6.25e-5), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", script.BASES)
+def test_variants_of_every_base_can_be_built(name):
+    base = script.BASES[name]
+    for v in ablation.variants(base, 1):
+        assert bool(v.skip) == (v.name == "mask_per_finding"), (v.name, v.skip)
+        config = ablation.config_of(base, v, 0)
+        assert config.dataset == name and config.data.image_size % config.model.stride == 0
+
+
+def test_what_cannot_be_or_is_there_already_is_skipped():
+    base = script.BASES["synthetic"]
+    linear = dataclasses.replace(base.model, evidence_bound=0.0, closed_evidence=0.0, mask_prior=0.2)
+    found = {v.name: v.skip for v in ablation.variants(dataclasses.replace(base, model=linear), 1)}
+    assert "one finding" in found["mask_per_finding"]
+    assert found["lse_mil"] == "the settings of no_bottleneck" and found["mask_prior_0.2"] == "the settings of default"
+    odd = dataclasses.replace(base, data=dataclasses.replace(base.data, image_size=60))
+    assert "60 px do not divide" in next(v.skip for v in ablation.variants(odd, 1) if v.name == "stride_8")
+    fine = dataclasses.replace(base, map_shifts=4)
+    assert "map_shifts: expected at most" in next(v.skip for v in ablation.variants(fine, 1) if v.name == "stride_2")
+
+
+def test_variants_are_chosen_by_name_and_group():
+    every = ablation.variants(script.BASES["synthetic"], 1)
+    assert ablation.select(every, ()) == every
+    assert [v.name for v in ablation.select(every, ("delay", "fill_noise"))] == [
+        "default",
+        "fill_noise",
+        "delay_0",
+        "delay_0.5",
+    ]
+    assert [v.name for v in ablation.select(every, ("cam/rise",))] == ["default", "cam", "cam/rise"]
+    with pytest.raises(ValueError, match=r"no variant or group no_maks(.|\n)*terms: no_bottleneck, no_mask,"):
+        ablation.select(every, ("no_mask", "no_maks"))
+
+
+def test_every_variant_shows_maps_of_its_grid():
+    base = script.BASES["synthetic"]
+    base = dataclasses.replace(base, model=dataclasses.replace(base.model, width=2, depth=1))
+    two = {"attention_mil": ("weights", "evidence"), "no_mask": ("bits", "evidence")}
+    for v in ablation.variants(base, 2):
+        config = ablation.config_of(base, v, 0)
+        if v.method:
+            assert list(table.shown(v, config, {v.method: np.zeros((1, 4, 4))})) == [v.name]
+            continue
+        model, image = InfoMask(config.model, 2), jnp.zeros((1, 64, 64, 1))
+        _, out = jax.eval_shape(
+            lambda key, m=model, x=image: m.init_with_output(key, x, train=False), jax.random.key(0)
+        )[0]
+        maps = jax.eval_shape(lambda out, b=config.model.bottleneck: heat_maps(out, b), out)
+        found = table.shown(v, config, maps)
+        names = [f"{v.name}/{what}" for what in two.get(v.name, ())] or [v.name]
+        assert list(found) == names + ["default/bits"] * (v.name == "default")
+        side = 64 // config.model.stride
+        per_finding = {"infomask": v.name == "mask_per_finding", "vib": False, "none": True}[config.model.bottleneck]
+        for name, array in found.items():
+            count = 2 if per_finding or name == "no_mask/evidence" else 1
+            assert array.shape == (1, side, side, count), name
+
+
+def test_table_holds_every_row_once(rows):
+    blind = [f"control/{name}" for name in (*controls.MAPS, *controls.BOXES)]
+    shown = ["default", "default/bits", "no_mask/bits", "no_mask/evidence", "cam", "cam/gradcam", "cam/gradient"]
+    assert list(rows) == shown + blind
+    for name in shown:
+        assert all(len(score["by_seed"]) == 2 for score in rows[name]["scores"].values())
+    for name in blind:
+        assert set(rows[name]["scores"]) == set(table.MAP_SCORES)
+        assert all(score["sd"] is None and len(score["by_seed"]) == 1 for score in rows[name]["scores"].values())
+    assert rows["default"]["default_minus"] == {} and "rate_z" not in rows["cam"]["scores"]
+    assert rows["cam/gradient"]["scores"]["auroc"] == rows["cam"]["scores"]["auroc"]
+
+
+def test_map_scores_are_those_of_the_maps_on_disk(base, rows, splits):
+    truth = splits[0].truths[0]
+    for row, variant, stem, name in (
+        ("default", "default", "test", "infomask"),
+        ("no_mask/evidence", "no_mask", "test", "vib_evidence"),
+        ("cam/gradient", "cam", "test-gradient", "gradient"),
+    ):
+        for at, seed in enumerate(SEEDS):
+            folder = base.workdir / variant / f"seed{seed}" / "maps"
+            with np.load(folder / f"{stem}.npz") as arrays:
+                maps = prepare_maps(arrays[name][truth.scored], 32)
+            own = {metric: score["by_seed"][at] for metric, score in rows[row]["scores"].items()}
+            assert own["pxap"] == pytest.approx(average_precision_score(truth.mask.ravel(), maps.ravel()), abs=1e-5)
+            region = maps >= np.float32(rows[row]["threshold"][at])
+            iou = (region & truth.mask).sum((1, 2)) / (region | truth.mask).sum((1, 2))
+            assert own["mean_iou"] == pytest.approx(iou.mean(), abs=1e-5)
+            with np.load(folder / f"{stem.replace('test', 'val')}.npz") as arrays:
+                val = prepare_maps(arrays[name][splits[1].truths[0].scored], 32)
+            mask = splits[1].truths[0].mask
+            tried = [
+                ((val >= t) & mask).sum((1, 2)) / np.maximum(((val >= t) | mask).sum((1, 2)), 1)
+                for t in np.linspace(0.01, 1, 100, dtype=np.float32)
+            ]
+            best = float(np.linspace(0.01, 1, 100)[np.argmax([t.mean() for t in tried])])
+            assert rows[row]["threshold"][at] == pytest.approx(best, abs=1e-6)
+
+
+def test_the_scores_are_those_of_evaluate(base, rows, splits):
+    """The same maps through the usual entry point."""
+    folder = base.workdir / "no_mask" / f"seed{SEEDS[0]}" / "maps"
+    maps = [{"bits": np.load(folder / f"{name}.npz")["vib_bits"]} for name in ("test", "val")]
+    found, _ = scoring.score(
+        ["opacity"], splits[0].examples, maps[0], frame=32, val=splits[1].examples, val_maps=maps[1], resamples=2
+    )
+    for ours, theirs in (("no_mask/bits", "bits"), *((n, n) for n in rows if n.startswith("control/"))):
+        for metric in table.MAP_SCORES:
+            value = found["localization"]["opacity"][theirs][metric]["value"]
+            assert rows[ours]["scores"][metric]["by_seed"][0] == pytest.approx(value, abs=2e-6), (ours, metric)
+
+
+def test_model_scores_are_those_of_the_model(base, rows, splits):
+    data = datasets.load(base.dataset, base.data_dir)
+    labels, source = splits[0].examples["labels"][:, 0], data.source("test")
+    batch = next(iter(pipeline.eval_batches(source, 32, len(source))))
+    for name, row in (("default", "default"), ("no_mask", "no_mask/bits"), ("cam", "cam")):
+        _, config = of(base, name, SEEDS[1])
+        params, _ = checkpoint.load_params(config.workdir)
+        logits, out = InfoMask(config.model, 1).apply({"params": params}, batch["image"], train=False)
+        p = np.float64(jax.nn.sigmoid(logits[:, 0]))
+        nll = -np.mean(np.where(labels == 1, np.log(p), np.log1p(-p)))
+        own = {metric: score["by_seed"][1] for metric, score in rows[row]["scores"].items()}
+        assert own["nll"] == pytest.approx(nll, rel=1e-4)
+        assert own["auroc"] == pytest.approx(roc_auc_score(labels, p), abs=1e-6)
+        if name != "cam":
+            assert own["rate_z"] == pytest.approx(float(out["kl_z"].sum() / len(labels) * BITS), rel=1e-4)
+            assert own["rate_m"] == pytest.approx(float(out["kl_m"].sum() / len(labels) * BITS), rel=1e-4)
+
+
+def test_means_deviations_and_differences_follow_from_the_seeds(rows):
+    for name, row in rows.items():
+        for metric, score in row["scores"].items():
+            values = np.array(score["by_seed"])
+            assert score["mean"] == pytest.approx(values.mean(), abs=2e-6)
+            if len(values) > 1:
+                assert score["sd"] == pytest.approx(np.sqrt(((values - values.mean()) ** 2).sum()), abs=2e-6)
+            if name != "default":
+                found, ours = row["default_minus"][metric], np.array(rows["default"]["scores"][metric]["by_seed"])
+                assert found["value"] == pytest.approx((ours - values).mean(), abs=3e-6)
+                low, high = found["ci95"]
+                assert low - 0.05 <= found["value"] <= high + 0.05
+    for metric in table.MODEL_SCORES:  # the same classifier, seed by seed and patient by patient
+        assert rows["default/bits"]["default_minus"][metric]["ci95"] == [0, 0]
+
+
+def test_interval_is_the_hierarchical_bootstrap():
+    """Against resampling by hand: seeds with replacement, and patients, the same for all seeds."""
+    rng, seeds, patients = np.random.default_rng(8), 3, np.repeat(np.arange(20), 2)
+    a = rng.normal(size=(seeds, 40)) + 0.3 * rng.normal(size=(seeds, 1)) + np.repeat(rng.normal(size=20), 2)
+    b = a + rng.normal(size=(seeds, 40)) + np.array([[0.0], [0.6], [2.0]])
+    weights = bootstrap.patient_weights(patients, 6000)
+    pairs = [
+        bootstrap.difference(*(bootstrap.estimate(bootstrap.average(x[s]), *weights) for x in (a, b)))
+        for s in range(seeds)
+    ]
+    found = bootstrap.as_json(table.over_seeds(pairs))
+    by_hand = []
+    for _ in range(6000):
+        images = np.concatenate([np.flatnonzero(patients == p) for p in rng.integers(0, 20, 20)])
+        drawn = rng.integers(0, seeds, seeds)
+        by_hand.append(np.mean([np.mean((a - b)[s, images]) for s in drawn]))
+    assert found["value"] == pytest.approx((a - b).mean(), abs=1e-6)
+    assert found["ci95"] == pytest.approx(np.percentile(by_hand, [2.5, 97.5]), abs=0.06)
+    alone = np.ptp(np.percentile(np.mean([e.samples for e in pairs], axis=0), [2.5, 97.5]))
+    assert np.ptp(found["ci95"]) > 1.5 * alone
+    np.testing.assert_array_equal(table.over_seeds(pairs[:1]).samples, pairs[0].samples)
+
+
+def test_seeds_are_drawn_apart_from_patients():
+    """One stream of random numbers for both would tie the draws of seeds to those of patients."""
+    weights, _ = bootstrap.patient_weights(np.arange(2), 4000)
+    unit = [bootstrap.Estimate(0.0, np.full(4000, float(s)), 2) for s in range(2)]
+    share = table.over_seeds(unit).samples
+    assert abs(np.corrcoef(share, weights[:, 0])[0, 1]) < 0.05
+
+
+def test_a_second_call_only_scores_and_writes_the_same_bytes(base, monkeypatch):
+    before = written(base)
+    stamps = {path: path.stat().st_mtime_ns for path in base.workdir.rglob("checkpoints/**/*")}
+    for module, name in ((predictions, "train"), (experiment, "predict"), (predictions, "attribute")):
+        monkeypatch.setattr(module, name, lambda *_, name=name: pytest.fail(f"{name} was called"))
+    again(base)
+    assert written(base) == before
+    assert stamps == {path: path.stat().st_mtime_ns for path in base.workdir.rglob("checkpoints/**/*")}
+
+
+def test_an_unfinished_run_is_taken_up_and_ends_in_the_same_bytes(base, monkeypatch):
+    before, trained = written(base), []
+    shutil.rmtree(base.workdir / "no_mask" / "seed5" / "checkpoints")
+    shutil.rmtree(base.workdir / "no_mask" / "seed5" / "maps")
+    real = predictions.train
+    monkeypatch.setattr(predictions, "train", lambda c, d: trained.append(c.workdir) or real(c, d))
+    again(base)
+    assert trained == [base.workdir / "no_mask" / "seed5"]
+    assert written(base) == before
+
+
+def test_a_run_of_other_settings_is_refused_by_its_fields(base):
+    other = dataclasses.replace(base, model=dataclasses.replace(base.model, latent_channels=3))
+    with pytest.raises(ValueError, match=r"(?s)belongs to another run.*model.latent_channels: 2 -> 3"):
+        again(other)
+
+
+def test_what_is_kept_is_of_these_parameters_settings_and_bytes(base, splits, monkeypatch):
+    data, (v, config) = datasets.load(base.dataset, base.data_dir), of(base, "default", SEEDS[0])
+    params, _ = checkpoint.load_params(config.workdir)
+    asked, real = [], experiment.predict
+    monkeypatch.setattr(experiment, "predict", lambda *a: asked.append(1) or real(*a))
+
+    def count(config=config, params=params, data=data) -> int:
+        asked.clear()
+        predictions.maps_of(v, config, params, data, splits[0])
+        return len(asked)
+
+    assert count() == 0
+    other = jax.tree.map(np.array, params)
+    other["mask"]["bias"] = other["mask"]["bias"] + 1e-3
+    assert count(params=other) == 1 and count() == 1 and count() == 0
+    shifts = dataclasses.replace(config, map_shifts=1)
+    assert count(config=shifts) == 1 and count() == 1
+    assert count(data=dataclasses.replace(data, fingerprint="other")) == 1 and count() == 1
+    path = config.workdir / "maps" / "test.npz"
+    experiment.save_maps(path, splits[0].examples["image_id"], {"infomask": np.zeros((24, 32, 32), np.float16)})
+    assert count() == 1 and count() == 0
+    with np.load(path) as arrays:
+        assert arrays["infomask"].shape == (24, 32, 32) and arrays["probability"].shape == (24, 1)
+        assert list(arrays["image_id"]) == splits[0].examples["image_id"]
+
+
+def test_attributions_explain_the_scored_images_of_cam(base, splits):
+    data, scored = datasets.load(base.dataset, base.data_dir), splits[0].truths[0].scored
+    _, config = of(base, "cam", SEEDS[0])
+    params, _ = checkpoint.load_params(config.workdir)
+    images = next(iter(pipeline.eval_batches(data.source("test"), 32, 24)))["image"][scored]
+    for method in ("gradient", "gradcam"):
+        with np.load(config.workdir / "maps" / f"test-{method}.npz") as arrays:
+            found = arrays[method]
+        assert found.shape == (24, 32, 32) and found.dtype == np.float16
+        explain = attribution(method, config.model, 1)
+        direct = explain({"params": params}, images, 0)
+        if method == "gradcam":
+            forward = lambda x, e=explain: {"m": e({"params": params}, x, 0)[..., None]}  # noqa: E731
+            direct = shifted_heat_maps(forward, images, 2, 2)["m"][..., 0]
+        largest = np.abs(direct).max(axis=(1, 2), keepdims=True)
+        np.testing.assert_allclose(found[scored], direct / np.where(largest, largest, 1), atol=2e-3)
+        assert not np.delete(found, scored, axis=0).any()
+    assert found[scored].any()
+
+
+def test_iba_knows_the_training_images(base, splits):
+    data, (_, config) = datasets.load(base.dataset, base.data_dir), of(base, "cam", SEEDS[0])
+    params, _ = checkpoint.load_params(config.workdir)
+    maps = predictions.attribute("iba", dataclasses.replace(config, map_shifts=1), params, data, splits[0])
+    assert maps.shape == (24, 16, 16, 1) and np.abs(maps[splits[0].truths[0].scored]).max() == 1
+
+
+def test_markdown_shows_what_the_json_holds(base, rows):
+    lines = (base.workdir / "ablations.md").read_text().splitlines()
+    assert lines[2] == "    the command"
+    score = rows["no_mask/evidence"]["scores"]["pxap"]
+    wanted = f"{drawing.number(score['mean'])} ± {drawing.number(score['sd'])}"
+    shown = [line.split(" | ") for line in lines if line.startswith("| no_mask/evidence | ")]
+    assert shown[0][1] == wanted
+    found = rows["no_mask/evidence"]["default_minus"]["pxap"]
+    low, high = (drawing.number(x, sign=True) for x in found["ci95"])
+    text = f"{drawing.number(found['value'], sign=True)} [{low}, {high}]"
+    assert shown[1][1] == (f"**{text}**" if found["ci95"][0] > 0 or found["ci95"][1] < 0 else text)
+    command = drawing.command_line(
+        "s.py", {"--base": "rsna", "--only": None, "--seeds": (0, 1), "--workdir": Path("a b")}
+    )
+    assert command == "python s.py --base rsna --seeds 0 1 --workdir 'a b'"
+
+
+def test_figures_are_pictures(base):
+    assert cv2.imread(str(base.workdir / "figures" / "forest.png")).shape[1] > 600
+    assert not (base.workdir / "figures" / "rate_distortion.png").exists()
+    score = {"mean": 1.0, "by_seed": [0.5, 1.5]}
+    names = ("beta_x4", "default", "beta_x0.25")
+    rows = [{"method": n, "scores": dict.fromkeys(("auroc", "nll", "rate_z", "rate_m"), score)} for n in names]
+    strip = {name: np.eye(4, dtype=np.float16) for name in names}
+    drawn = drawing.rate_distortion(rows, np.zeros((32, 32), np.float32), np.eye(32, dtype=bool), strip)
+    assert cv2.imdecode(np.frombuffer(drawn, np.uint8), cv2.IMREAD_COLOR).shape[0] > 300
+    assert [drawing.factor(name) for name in names] == [4, 1, 0.25]
+
+
+def test_script_lists_variants_and_takes_steps(capsys, monkeypatch, tmp_path):
+    script.main(script.Ablations("rsna", only="masks, delay", list=True))
+    out = capsys.readouterr().out
+    assert "delay_0.5" in out and "loss.delay 0.5" in out and "skipped: the data has one finding" in out
+    calls = []
+    monkeypatch.setattr(script.datasets, "load", lambda *_: "data")
+    monkeypatch.setattr(script.ablation, "run", lambda *a: calls.append(a))
+    script.main(script.Ablations("implanted", data_dir=tmp_path, workdir=Path("w"), only="beta", seeds=(2,), steps=9))
+    base, data, *rest, command = calls[0]
+    assert (base.dataset, base.train.steps, base.data_dir) == ("implanted", 9, tmp_path)
+    assert (data, rest) == ("data", [("beta",), (2,), "test"])
+    assert command.endswith("--workdir w --only beta --seeds 2 --split test --steps 9")
