@@ -18,10 +18,10 @@ from infomask_jax.model.infomask import InfoMask
 
 HEIGHT, WIDTH = 24, 32  # not square: rows and columns cannot be swapped unseen
 LINEAR = ModelConfig(  # evidence = w . features + b, its mean the logit
-    width=8, depth=1, bottleneck="none", pooling="mean", evidence_bound=0.0, half_turn=False
+    width=8, depth=1, bottleneck="none", pooling="mean", evidence_bound=0.0, half_turn=False, close_empty=False
 )
 LSE = dataclasses.replace(LINEAR, pooling="lse")
-CURVED = ModelConfig(width=8, depth=1, latent_channels=4, mask_per_finding=True, sharpness=4.0)
+CURVED = ModelConfig(width=8, depth=1, latent_channels=4, mask_per_finding=True, sharpness=4.0, close_empty=False)
 BOX = slice(4, 8), slice(20, 24)  # the planted blob, pixels: cell (1, 5) of a 6 x 8 grid
 CHEAP = {"rise": {"masks": 300}, "integrated_gradients": {"steps": 8}, "smoothgrad": {"samples": 4}}
 PIXELS = ("gradient", "smoothgrad", "integrated_gradients", "occlusion", "rise")

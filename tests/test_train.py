@@ -321,6 +321,15 @@ def test_settings_out_of_range_are_refused_by_name(tmp_path, group, field, value
         dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **{field: value})})
 
 
+def test_settings_of_a_second_view_are_refused_without_one(tmp_path):
+    config = tiny(tmp_path)
+    one = dataclasses.replace(config.model, half_turn=False)
+    with pytest.raises(ValueError, match=r"loss.hidden: expected 0 without model.half_turn .*found 0.5\n.*consistency"):
+        dataclasses.replace(config, model=one)
+    none = dataclasses.replace(config.loss, hidden=0.0, consistency=0.0)
+    assert not dataclasses.replace(config, model=one, loss=none).model.half_turn
+
+
 def test_settings_that_cannot_run_do_not_claim_the_folder(tmp_path, data):
     with pytest.raises(ValueError, match="does not divide over 8 devices"):
         train(tiny(tmp_path / "run", data=DataConfig(image_size=16, batch_size=12)), data)

@@ -66,6 +66,9 @@ def integrated_gradients(
 ) -> jax.Array:
     """Integrated gradients (Sundararajan et al. 2017), signed; they sum to logit(image) - logit(baseline).
 
+    Not to all of it for a model with `close_empty`: a gray baseline is an image without content, whose logit jumps as
+    soon as the path shows the least contrast.
+
     Args:
       steps: midpoints of the straight path from the baseline to the image.
       baseline: gray value, or an array [H, W, 1]. The default, 0, is the mean of every standardised image, and the
