@@ -92,7 +92,7 @@ def tiny(folder: Path) -> Config:
 def compile_once(tmp_path_factory):
     """The seeds of a variant share their programs."""
     options = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled"))}
-    options |= {"jax_persistent_cache_min_compile_time_secs": 0.5}
+    options |= {"jax_persistent_cache_min_compile_time_secs": 0.0}
     before = {name: getattr(jax.config, name) for name in options}
     for name, value in options.items():
         jax.config.update(name, value)
