@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -277,7 +278,10 @@ def test_interrupted_prepare_leaves_nothing_to_load(tmp_path, stop):
         "from pathlib import Path; from infomask_jax.datasets import Synthetic, prepare;"
         f"prepare(Synthetic(data_dir=Path({str(tmp_path)!r}), size=32, train=100_000, val=2, test=2, workers=1))"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs are deaf to it
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPOSITORY, stderr=subprocess.DEVNULL, preexec_fn=heard
+    )
     deadline = time.time() + 60
     while not list(tmp_path.rglob("*.array_record*")) and time.time() < deadline:
         time.sleep(0.05)
