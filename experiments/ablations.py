@@ -21,6 +21,7 @@ import rsna_pneumonia
 import tyro
 
 from infomask_jax import ablation, datasets
+from infomask_jax.experiment import exits
 from infomask_jax.report.ablations import command_line
 
 BASES = {
@@ -68,9 +69,5 @@ def main(arguments: Ablations) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with exits():
         main(tyro.cli(Ablations, description=__doc__))
-    except KeyboardInterrupt as stop:
-        raise SystemExit(f"{stop or 'interrupted'}") from None
-    except (ValueError, OSError, FloatingPointError) as error:
-        raise SystemExit(f"error: {error}") from error

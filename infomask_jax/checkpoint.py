@@ -8,6 +8,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from infomask_jax import parallel
+
 
 def manager(workdir: Path, keep: int = 2) -> ocp.CheckpointManager:
     """Checkpoints live in workdir/checkpoints/STEP; a write becomes visible only when it is complete."""
@@ -23,6 +25,33 @@ def save(checkpoints: ocp.CheckpointManager, step: int, state: Any, iterator) ->
     checkpoints.save(step, args=arguments, force=True)
 
 
+def restore_newest(checkpoints: ocp.CheckpointManager, state: Any, iterator) -> tuple[Any, int, list[str]]:
+    """The newest checkpoint that can be read, with the shardings of `state`; `iterator` is wound to where it stood.
+
+    Returns the state, its step (0 and the given state where there is no checkpoint) and a message for every newer
+    checkpoint that could not be read; such a one is renamed to broken-STEP beside checkpoints/. OSError if there are
+    checkpoints and none can be read; ValueError if they were written by another number of processes.
+    """
+    messages, directory = [], Path(checkpoints.directory)
+    for step in sorted(checkpoints.all_steps(), reverse=True):
+        _check_processes(directory / str(step))
+        try:
+            return restore(checkpoints, step, state, iterator), step, messages
+        except Exception as error:  # orbax, tensorstore, zarr and grain each raise kinds of their own
+            aside = directory.with_name(f"broken-{step}")
+            messages.append(
+                f"checkpoint {directory / str(step)} cannot be read ({_first_line(error)}); moved to {aside}"
+            )
+        parallel.wait_for_all(f"broken {step}")
+        if parallel.is_main():
+            (directory / str(step)).rename(aside)
+        parallel.wait_for_all(f"moved {step}")
+        checkpoints.reload()
+    if messages:
+        raise OSError("\n".join([*messages, f"No checkpoint of {directory.parent} is left: train it anew."]))
+    return state, 0, messages
+
+
 def restore(checkpoints: ocp.CheckpointManager, step: int, state: Any, iterator) -> Any:
     """The state saved under `step`, with the shardings of `state`; `iterator` is wound to where it stood."""
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _storable(state))
@@ -31,6 +60,20 @@ def restore(checkpoints: ocp.CheckpointManager, step: int, state: Any, iterator)
     )
     stored = checkpoints.restore(step, args=arguments)["state"]
     return state.replace(**{**stored, "key": jax.random.wrap_key_data(stored["key"])})
+
+
+def _check_processes(directory: Path) -> None:
+    """ValueError unless a checkpoint was written by as many processes as there are: each has its data iterator in it."""
+    count, found = jax.process_count(), len(list((directory / "data").glob("process_*.json")))
+    if found and found != count:
+        raise ValueError(
+            f"{directory} was written by {found} processes, this run has {count}: go on with {found}, or train in "
+            "another --workdir"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}" if str(error) else type(error).__name__
 
 
 def load_params(workdir: Path) -> tuple[Any, int]:

@@ -136,6 +136,24 @@ class TrainConfig:
     """Steps between two lines of metrics.jsonl, which hold means over those steps."""
     checkpoint_every: int = 500
     """Steps between two checkpoints; the last step is always saved."""
+    accumulate: int = 1
+    """Parts into which a batch is cut, one after the other on the devices: less memory, the same batch and the same
+    random draws."""
+    shard_optimizer: bool = False
+    """Split the optimizer's state over the devices (ZeRO stage 1): less memory on each. Not with --parallel pmap."""
+
+
+@dataclass(frozen=True)
+class HostsConfig:
+    """Processes that train together, where they do not find each other by themselves as on a TPU pod."""
+
+    coordinator: str = ""
+    """HOST:PORT of process 0; auto: ask the cluster's scheduler (SLURM, Open MPI, Kubernetes); empty: one process, or
+    all hosts of a TPU pod."""
+    processes: int = 0
+    """How many there are."""
+    process: int = -1
+    """Which one this is, 0 to processes - 1."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +173,11 @@ class Config:
     of a cell, on a grid that many times as fine; 1: the image as it is. Logits are of the image as it is. Ours."""
     baseline: bool = True
     """Also train the plain mean-pooled classifier, CAM's home: same encoder (without half_turn), data and steps."""
+    parallel: Literal["jit", "pmap"] = "jit"
+    """How a step runs on several devices: jit over a mesh, or the same step through pmap."""
+    profile: bool = False
+    """Write a trace of ten steps to workdir/profile, for TensorBoard or Perfetto."""
+    hosts: HostsConfig = field(default_factory=HostsConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -195,6 +218,7 @@ class Config:
             "train.clip_norm": (1e-9, 1e30),
             "train.log_every": (1, 10**9),
             "train.checkpoint_every": (1, 10**9),
+            "train.accumulate": (1, 2**20),
         }
         wrong = []
         for name, (low, high) in bounds.items():
@@ -208,6 +232,13 @@ class Config:
                     wrong.append(f"loss.{name}: expected 0 without model.half_turn (there is one view), found {value}")
         if self.map_shifts > self.model.stride:
             wrong.append(f"map_shifts: expected at most model.stride, {self.model.stride}, found {self.map_shifts}")
+        if self.data.batch_size % self.train.accumulate:
+            wrong.append(
+                f"train.accumulate: expected a divisor of data.batch_size, {self.data.batch_size}, "
+                f"found {self.train.accumulate}"
+            )
+        if self.parallel == "pmap" and self.train.shard_optimizer:
+            wrong.append("train.shard_optimizer: expected False with parallel pmap, found True")
         if wrong:
             raise ValueError("settings out of range:\n  " + "\n  ".join(wrong))
 
@@ -219,7 +250,13 @@ class Config:
     def from_dict(cls, values: dict[str, Any]) -> "Config":
         """Inverse of `to_dict`. Unknown fields raise TypeError, missing ones KeyError: a run need not have had our
         defaults of today."""
-        nested = {"data": DataConfig, "model": ModelConfig, "loss": LossConfig, "train": TrainConfig}
+        nested = {
+            "hosts": HostsConfig,
+            "data": DataConfig,
+            "model": ModelConfig,
+            "loss": LossConfig,
+            "train": TrainConfig,
+        }
         for kind, part in ((cls, values), *((nested[k], values[k]) for k in nested)):
             names = [f.name for f in dataclasses.fields(kind)]
             if missing := [name for name in names if name not in part]:

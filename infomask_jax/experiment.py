@@ -1,8 +1,10 @@
 """One run from data to pictures: train InfoMask and the plain classifier, score both, draw figures."""
 
+import contextlib
 import csv
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,14 +14,15 @@ import scipy.special
 import tyro
 from rich.progress import track
 
-from infomask_jax import checkpoint, datasets, evaluate, localize, pipeline, report
+from infomask_jax import checkpoint, datasets, evaluate, localize, parallel, pipeline, report
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
 from infomask_jax.evaluate import bootstrap, controls
 from infomask_jax.explain import heat_maps, shifted_heat_maps
 from infomask_jax.manifest import write_json
 from infomask_jax.model.infomask import InfoMask
-from infomask_jax.train import data_sharding, train
+from infomask_jax.monitor import STOPPED, Stopped
+from infomask_jax.train import train
 
 BASELINE = "plain"  # sub-folder of a run that holds its plain classifier
 DRAWN = "infomask"  # the method whose boxes are written and drawn
@@ -28,10 +31,21 @@ DRAWN = "infomask"  # the method whose boxes are written and drawn
 def main(default: Config, description: str | None) -> None:
     """Command line of an experiment script: `default` with any field overridden, then `run`."""
     config = tyro.cli(Config, default=default, description=description)
-    try:
+    with exits():
+        parallel.start(config.hosts)
         run(config)
-    except KeyboardInterrupt as stop:
-        raise SystemExit(f"{stop or 'interrupted'}") from None
+
+
+@contextlib.contextmanager
+def exits():
+    """Exit status of a command: 0 done, 75 asked to stop and saved (the same command continues), 1 an error, told."""
+    try:
+        yield
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        raise SystemExit(STOPPED) from None
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted") from None
     except (ValueError, OSError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from error
 
@@ -86,6 +100,8 @@ def evaluate_run(workdir: Path, data: Prepared, split: str, faithfulness: bool =
     val, val_maps = None, None
     if "val" in data.splits and split != "val":
         val, val_maps = predict_split(workdir, data, "val", findings)
+    if not parallel.is_main():  # every process has helped to predict; one of them writes
+        return output
     console.print(f"scoring {len(examples['image_id'])} images of {data.name}/{split}")
     frame = config.data.image_size
     options = {"frame": frame, "val": val, "val_maps": val_maps, "dataset": data.name, "split": split}
@@ -158,9 +174,9 @@ def predict(config: Config, params, source, findings: int) -> tuple[np.ndarray, 
     """Logits [N, K] float32 and heat maps {method: [N, h, w, 1 or K]} float16 of every image, in the source's order; h
     and w are the grid's times config.map_shifts."""
     model = InfoMask(config.model, findings)
-    devices = jax.local_device_count()
+    devices, place = jax.device_count(), (jax.process_index(), jax.process_count())
     batch_size = -(-config.data.batch_size // devices) * devices  # padding takes up what does not divide
-    replicated, split = data_sharding(batch_size)
+    replicated, split = parallel.shardings(batch_size)
 
     @jax.jit
     def forward(params, images):
@@ -170,14 +186,14 @@ def predict(config: Config, params, source, findings: int) -> tuple[np.ndarray, 
         logits = model.apply({"params": params}, images, train=False)[0]
         return logits, shifted_heat_maps(maps_of, images, config.model.stride, config.map_shifts)
 
-    params, logits, maps = jax.device_put(params, replicated), [], {}
+    params, logits, maps = parallel.place(params, replicated), [], {}
     batches = -(-len(source) // batch_size)
     name = "plain classifier" if config.model.bottleneck == "none" else config.model.bottleneck
-    for batch in track(
-        pipeline.eval_batches(source, config.data.image_size, batch_size), f"maps of {name}", total=batches
-    ):
-        keep = batch["valid"] > 0
-        batch_logits, batch_maps = jax.device_get(forward(params, jax.device_put(batch["image"], split)))
+    stream = pipeline.eval_batches(source, config.data.image_size, batch_size, *place)
+    for batch in track(stream, f"maps of {name}", total=batches, disable=not parallel.is_main()):
+        placed = parallel.to_devices({key: batch[key] for key in ("image", "valid")}, split)
+        valid, (batch_logits, batch_maps) = parallel.fetch((placed["valid"], forward(params, placed["image"])))
+        keep = valid > 0
         logits.append(batch_logits[keep])
         for method, values in batch_maps.items():
             limit = np.finfo(np.float16).max  # a map beyond it stays finite and keeps its order up to there

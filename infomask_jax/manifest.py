@@ -1,6 +1,7 @@
 """Who owns a work directory: its config.json and manifest.json, and the refusal to mix two runs in one folder."""
 
 import json
+import os
 import platform
 import subprocess
 from importlib.metadata import version
@@ -8,12 +9,13 @@ from pathlib import Path
 
 import jax
 
-from infomask_jax import __version__
+from infomask_jax import __version__, parallel
 from infomask_jax.config import Config, differences
 from infomask_jax.datasets import Prepared
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tensorflow-datasets")
-FREE = ("workdir", "data_dir")  # where things are may change between two sittings of the same run
+# Where things are, and what is watched, may change between two sittings of the same run.
+FREE = ("workdir", "data_dir", "hosts", "profile")
 
 
 def claim(config: Config, data: Prepared) -> None:
@@ -37,7 +39,8 @@ def claim(config: Config, data: Prepared) -> None:
                 + "\n  ".join(lines)
                 + "\nGive another --workdir, or the old settings."
             )
-        write_json(config_path, new["config"])
+        if parallel.is_main():
+            write_json(config_path, new["config"])
         return
     if (workdir / "checkpoints").exists():
         raise ValueError(f"{workdir} holds checkpoints but no config.json and manifest.json: give another --workdir.")
@@ -50,6 +53,8 @@ def claim(config: Config, data: Prepared) -> None:
         "python": platform.python_version(),
         "libraries": {name: version(name) for name in LIBRARIES},
         "devices": [device.device_kind for device in jax.devices()],
+        "processes": jax.process_count(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
     # config.json last: a work directory counts as claimed only when both are there.
     write_json(manifest_path, manifest)

@@ -5,6 +5,7 @@ padding; index int32 [B], position in the split (-1 for padding).
 """
 
 import signal
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ import cv2
 import grain
 import numpy as np
 from absl import flags
-from grain.experimental import device_put
+from grain.experimental import ThreadPrefetchIterDataset
 
 from infomask_jax.config import DataConfig
 
@@ -68,11 +69,19 @@ def augment(sample: Batch, rng: np.random.Generator, config: DataConfig) -> Batc
     return {**sample, "image": gain * image[..., None]}
 
 
-def train_batches(source, config: DataConfig, seed: int, sharding=None) -> grain.IterDataset:
+def train_batches(
+    source,
+    config: DataConfig,
+    seed: int,
+    to_devices: Callable[[Batch], Any] | None = None,
+    process: int = 0,
+    processes: int = 1,
+) -> grain.IterDataset:
     """Endless stream of augmented batches: a pure function of (source, config, seed), whatever the worker count.
 
     Epochs stay whole: every image is drawn once before any is drawn again. The iterator (`iter`) is checkpointable.
-    With a `sharding`, batches arrive on the devices, two of them ahead of the step.
+    With `to_devices`, batches have gone through it, two of them ahead of the step. Of several processes each gets its
+    consecutive part of every batch, and reads no other images.
     """
     if len(source) < 1:
         raise ValueError("the training split is empty: nothing to train on")
@@ -82,7 +91,7 @@ def train_batches(source, config: DataConfig, seed: int, sharding=None) -> grain
         .shuffle(seed=seed)
         .repeat()
         .random_map(partial(augment, config=config), seed=seed)
-        .batch(config.batch_size)
+        .batch(config.batch_size // processes)[process::processes]
         .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     )
     if config.workers:
@@ -90,17 +99,28 @@ def train_batches(source, config: DataConfig, seed: int, sharding=None) -> grain
             flags.FLAGS.mark_as_parsed()  # grain asks absl for its flags; ours is not an absl program
         options = grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=2)
         dataset = dataset.mp_prefetch(options, worker_init_fn=_ignore_interrupt)
-    if sharding is not None:
-        dataset = device_put(dataset, sharding, cpu_buffer_size=2, device_buffer_size=2)
+    if to_devices is not None:
+        dataset = ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2).map(to_devices)
+        dataset = ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2)
     return dataset
 
 
-def eval_batches(source, image_size: int, batch_size: int) -> grain.IterDataset:
-    """One ordered pass over every image; the last batch is padded with copies that `valid` marks 0."""
+def eval_batches(source, image_size: int, batch_size: int, process: int = 0, processes: int = 1) -> grain.IterDataset:
+    """One ordered pass over every image; the last batch is padded with copies that `valid` marks 0.
+
+    Of several processes each gets its consecutive part of every batch; all get the same number of batches.
+    """
+    count = len(source)
+
+    def sample(index: int) -> Batch:
+        if index < count:
+            return to_sample(index, source[index], image_size, count)
+        return {**to_sample(0, source[0], image_size, count), "valid": np.float32(0.0), "index": np.int32(-1)}
+
     return (
-        grain.MapDataset.source(source)
-        .map_with_index(partial(to_sample, size=image_size, count=len(source)))
-        .batch(batch_size, batch_fn=partial(_pad, size=batch_size))
+        grain.MapDataset.range(-(-count // batch_size) * batch_size)
+        .map(sample)
+        .batch(batch_size // processes)[process::processes]
         .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     )
 
@@ -108,9 +128,3 @@ def eval_batches(source, image_size: int, batch_size: int) -> grain.IterDataset:
 def _ignore_interrupt(index: int, count: int) -> None:
     """Ctrl-C reaches every process of the terminal: workers leave it to the loop, which saves and then stops them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _pad(samples: list[Batch], size: int) -> Batch:
-    padding = {**samples[0], "valid": np.float32(0.0), "index": np.int32(-1)}
-    samples = [*samples, *[padding] * (size - len(samples))]
-    return {key: np.stack([sample[key] for sample in samples]) for key in padding}

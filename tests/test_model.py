@@ -297,7 +297,7 @@ def test_an_image_without_content_is_absent():
 
 
 def test_hidden_blocks():
-    kept = np.asarray(random_blocks(jax.random.key(0), (4000, 5, 4), 0.6))
+    kept = np.asarray(jax.vmap(lambda key: random_blocks(key, (5, 4), 0.6))(jax.random.split(jax.random.key(0), 4000)))
     chex.assert_shape(kept, (4000, 5, 4, 1))
     assert set(np.unique(kept)) == {0.0, 1.0}
     np.testing.assert_array_equal(kept[:, 0:2, 2:4], kept[:, :1, 2:3] * np.ones((1, 2, 2, 1)))  # blocks of 2 x 2
@@ -306,7 +306,26 @@ def test_hidden_blocks():
     assert abs(hidden.mean() - 0.3) < 0.01  # the mean of a share uniform in 0 .. 0.6
     expected = 0.6**2 / 12 + (0.3 - 0.6**2 / 3) / 4  # variance of the share, and of four draws given it
     assert abs(hidden.var() - expected) < 0.005
-    assert random_blocks(jax.random.key(0), (3, 4, 4), 0.0).min() == 1
+    assert random_blocks(jax.random.key(0), (4, 4), 0.0).min() == 1
+
+
+@pytest.mark.parametrize("fill", ["zero", "noise"])
+def test_random_draws_belong_to_the_place_in_the_batch(fill):
+    """Two halves of a batch, told their places, draw what the whole batch draws; no two places draw the same."""
+    model, params, images = build(size=16, fill=fill, mask_samples=2)
+    images = jnp.concatenate([images, images])
+
+    def run(images, positions):
+        rngs = {"sample": jax.random.key(3)}
+        return model.apply({"params": params}, images, train=True, positions=positions, rngs=rngs)
+
+    _, out = run(images, None)
+    halves = [run(images[places], places)[1] for places in (jnp.arange(0, 4, 2), jnp.arange(1, 4, 2))]
+    for name in ("mask", "sample_logits", "hidden_logits"):
+        axis = 1 if name == "sample_logits" else 0
+        joined = jnp.stack([half[name] for half in halves], axis=axis + 1).reshape(out[name].shape)
+        np.testing.assert_allclose(joined, out[name], atol=1e-5)
+    assert np.abs(out["mask"][0] - out["mask"][2]).max() > 0.1  # the same image, at another place
 
 
 def test_hidden_view():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import chex
 import cv2
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from infomask_jax import pipeline
+from infomask_jax import parallel, pipeline
 from infomask_jax.config import DataConfig
 
 CONFIG = DataConfig(image_size=16, batch_size=8)
@@ -121,12 +122,23 @@ def test_empty_training_split_is_an_error():
 
 
 def test_batches_arrive_sharded(examples):
-    from infomask_jax.train import data_sharding
-
-    _, split = data_sharding(8)
-    (batch,) = first(pipeline.train_batches(examples, CONFIG, 0, split), 1)
+    _, split = parallel.shardings(8)
+    (batch,) = first(pipeline.train_batches(examples, CONFIG, 0, partial(parallel.to_devices, split=split)), 1)
     assert len(batch["image"].sharding.device_set) == jax.local_device_count() == 8
     assert batch["image"].addressable_shards[0].data.shape == (1, 16, 16, 1)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_the_batches(examples, processes):
+    """Their parts, one after the other, are the batches of one process: in training, and in scoring to the last one."""
+    whole = first(pipeline.train_batches(examples, CONFIG, seed=4), 20)
+    streams = [pipeline.train_batches(examples, CONFIG, 4, None, p, processes) for p in range(processes)]
+    for batch, *parts in zip(whole, *(first(stream, 20) for stream in streams), strict=True):
+        chex.assert_trees_all_equal(batch, jax.tree.map(lambda *x: np.concatenate(x), *parts))
+    scored = list(pipeline.eval_batches(examples, 16, 24))
+    streams = [list(pipeline.eval_batches(examples, 16, 24, p, processes)) for p in range(processes)]
+    for batch, *parts in zip(scored, *streams, strict=True):
+        chex.assert_trees_all_equal(batch, jax.tree.map(lambda *x: np.concatenate(x), *parts))
 
 
 def test_stream_is_a_grain_dataset(examples):

@@ -21,7 +21,8 @@ import pytest
 from infomask_jax import checkpoint, pipeline
 from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 from infomask_jax.explain import heat_maps
-from infomask_jax.train import create_state, data_sharding, make_train_step, train
+from infomask_jax.parallel import shardings
+from infomask_jax.train import create_state, make_train_step, train
 
 ROOT = Path(__file__).parent.parent
 
@@ -162,7 +163,7 @@ def test_sharded_step_equals_single_device(tmp_path, examples):
     """Eight devices draw the same noise and reach the same parameters as one, to float32 rounding."""
     config = tiny(tmp_path)
     batches = [b for b, _ in zip(pipeline.train_batches(examples, config.data, 0), range(10), strict=False)]
-    replicated, split = data_sharding(config.data.batch_size)
+    replicated, split = shardings(config.data.batch_size)
     assert len(split.device_set) == 8
     single, sharded = create_state(config, 1), jax.device_put(create_state(config, 1), replicated)
     step = make_train_step(config)
@@ -177,7 +178,7 @@ def test_sharded_step_equals_single_device(tmp_path, examples):
 
 def test_indivisible_batch_is_refused():
     with pytest.raises(ValueError, match="batch_size 12 does not divide over 8 devices"):
-        data_sharding(12)
+        shardings(12)
 
 
 def test_run_writes_its_files_and_finishes(tmp_path, data):
@@ -263,9 +264,9 @@ def test_resume_after_sigkill_is_bitwise(tmp_path, data):
     chex.assert_trees_all_equal(params, jax.device_get(reference.params), custom_message=f"killed at steps {kills}")
     with checkpoint.manager(killed) as checkpoints:
         config = tiny(killed, train=TrainConfig(steps=steps, log_every=1, checkpoint_every=7))
-        replicated, split = data_sharding(8)
+        replicated, _ = shardings(8)
         target = jax.device_put(create_state(config, 1), replicated)
-        iterator = iter(pipeline.train_batches(data.source("train"), config.data, 0, split))
+        iterator = iter(pipeline.train_batches(data.source("train"), config.data, 0, lambda batch: batch))
         state = checkpoint.restore(checkpoints, steps, target, iterator)
     chex.assert_trees_all_equal(jax.device_get(state.opt_state), jax.device_get(reference.opt_state))
     np.testing.assert_array_equal(jax.random.key_data(state.key), jax.random.key_data(reference.key))

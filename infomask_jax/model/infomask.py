@@ -14,16 +14,16 @@ LOGIT_BOUND = 6.0  # of the mask posterior: pi stays within 0.0025 .. 0.9975 and
 EMPTY_RANGE = 0.02  # largest difference between two pixels of an empty cell, standard deviations of the image
 
 
-def random_blocks(key: jax.Array, grid: tuple[int, int, int], hide: float) -> jax.Array:
-    """1 for cells that stay, 0 for those hidden: [B, h, w, 1] for a grid (B, h, w), in blocks of 2 x 2 cells.
+def random_blocks(key: jax.Array, grid: tuple[int, int], hide: float) -> jax.Array:
+    """1 for cells that stay, 0 for those hidden: [h, w, 1] for a grid (h, w) of one image, in blocks of 2 x 2 cells.
 
-    The share that is hidden is uniform in 0 .. hide, image by image; blocks are hidden independently.
+    The share that is hidden is uniform in 0 .. hide; blocks are hidden independently.
     """
-    count, height, width = grid
+    height, width = grid
     key_share, key_block = jax.random.split(key)
-    share = jax.random.uniform(key_share, (count, 1, 1, 1), maxval=hide)
-    kept = jax.random.uniform(key_block, (count, -(-height // 2), -(-width // 2), 1)) >= share
-    return kept.repeat(2, axis=1).repeat(2, axis=2)[:, :height, :width].astype(jnp.float32)
+    share = jax.random.uniform(key_share, maxval=hide)
+    kept = jax.random.uniform(key_block, (-(-height // 2), -(-width // 2), 1)) >= share
+    return kept.repeat(2, axis=0).repeat(2, axis=1)[:height, :width].astype(jnp.float32)
 
 
 def has_content(images: jax.Array, stride: int) -> jax.Array:
@@ -64,7 +64,12 @@ class InfoMask(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array | None, *, train: bool, features: jax.Array | None = None
+        self,
+        images: jax.Array | None,
+        *,
+        train: bool,
+        features: jax.Array | None = None,
+        positions: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Logits and everything between.
 
@@ -72,6 +77,8 @@ class InfoMask(nn.Module):
           images: [B, H, W, 1] float32, standardised.
           train: sample z and the mask (needs the rng stream `sample`); otherwise use the posterior means, no rng.
           features: [B, h, w, D] float32 to classify in place of the encoder's, for attribution; `images` is not read.
+          positions: [B] int32, by default 0 .. B - 1: place of each image in the global batch. It picks the image's
+            random draws, which are then the same however the batch is split over devices or steps of accumulation.
 
         Returns:
           logits [B, K] and `out`, all float32: features [B, h, w, D]; mu, log_sigma [B, h, w, C]; mask_logits, mask
@@ -85,6 +92,12 @@ class InfoMask(nn.Module):
         """
         c = self.config
         views = None
+        if train and (c.bottleneck != "none" or (c.half_turn and c.hide)):
+            positions = jnp.arange(len(images)) if positions is None else positions
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("sample"), positions)
+            key_hide, key_z, key_mask, key_fill = jax.vmap(lambda key: tuple(jax.random.split(key, 4)))(
+                keys
+            )  # [B] each
         if features is None:
             encoder = Encoder(
                 c.width, c.depth, c.stride, c.second_kernel, c.norm, dtype=jnp.dtype(c.dtype), name="encoder"
@@ -95,7 +108,7 @@ class InfoMask(nn.Module):
             if c.half_turn:
                 other = images
                 if train and c.hide:
-                    kept = random_blocks(self.make_rng("sample"), features.shape[:3], c.hide)
+                    kept = jax.vmap(partial(random_blocks, grid=features.shape[1:3], hide=c.hide))(key_hide)
                     other = images * kept.repeat(c.stride, axis=1).repeat(c.stride, axis=2)
                     shown *= kept  # cells that the second view shows, [B, h, w, 1]
                 turned = shown * encoder(other[:, ::-1, ::-1])[:, ::-1, ::-1].astype(jnp.float32)
@@ -105,8 +118,6 @@ class InfoMask(nn.Module):
         content = jnp.ones((*grid, 1))
         if c.close_empty:  # features of empty cells are zero, those of others are not: no need of the image
             content = jnp.any(features != 0, axis=-1, keepdims=True).astype(jnp.float32)
-        if train and c.bottleneck != "none":
-            key_z, key_mask, key_fill = jax.random.split(self.make_rng("sample"), 3)
 
         mask_logits = jnp.full((*grid, 1), jnp.inf)
         mask, kl_m = jnp.ones((1, *grid, 1)), jnp.zeros((*grid, 1))  # mask: [S, B, h, w, M]
@@ -118,8 +129,12 @@ class InfoMask(nn.Module):
             mask_logits = LOGIT_BOUND * jnp.tanh(mask_logits / LOGIT_BOUND)
             mask_logits = jnp.where(content > 0, mask_logits, -LOGIT_BOUND)
             if train:
-                shape = (c.mask_samples, *mask_logits.shape)
-                mask = masks.sample_mask(key_mask, jnp.broadcast_to(mask_logits, shape), c.sampler, c.temperature)
+
+                def draws(key, logits):  # of one image: [h, w, M] -> [S, h, w, M]
+                    shape = (c.mask_samples, *logits.shape)
+                    return masks.sample_mask(key, jnp.broadcast_to(logits, shape), c.sampler, c.temperature)
+
+                mask = jax.vmap(draws, out_axes=1)(key_mask, mask_logits)
             else:
                 mask = masks.mean_mask(mask_logits, c.sampler)[None]
             mask *= content[None]
@@ -140,7 +155,7 @@ class InfoMask(nn.Module):
             sigma_bias = nn.initializers.constant(c.log_sigma_bias)
             log_sigma = nn.Dense(c.latent_channels, bias_init=sigma_bias, name="log_sigma")(features)
             log_sigma = jnp.clip(log_sigma, -8.0, 2.0)  # exp(2 log_sigma) stays finite
-            z = masks.sample_normal(key_z, mu, log_sigma) if train else mu
+            z = jax.vmap(masks.sample_normal)(key_z, mu, log_sigma) if train else mu
             # A cell's z is irrelevant only when every mask over it is closed.
             any_open = 1.0 - jnp.prod(1.0 - jax.nn.sigmoid(mask_logits), axis=-1)  # [B, h, w]
             kl_z = any_open * content[..., 0] * masks.kl_normal(mu, log_sigma)
@@ -155,7 +170,7 @@ class InfoMask(nn.Module):
 
         noise = None
         if c.fill == "noise" and train and c.bottleneck == "infomask":
-            noise = jax.random.normal(key_fill, z.shape)
+            noise = jax.vmap(partial(jax.random.normal, shape=z.shape[1:]))(key_fill)
 
         def masked(cells, function):  # cells = function(z) -> function of the masked representation, [S, B, h, w, K]
             # Exact for a binary mask (function(0) is 0), without forming m * z for every sample.

@@ -15,14 +15,14 @@ def sample_mask(key: jax.Array, logits: jax.Array, sampler: str, temperature: fl
 
     Args:
       key: typed PRNG key; unused by `sigmoid`.
-      logits: [B, h, w, M] posterior logits, pi = sigmoid(logits).
+      logits: [..., h, w, M] posterior logits, pi = sigmoid(logits).
       sampler: `concrete` (Maddison et al. 2017), `hard_concrete` (Louizos et al. 2018), `straight_through` (Bengio et
         al. 2013: hard draw forward, gradient of the concrete draw backward), `gaussian_gate` (Yamada et al. 2020) or
         `sigmoid` (no noise).
       temperature: tau of the concrete family, or the standard deviation of the Gaussian gate's noise.
 
     Returns:
-      [B, h, w, M] in [0, 1].
+      The same shape, in [0, 1].
     """
     if sampler == "sigmoid":
         return jax.nn.sigmoid(logits)
@@ -48,7 +48,7 @@ def mean_mask(logits: jax.Array, sampler: str) -> jax.Array:
 
 
 def sample_normal(key: jax.Array, mu: jax.Array, log_sigma: jax.Array) -> jax.Array:
-    """z = mu + sigma * eps, eps ~ N(0, I) (Kingma & Welling 2014). Shapes [B, h, w, C]."""
+    """z = mu + sigma * eps, eps ~ N(0, I) (Kingma & Welling 2014). Shapes [..., C]."""
     return mu + jnp.exp(log_sigma) * jax.random.normal(key, mu.shape)
 
 

@@ -1,0 +1,170 @@
+"""What a training run tells and hears: metrics.jsonl, the progress line, the profile, requests to stop."""
+
+import json
+import os
+import signal
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from infomask_jax import parallel
+
+STOPPED = 75  # exit status of a run that was asked to stop and saved: EX_TEMPFAIL, the same command continues it
+METADATA_SECONDS = 5.0  # between two looks at the cloud's notices; a preempted machine has 30 seconds
+
+
+class Stopped(KeyboardInterrupt):
+    """Training was asked to stop, and saved; the same command continues it."""
+
+
+class MetricsLog:
+    """metrics.jsonl: one line of means over the steps since the last line, rates of progress, and the finite check.
+
+    `losses` are those of the single steps, for `reproduce`. Metrics stay on the device until a line is due, so that the
+    loop never waits for a step it need not wait for. Of several processes the main one writes.
+    """
+
+    def __init__(self, path: Path, step: int, batch_size: int):
+        self.path, self.batch_size = path, batch_size
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        if parallel.is_main():
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_text("".join(line + "\n" for line in kept))  # lines after the checkpoint will come again
+            temporary.replace(path)
+        self.last = json.loads(kept[-1]) if kept else None
+        self.written: list[dict[str, float]] = []
+        self.pending: list[tuple[int, dict]] = []
+        self.since, self.waited, self.first = time.perf_counter(), 0.0, True
+
+    def add(self, step: int, metrics: dict) -> None:
+        self.pending.append((step, metrics))
+        if self.first:  # the first step compiles: keep it out of the rate
+            jax.block_until_ready(metrics)
+            self.since, self.waited = time.perf_counter(), 0.0
+
+    def check(self) -> list[dict[str, float]]:
+        """Fetch what is pending. FloatingPointError naming the first step whose loss or gradient is not finite."""
+        fetched = jax.device_get([metrics for _, metrics in self.pending])
+        rows = [{key: np.ravel(value)[0] for key, value in row.items()} for row in fetched]  # pmap's are [1]
+        for (step, _), row in zip(self.pending, rows, strict=True):
+            if not (np.isfinite(row["loss"]) and np.isfinite(row["grad_norm"])):
+                raise FloatingPointError(
+                    f"step {step}: loss {row['loss']}, gradient norm {row['grad_norm']}. "
+                    f"Last finite metrics: {self.last}."
+                    " Try a lower train.learning_rate or lower betas, in a new --workdir."
+                )
+        return rows
+
+    def flush(self) -> dict[str, float]:
+        """Write and return the means of the pending steps."""
+        rows, step = self.check(), self.pending[-1][0]
+        elapsed = max(time.perf_counter() - self.since, 1e-9)
+        counted = len(rows) - self.first
+        row = {"step": step} | {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+        row["losses"] = [float(metrics["loss"]) for metrics in rows]
+        if counted:
+            row |= {"images_per_s": counted * self.batch_size / elapsed, "data_wait": min(1.0, self.waited / elapsed)}
+        if parallel.is_main():
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        self.written.append(row)
+        self.last, self.pending, self.first = row, [], False
+        self.since, self.waited = time.perf_counter(), 0.0
+        return row
+
+
+class Stop:
+    """Hears requests to stop after the running step: SIGINT, SIGTERM, the notice of Google Cloud that it will take the
+    machine away. A second SIGINT interrupts at once."""
+
+    requested = False
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():  # signals can be set nowhere else
+            self.previous = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.left = threading.Event()
+        if host := _metadata_host():
+            threading.Thread(target=self._watch, args=(host,), daemon=True).start()
+        return self
+
+    def _request(self, number, frame):
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def _watch(self, host: str) -> None:
+        url = f"http://{host}/computeMetadata/v1/instance/?recursive=true"
+        request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
+        while not self.left.is_set():
+            try:
+                with urllib.request.urlopen(request, timeout=METADATA_SECONDS) as answer:
+                    instance = json.load(answer)
+                event = instance.get("maintenanceEvent", "NONE")
+                if instance.get("preempted") == "TRUE" or event.startswith("TERMINATE"):
+                    self.requested = True
+                    return
+            except (OSError, ValueError):
+                pass  # the server is busy or away for a moment: ask again
+            self.left.wait(METADATA_SECONDS)
+
+    def __exit__(self, *_):
+        self.left.set()
+        for number, handler in getattr(self, "previous", {}).items():
+            signal.signal(number, handler)
+
+
+def _metadata_host() -> str | None:
+    """Host of Google Cloud's metadata server; None on other machines."""
+    if host := os.environ.get("GCE_METADATA_HOST"):
+        return host
+    product = Path("/sys/class/dmi/id/product_name")
+    try:
+        return "metadata.google.internal" if "Google" in product.read_text() else None
+    except OSError:
+        return None
+
+
+class Profile:
+    """Trace of ten steps, from the tenth on (the first compile), into a folder; without a folder nothing."""
+
+    FIRST, LAST = 10, 20
+
+    def __init__(self, folder: Path | None):
+        self.folder, self.steps, self.running = folder, 0, False
+
+    def __enter__(self):
+        return self
+
+    def step(self, metrics: dict) -> None:
+        """Call after every step."""
+        self.steps += 1
+        if self.folder and self.steps in (self.FIRST, self.LAST):
+            jax.block_until_ready(metrics)
+            if self.steps == self.FIRST:
+                jax.profiler.start_trace(self.folder)
+                self.running = True
+            else:
+                self.__exit__()
+
+    def __exit__(self, *_):
+        if self.running:
+            jax.profiler.stop_trace()
+            self.running = False
+
+
+def progress_bar() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(10), TextColumn("{task.completed}/{task.total}"))
+    columns += (TextColumn("{task.fields[status]}"), TimeRemainingColumn(compact=True))
+    return Progress(*columns, disable=not parallel.is_main())
+
+
+def status(row: dict[str, float]) -> str:
+    rate = row["rate_z"] + row["rate_m"]
+    speed = f" {row['images_per_s']:.0f} images/s" if "images_per_s" in row else ""
+    return f"loss {row['loss']:.3f}{f' rate {rate:.0f} bits' if rate else ''}{speed}"

@@ -1,0 +1,143 @@
+"""Devices and processes: how they find each other, what lies where, and what all must agree on.
+
+One mesh over every device of every process; parameters are replicated, batches are split over it. A process is a host
+of a TPU pod, or one started by hand with `--hosts`. With one process all of this is local and costs nothing.
+"""
+
+import contextlib
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from infomask_jax.config import HostsConfig
+
+AXIS = "batch"  # the mesh's one axis
+
+
+def start(hosts: HostsConfig) -> None:
+    """Join the other processes, if there are any, and keep compiled programs on disk. Call before anything of JAX.
+
+    Programs are kept in ~/.cache/infomask_jax, or where JAX_COMPILATION_CACHE_DIR says. ValueError if only some of the
+    options that name the processes are given.
+    """
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "infomask_jax"))
+    named = hosts.processes > 0, hosts.process >= 0, hosts.coordinator not in ("", "auto")
+    if any(named) and not all(named):
+        raise ValueError(
+            "several processes: expected --hosts.coordinator HOST:PORT, --hosts.processes N and --hosts.process I, "
+            f"found {hosts.coordinator!r}, {hosts.processes}, {hosts.process}. `--hosts.coordinator auto` asks the "
+            "cluster's scheduler and needs no others."
+        )
+    if jax.distributed.is_initialized():
+        return
+    if all(named):
+        jax.distributed.initialize(hosts.coordinator, hosts.processes, hosts.process)
+    elif hosts.coordinator == "auto" or _on_tpu_pod():
+        jax.distributed.initialize()
+
+
+def _on_tpu_pod() -> bool:
+    """Whether this is one of several hosts of a TPU slice, as its runtime tells in the environment."""
+    wanted = os.environ.get("JAX_PLATFORMS", "tpu").split(",")
+    names = [name for name in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
+    several = len(names) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+    return "tpu" in wanted and find_spec("libtpu") is not None and (several or Path("/dev/accel0").exists())
+
+
+def is_main() -> bool:
+    """Whether this process writes what is written once: tables, logs, figures."""
+    return jax.process_index() == 0
+
+
+def shardings(batch_size: int) -> tuple[NamedSharding, NamedSharding]:
+    """(replicated, split over the batch) on a mesh of all devices. ValueError if the batch does not divide."""
+    devices = jax.device_count()
+    if batch_size % devices:
+        raise ValueError(f"data.batch_size {batch_size} does not divide over {devices} devices: use a multiple of it")
+    mesh = jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,))
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def optimizer_sharding(leaf: jax.Array, replicated: NamedSharding) -> NamedSharding:
+    """Split over its first axis that divides over the devices; replicated if none does (ZeRO stage 1: Rajbhandari et
+    al. 2020)."""
+    devices = replicated.mesh.size
+    for axis, size in enumerate(leaf.shape):
+        if size and size % devices == 0:
+            return NamedSharding(replicated.mesh, PartitionSpec(*[None] * axis, AXIS))
+    return replicated
+
+
+def place(tree: Any, layout: Any) -> Any:
+    """Arrays that every process has whole -> global arrays with the shardings of `layout`, a tree or one for all."""
+
+    def put(x, sharding):
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):  # device_put does not take these to other processes
+            return jax.random.wrap_key_data(put(jax.random.key_data(x), sharding))
+        return jax.device_put(np.asarray(x), sharding)
+
+    layouts = jax.tree.map(lambda _: layout, tree) if isinstance(layout, NamedSharding) else layout
+    return jax.tree.map(put, tree, layouts)
+
+
+def to_devices(batch: dict[str, np.ndarray], split: NamedSharding) -> dict[str, jax.Array]:
+    """This process's consecutive part of a batch -> global arrays."""
+    return {key: jax.make_array_from_process_local_data(split, value) for key, value in batch.items()}
+
+
+def fetch(tree: Any) -> Any:
+    """Global arrays, split or replicated -> whole numpy arrays, on every process."""
+    if jax.process_count() > 1:
+        return multihost_utils.process_allgather(tree, tiled=True)
+    return jax.device_get(tree)
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether the flag is set on any process. Every process has to ask at the same place."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def wait_for_all(name: str) -> None:
+    """Return when every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def main_first(name: str):
+    """The main process goes through the block before the others begin it, who go through it even where it failed."""
+    if not is_main():
+        wait_for_all(name)
+    try:
+        yield
+    finally:
+        if is_main():
+            wait_for_all(name)
+
+
+def stack(tree: Any) -> Any:
+    """For pmap: replicated arrays -> one copy for each device of this process, [D, ...]."""
+    devices = jax.local_devices()
+    mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+    def copies(x):
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(copies(jax.random.key_data(x)))
+        return np.broadcast_to(np.asarray(x), (len(devices), *x.shape))
+
+    stacked = jax.tree.map(copies, tree)
+    return place(stacked, NamedSharding(mesh, PartitionSpec(AXIS)))
+
+
+def unstack(tree: Any, replicated: NamedSharding) -> Any:
+    """For pmap: [D, ...] whose copies are equal -> the array, replicated over the devices of all processes."""
+    return place(jax.tree.map(lambda x: x.addressable_shards[0].data.reshape(x.shape[1:]), tree), replicated)

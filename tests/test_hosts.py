@@ -1,0 +1,123 @@
+"""Two processes of four devices each, through the experiment script: one run, as one process would make it."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chex
+import numpy as np
+import pytest
+
+from infomask_jax import checkpoint, datasets
+from infomask_jax.datasets import Synthetic
+from infomask_jax.monitor import STOPPED
+
+ROOT = Path(__file__).parent.parent
+STEPS = 30
+FLAGS = f"""--data.image-size 32 --data.batch-size 16 --model.width 8 --model.depth 1
+  --model.latent-channels 4 --train.steps {STEPS} --train.log-every 1 --train.checkpoint-every 7 --no-baseline --loss.delay 0 --loss.ramp 0.1""".split()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("hosts")
+    datasets.prepare(Synthetic(data_dir=folder / "data", size=32, train=64, val=24, test=30, workers=1))
+    return folder
+
+
+def start(folder: Path, name: str, *flags: str, processes: int = 2) -> list[subprocess.Popen]:
+    """Processes that share eight devices, each writing NAME-I.txt."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, str(ROOT / "experiments" / "quickstart.py"), *FLAGS, *flags]
+    command += ["--data-dir", str(folder / "data"), "--workdir", str(folder / name)]
+    started = []
+    for i in range(processes):
+        hosts = ["--hosts.coordinator", f"localhost:{port}", "--hosts.processes", str(processes)]
+        hosts = [*hosts, "--hosts.process", str(i)] if processes > 1 else []
+        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(8 // processes)}
+        with (folder / f"{name}-{i}.txt").open("w") as output:
+            started.append(subprocess.Popen([*command, *hosts], stdout=output, stderr=output, env=environment))
+    return started
+
+
+def finish(folder: Path, name: str, started: list[subprocess.Popen]) -> list[int]:
+    codes = [process.wait(timeout=300) for process in started]
+    assert len(set(codes)) == 1, [(folder / f"{name}-{i}.txt").read_text()[-2000:] for i in range(len(codes))]
+    return codes
+
+
+def run(folder: Path, name: str, *flags: str, processes: int = 2) -> Path:
+    codes = finish(folder, name, start(folder, name, *flags, processes=processes))
+    assert set(codes) == {0}, (folder / f"{name}-0.txt").read_text()[-2000:]
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def whole(folder) -> Path:
+    return run(folder, "whole")
+
+
+def wait_for_step(workdir: Path, step: int, started: list[subprocess.Popen]) -> None:
+    path, deadline = workdir / "metrics.jsonl", time.monotonic() + 240
+    while not (path.exists() and len(path.read_text().splitlines()) >= step):
+        assert time.monotonic() < deadline and all(process.poll() is None for process in started), "not reached"
+        time.sleep(0.01)
+
+
+def losses(workdir: Path) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], loss) for row in rows for loss in row["losses"]]
+
+
+def test_killed_and_resumed_is_bitwise_uninterrupted(folder, whole):
+    started = start(folder, "killed")
+    step = random.Random(time.time_ns()).randrange(8, STEPS - 4)
+    wait_for_step(folder / "killed", step, started)
+    for process in started:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    run(folder, "killed")
+    assert "resumed" in (folder / "killed-0.txt").read_text()
+    (params, last), (expected, _) = (checkpoint.load_params(folder / name) for name in ("killed", "whole"))
+    assert last == STEPS
+    chex.assert_trees_all_equal(params, expected, custom_message=f"killed at step {step}")
+    assert losses(folder / "killed") == losses(whole)
+
+
+@pytest.mark.parametrize("flags", [(), ("--parallel", "pmap")], ids=["jit", "pmap"])
+def test_two_processes_equal_one(folder, whole, flags):
+    """One process with eight devices; or the two by pmap: same parameters to rounding, and the same scores of every
+    image once, in order."""
+    other = run(folder, f"other{len(flags)}", *flags, processes=2 if flags else 1)
+    chex.assert_trees_all_close(
+        *(checkpoint.load_params(workdir)[0] for workdir in (whole, other)), atol=1e-5, rtol=1e-4
+    )
+    np.testing.assert_allclose(losses(whole), losses(other), rtol=1e-5)
+    with np.load(whole / "maps" / "test.npz") as a, np.load(other / "maps" / "test.npz") as b:
+        assert len(a["image_id"]) == 30  # not a multiple of the batch
+        np.testing.assert_array_equal(a["image_id"], b["image_id"])
+        np.testing.assert_allclose(a["infomask"].astype(float), b["infomask"].astype(float), atol=2e-3)
+
+
+def test_one_told_to_stop_stops_both(folder):
+    started = start(folder, "stopped", "--train.steps", "4000")
+    wait_for_step(folder / "stopped", 3, started)
+    started[1].send_signal(signal.SIGTERM)
+    assert set(finish(folder, "stopped", started)) == {STOPPED}
+    _, step = checkpoint.load_params(folder / "stopped")
+    assert step == losses(folder / "stopped")[-1][0]
+
+
+def test_another_number_of_processes_is_refused(folder, whole):
+    (process,) = start(folder, "whole", processes=1)
+    assert process.wait(timeout=120) == 1
+    assert "was written by 2 processes, this run has 1" in (folder / "whole-0.txt").read_text()
+    assert (whole / "checkpoints" / str(STEPS)).exists()

@@ -1,0 +1,149 @@
+"""Devices and processes: the same draws and losses however a step is spread, memory that is split, agreement."""
+
+import dataclasses
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from infomask_jax import parallel, pipeline
+from infomask_jax.config import Config, DataConfig, HostsConfig, ModelConfig, TrainConfig
+from infomask_jax.train import create_state, make_train_step, parallel_step
+
+BASE = Config(
+    data_dir="data",
+    workdir="run",
+    data=DataConfig(image_size=16, batch_size=16),
+    model=ModelConfig(width=8, depth=1, stride=4, latent_channels=4),
+    # Sampled mask and representation, hidden views, all rates charged from the start.
+    train=TrainConfig(steps=20, learning_rate=1e-3, warmup=0.0),
+)
+BASE = dataclasses.replace(BASE, loss=dataclasses.replace(BASE.loss, delay=0.0, ramp=0.1, beta_z=1e-3, beta_m=1e-2))
+
+
+@pytest.fixture(scope="module")
+def batches(examples):
+    stream = pipeline.train_batches(examples, BASE.data, 0)
+    return [batch for batch, _ in zip(stream, range(20), strict=False)]
+
+
+@pytest.fixture(scope="module")
+def alone(batches):
+    """Losses of 20 steps on one device, and the parameters they lead to."""
+    state, step, losses = create_state(BASE, 1), jax.jit(make_train_step(BASE)), []
+    for batch in batches:
+        state, metrics = step(state, batch)
+        losses.append((metrics["loss"], metrics["rate_m"], metrics["mask_mean"]))
+    return np.array(losses), jax.device_get(state.params)
+
+
+def assert_same(alone, losses, params):
+    np.testing.assert_allclose(np.array(losses), alone[0], rtol=5e-5)
+    chex.assert_trees_all_close(params, alone[1], atol=2e-4)
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_devices_do_not_change_the_draws(monkeypatch, batches, alone, devices):
+    mesh = jax.make_mesh(
+        (devices,), ("batch",), devices=jax.devices()[:devices], axis_types=(jax.sharding.AxisType.Auto,)
+    )
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    monkeypatch.setattr(parallel, "shardings", lambda size: (replicated, split))
+    assert_same(alone, *run(BASE, batches, split))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train": {"accumulate": 2}},
+        {"train": {"shard_optimizer": True}},
+        {"parallel": "pmap"},
+        {"parallel": "pmap", "train": {"accumulate": 2}},
+    ],
+    ids=str,
+)
+def test_ways_to_run_a_step_agree(batches, alone, changes):
+    train = dataclasses.replace(BASE.train, **changes.get("train", {}))
+    config = dataclasses.replace(BASE, parallel=changes.get("parallel", "jit"), train=train)
+    assert_same(alone, *run(config, batches, parallel.shardings(16)[1]))
+
+
+def run(config, batches, split):
+    state, losses = create_state(config, 1), []
+    step, layout = parallel_step(config, state)
+    state = jax.device_put(state, layout)
+    pmap = config.parallel == "pmap"
+    state = parallel.stack(state) if pmap else state
+    for batch in batches:
+        state, metrics = step(state, batch if pmap else parallel.to_devices(batch, split))
+        losses.append((metrics["loss"], metrics["rate_m"], metrics["mask_mean"]))
+    return np.array(jax.device_get(losses)).reshape(len(batches), 3), jax.device_get(
+        parallel.unstack(state.params, layout.step) if pmap else state.params
+    )
+
+
+def test_accumulation_on_one_device(batches, alone):
+    """Four parts of four images, which one device can do and eight cannot."""
+    config = dataclasses.replace(BASE, train=dataclasses.replace(BASE.train, accumulate=4))
+    state, step, losses = create_state(config, 1), jax.jit(make_train_step(config)), []
+    for batch in batches:
+        state, metrics = step(state, batch)
+        losses.append((metrics["loss"], metrics["rate_m"], metrics["mask_mean"]))
+    assert_same(alone, losses, jax.device_get(state.params))
+
+
+def test_sharded_optimizer_is_an_eighth_on_each_device():
+    config = dataclasses.replace(
+        BASE, model=ModelConfig(width=16, depth=1), train=dataclasses.replace(BASE.train, shard_optimizer=True)
+    )
+    state = create_state(config, 1)
+    _, layout = parallel_step(config, state)
+    sizes = [
+        (leaf.size, leaf.addressable_shards[0].data.size)
+        for leaf in jax.tree.leaves(jax.device_put(state, layout).opt_state)
+    ]
+    whole, local = (sum(column) for column in zip(*sizes, strict=True))
+    assert local < 0.15 * whole  # an eighth, and the few that do not divide
+    assert all(x.is_fully_replicated for x in jax.tree.leaves(jax.device_put(state.params, layout.params)))
+
+
+def test_stack_and_unstack_are_inverse():
+    replicated, _ = parallel.shardings(8)
+    state = jax.device_put(create_state(BASE, 1), replicated)
+    again = parallel.unstack(parallel.stack(state), replicated)
+    chex.assert_trees_all_equal(state.params, again.params)
+    np.testing.assert_array_equal(jax.random.key_data(state.key), jax.random.key_data(again.key))
+    assert again.step.sharding == replicated
+
+
+def test_optimizer_sharding_takes_the_first_axis_that_divides():
+    replicated, _ = parallel.shardings(8)
+    specs = {
+        shape: parallel.optimizer_sharding(np.zeros(shape), replicated).spec for shape in [(3, 16, 8), (8,), (7, 9), ()]
+    }
+    assert [tuple(spec) for spec in specs.values()] == [(None, "batch"), ("batch",), (), ()]
+
+
+def test_processes_named_by_half_are_refused():
+    with pytest.raises(ValueError, match=r"--hosts.process I, found 'a:1', 2, -1"):
+        parallel.start(HostsConfig(coordinator="a:1", processes=2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": TrainConfig(accumulate=3)}, "train.accumulate: expected a divisor of data.batch_size, 16, found 3"),
+        ({"parallel": "pmap", "train": TrainConfig(shard_optimizer=True)}, "train.shard_optimizer: expected False"),
+    ],
+)
+def test_settings_that_exclude_each_other(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(BASE, **changes)
+
+
+def test_fetch_returns_whole_arrays():
+    _, split = parallel.shardings(16)
+    batch = {"index": np.arange(16, dtype=np.int32)}
+    np.testing.assert_array_equal(parallel.fetch(parallel.to_devices(batch, split))["index"], batch["index"])
