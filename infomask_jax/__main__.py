@@ -1,5 +1,5 @@
 """Localize chest disease from image-level labels: prepare a dataset, score a run or anyone's maps,
-audit where a run's information comes from, redraw a report.
+audit where a run's information comes from, train it again to the last bit, export it, redraw a report.
 
 Training is in experiments/: each script there is one configuration and takes --help.
 """
@@ -89,6 +89,30 @@ class Audit:
 
 
 @dataclass(frozen=True)
+class Reproduce:
+    """Train a finished run again from its config and manifest, in a temporary folder, and name the first step whose
+    loss differs. Exit status 0: the same bit for bit; 2: not."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Work directory of the run; its plain classifier is a run of its own, RUN/plain."""
+    data_dir: Path | None = None
+    """Folder given to `prepare`; by default the one that the run was trained on."""
+    dataset: str | None = None
+    """Name of the prepared dataset; by default the one that the run was trained on."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a trained run as one StableHLO file: standardised images [b, H, W, 1] of any number b -> logits and maps,
+    for CPU, CUDA and TPU. Read it with jax.export.deserialize."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Work directory of the run."""
+    out: Path | None = None
+    """File to write, by default RUN/model.stablehlo."""
+
+
+@dataclass(frozen=True)
 class Report:
     """Print the tables of a scored run again and redraw its figures."""
 
@@ -129,7 +153,7 @@ def audit(options: Audit) -> None:
     audit_run(options.run, open_data(options), options.split, options.lungs, options.lungs_from_image)
 
 
-def open_data(options: Evaluate | Audit) -> datasets.Prepared:
+def open_data(options: Evaluate | Audit | Reproduce) -> datasets.Prepared:
     """The prepared data that is asked for, by default what the run was trained on."""
     from infomask_jax.config import Config
 
@@ -138,7 +162,7 @@ def open_data(options: Evaluate | Audit) -> datasets.Prepared:
 
 
 def main() -> None:
-    kinds = (Prepare, Evaluate, Audit, Report)
+    kinds = (Prepare, Evaluate, Audit, Reproduce, Export, Report)
     verbs = reduce(or_, (Annotated[v, tyro.conf.subcommand(v.__name__.lower())] for v in kinds))
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     verb = tyro.cli(verbs, prog="python -m infomask_jax", description=__doc__, config=config)
@@ -150,6 +174,14 @@ def main() -> None:
             evaluate(verb)
         elif isinstance(verb, Audit):
             audit(verb)
+        elif isinstance(verb, Reproduce):
+            from infomask_jax.reproduce import reproduce
+
+            raise SystemExit(0 if reproduce(verb.run, open_data(verb)) else 2)
+        elif isinstance(verb, Export):
+            from infomask_jax.export import export_run
+
+            print(f"written: {export_run(verb.run, verb.out)}")
         else:
             from infomask_jax import report
 

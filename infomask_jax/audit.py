@@ -10,9 +10,10 @@ import jax
 import numpy as np
 
 from infomask_jax import pipeline, report
+from infomask_jax.checkpoint import finished
 from infomask_jax.datasets import Prepared, images
 from infomask_jax.evaluate import shares
-from infomask_jax.experiment import place, predict, read_examples, trained
+from infomask_jax.experiment import place, predict, read_examples
 
 METHODS = ("infomask_bits", "vib_bits", "infomask")
 TOLERANCE = 0.02  # by which the aspect of a lung file may differ from that of its image
@@ -35,7 +36,7 @@ def audit_run(
     """
     workdir, console = Path(workdir), report.console()
     output, findings = place(workdir, data, split)
-    config, params = trained(workdir)
+    config, params = finished(workdir)
     if config.model.bottleneck == "none":
         raise ValueError(f"{workdir} is a plain classifier: it has no bits to audit; give a run with a bottleneck")
     examples, source = read_examples(data, split, findings), data.source(split)

@@ -1,5 +1,6 @@
 """Checkpoints of a run: train state and data iterator together. The only file that knows orbax."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from infomask_jax import parallel
+from infomask_jax.config import Config
 
 
 def manager(workdir: Path, keep: int = 2) -> ocp.CheckpointManager:
@@ -18,11 +20,30 @@ def manager(workdir: Path, keep: int = 2) -> ocp.CheckpointManager:
 
 
 def save(checkpoints: ocp.CheckpointManager, step: int, state: Any, iterator) -> None:
-    """Write both under `step`, in the background; `checkpoints.wait_until_finished()` waits for the disk."""
+    """Write both under `step`, in the background; `wait` waits for the disk. OSError if this write, or the one before,
+    fails: what was complete stays."""
     arguments = ocp.args.Composite(
-        state=ocp.args.StandardSave(_storable(state)), data=grain.checkpoint.CheckpointSave(iterator)
+        state=ocp.args.StandardSave(storable(state)), data=grain.checkpoint.CheckpointSave(iterator)
     )
-    checkpoints.save(step, args=arguments, force=True)
+    with _writing(checkpoints):
+        checkpoints.save(step, args=arguments, force=True)
+
+
+def wait(checkpoints: ocp.CheckpointManager) -> None:
+    """Return when everything is on disk; OSError if it cannot be."""
+    with _writing(checkpoints):
+        checkpoints.wait_until_finished()
+
+
+@contextlib.contextmanager
+def _writing(checkpoints: ocp.CheckpointManager):
+    try:
+        yield
+    except Exception as error:  # tensorstore tells of a full disk in a ValueError
+        raise OSError(
+            f"a checkpoint could not be written to {checkpoints.directory}: {_first_line(error)}. Complete ones are "
+            "kept; make room, or make it writable, and run the same command again."
+        ) from error
 
 
 def restore_newest(checkpoints: ocp.CheckpointManager, state: Any, iterator) -> tuple[Any, int, list[str]]:
@@ -54,12 +75,15 @@ def restore_newest(checkpoints: ocp.CheckpointManager, state: Any, iterator) -> 
 
 def restore(checkpoints: ocp.CheckpointManager, step: int, state: Any, iterator) -> Any:
     """The state saved under `step`, with the shardings of `state`; `iterator` is wound to where it stood."""
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _storable(state))
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), storable(state))
     arguments = ocp.args.Composite(
         state=ocp.args.StandardRestore(abstract), data=grain.checkpoint.CheckpointRestore(iterator)
     )
     stored = checkpoints.restore(step, args=arguments)["state"]
-    return state.replace(**{**stored, "key": jax.random.wrap_key_data(stored["key"])})
+    at = iterator.get_state()
+    if isinstance(at, dict) and at.get("next_index", step) != step:  # one batch a step
+        raise ValueError(f"its data iterator stands at batch {at['next_index']}, not {step}")
+    return from_storable(state, stored)
 
 
 def _check_processes(directory: Path) -> None:
@@ -95,11 +119,25 @@ def load_params(workdir: Path) -> tuple[Any, int]:
     return stored["params"], step
 
 
+def finished(workdir: Path) -> tuple[Config, Any]:
+    """Config and parameters of a run; ValueError if its training is not at its end."""
+    config = Config.load(workdir)
+    params, step = load_params(workdir)
+    if step != config.train.steps:
+        raise ValueError(f"{workdir} stopped at step {step} of {config.train.steps}: run its command to the end")
+    return config, params
+
+
 def _directory(workdir: Path) -> Path:
     return Path(workdir).absolute() / "checkpoints"
 
 
-def _storable(state: Any) -> dict[str, Any]:
+def from_storable(state: Any, stored: dict[str, Any]) -> Any:
+    """`state` with the arrays of `storable`."""
+    return state.replace(**{**stored, "key": jax.random.wrap_key_data(stored["key"])})
+
+
+def storable(state: Any) -> dict[str, Any]:
     """The array part of a TrainState; a typed key is stored as its raw data."""
     stored = {
         "step": state.step,

@@ -18,7 +18,7 @@ from infomask_jax import checkpoint, datasets, evaluate, localize, parallel, pip
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
 from infomask_jax.evaluate import bootstrap, controls
-from infomask_jax.explain import heat_maps, shifted_heat_maps
+from infomask_jax.export import make_predict
 from infomask_jax.manifest import write_json
 from infomask_jax.model.infomask import InfoMask
 from infomask_jax.monitor import STOPPED, Stopped
@@ -144,15 +144,6 @@ def place(workdir: Path, data: Prepared, split: str) -> tuple[Path, list[str]]:
     return workdir if own else workdir / f"on-{data.name}-{data.fingerprint[:8]}", findings
 
 
-def trained(folder: Path) -> tuple[Config, dict]:
-    """Config and parameters of a run; ValueError if its training is not at its end."""
-    config = Config.load(folder)
-    params, step = checkpoint.load_params(folder)
-    if step != config.train.steps:
-        raise ValueError(f"{folder} stopped at step {step} of {config.train.steps}: run its command to the end")
-    return config, params
-
-
 def predict_split(workdir: Path, data: Prepared, split: str, findings: list[str]) -> tuple[dict, dict[str, np.ndarray]]:
     """What `evaluate.score` takes, of one split: examples as arrays, and the maps of the run's models.
 
@@ -161,7 +152,7 @@ def predict_split(workdir: Path, data: Prepared, split: str, findings: list[str]
     examples, maps = read_examples(data, split, findings), {}
     for folder in (workdir, workdir / BASELINE):
         if (folder / "config.json").exists():
-            config, params = trained(folder)
+            config, params = checkpoint.finished(folder)
             logits, found = predict(config, params, data.source(split), len(findings))
             maps |= {method: m[..., 0] if m.shape[-1] == 1 else m for method, m in found.items()}
             probabilities = "probabilities" if folder == workdir else "plain_probabilities"
@@ -173,19 +164,10 @@ def predict_split(workdir: Path, data: Prepared, split: str, findings: list[str]
 def predict(config: Config, params, source, findings: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Logits [N, K] float32 and heat maps {method: [N, h, w, 1 or K]} float16 of every image, in the source's order; h
     and w are the grid's times config.map_shifts."""
-    model = InfoMask(config.model, findings)
     devices, place = jax.device_count(), (jax.process_index(), jax.process_count())
     batch_size = -(-config.data.batch_size // devices) * devices  # padding takes up what does not divide
     replicated, split = parallel.shardings(batch_size)
-
-    @jax.jit
-    def forward(params, images):
-        def maps_of(images):
-            return heat_maps(model.apply({"params": params}, images, train=False)[1], config.model.bottleneck)
-
-        logits = model.apply({"params": params}, images, train=False)[0]
-        return logits, shifted_heat_maps(maps_of, images, config.model.stride, config.map_shifts)
-
+    forward = jax.jit(make_predict(config, findings))
     params, logits, maps = parallel.place(params, replicated), [], {}
     batches = -(-len(source) // batch_size)
     name = "plain classifier" if config.model.bottleneck == "none" else config.model.bottleneck

@@ -45,20 +45,23 @@ def claim(config: Config, data: Prepared) -> None:
     if (workdir / "checkpoints").exists():
         raise ValueError(f"{workdir} holds checkpoints but no config.json and manifest.json: give another --workdir.")
     workdir.mkdir(parents=True, exist_ok=True)
-    manifest = {
+    manifest = {"seed": config.seed, "dataset": new["dataset"], **environment()}
+    # config.json last: a work directory counts as claimed only when both are there.
+    write_json(manifest_path, manifest)
+    write_json(config_path, new["config"])
+
+
+def environment() -> dict:
+    """Everything outside config and data that can change the last bits of a run."""
+    return {
         "version": __version__,
         "git_revision": _git_revision(),
-        "seed": config.seed,
-        "dataset": new["dataset"],
         "python": platform.python_version(),
         "libraries": {name: version(name) for name in LIBRARIES},
         "devices": [device.device_kind for device in jax.devices()],
         "processes": jax.process_count(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
-    # config.json last: a work directory counts as claimed only when both are there.
-    write_json(manifest_path, manifest)
-    write_json(config_path, new["config"])
 
 
 def _dataset(data: Prepared) -> dict:

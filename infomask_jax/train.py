@@ -185,7 +185,7 @@ def train(config: Config, data: Prepared) -> TrainState:
             log.flush()
         if checkpoints.latest_step() != step:
             checkpoint.save(checkpoints, step, whole(state), iterator)
-        checkpoints.wait_until_finished()
+        checkpoint.wait(checkpoints)
     if waits := [row["data_wait"] for row in log.written if "data_wait" in row]:
         progress.console.print(f"{workdir}: {np.mean(waits):.1%} of the time waited for data")
     if step < total or parallel.anywhere(stop.requested):

@@ -239,7 +239,7 @@ def runs(tmp_path_factory):
 def bits_of_positives(run, data) -> np.ndarray:
     """The rate maps [N,16,16] of positive images, as one forward pass gives them."""
     labels = audit.read_examples(data, "test", ["opacity"])["labels"][:, 0]
-    config, params = audit.trained(run)
+    config, params = audit.finished(run)
     unshifted = dataclasses.replace(config, map_shifts=1)
     bits = audit.predict(unshifted, params, data.source("test"), 1)[1]["infomask_bits"]
     return bits[labels == 1].astype(float)[..., 0]

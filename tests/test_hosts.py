@@ -20,8 +20,10 @@ from infomask_jax.monitor import STOPPED
 
 ROOT = Path(__file__).parent.parent
 STEPS = 30
-FLAGS = f"""--data.image-size 32 --data.batch-size 16 --model.width 8 --model.depth 1
-  --model.latent-channels 4 --train.steps {STEPS} --train.log-every 1 --train.checkpoint-every 7 --no-baseline --loss.delay 0 --loss.ramp 0.1""".split()
+FLAGS = f"""
+  --data.image-size 32 --data.batch-size 16 --model.width 8 --model.depth 1 --model.latent-channels 4 --no-baseline
+  --train.steps {STEPS} --train.log-every 1 --train.checkpoint-every 7 --loss.delay 0 --loss.ramp 0.1
+""".split()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The loop: one trace, sharded = single device, resumption bit for bit after SIGKILL, refusals, clean stops."""
 
 import dataclasses
+import http.server
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infomask_jax import checkpoint, pipeline
+from infomask_jax import checkpoint, monitor, parallel, pipeline
 from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 from infomask_jax.explain import heat_maps
 from infomask_jax.parallel import shardings
@@ -230,6 +232,9 @@ try:
 except KeyboardInterrupt as stop:
     print(stop)
     raise SystemExit(3)
+except OSError as error:
+    print(error)
+    raise SystemExit(4)
 """
 
 
@@ -247,31 +252,137 @@ def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
     pytest.fail(f"step {step} was not reached: {process.communicate()}")
 
 
-def test_resume_after_sigkill_is_bitwise(tmp_path, data):
-    """Killed at two random steps and started again: parameters, optimizer, key and data order as uninterrupted."""
-    steps, rng = 60, random.Random(time.time_ns())
-    reference = train(tiny(tmp_path / "whole", train=TrainConfig(steps=steps, log_every=1, checkpoint_every=7)), data)
-    killed = tmp_path / "killed"
-    kills = sorted(rng.sample(range(8, steps - 5), 2))
-    for step in kills:
-        process = start(killed, steps)
-        wait_for_step(process, killed, step)
+def test_resume_after_twenty_sigkills_is_bitwise(tmp_path, data):
+    """Killed twenty times, at a random step or in the middle of writing a checkpoint, and started again each time:
+    parameters, optimizer, key and data order as uninterrupted."""
+    steps, seed = 400, time.time_ns()
+    rng, settings = random.Random(seed), TrainConfig(steps=steps, log_every=1, checkpoint_every=7)
+    reference = train(tiny(tmp_path / "whole", train=settings), data)
+    killed, writing = tmp_path / "killed", 0
+    for kill in range(20):
+        process, low = start(killed, steps), rows(killed)[-1]["step"] if (killed / "metrics.jsonl").exists() else 0
+        wait_for_step(process, killed, low + rng.randrange(1, 9))
+        if kill % 2:  # wait for the next checkpoint to be begun
+            deadline = time.monotonic() + 60
+            while not list((killed / "checkpoints").glob("*tmp*")) and time.monotonic() < deadline:
+                assert process.poll() is None, seed
+            writing += 1
         process.send_signal(signal.SIGKILL)
         process.wait()
+    assert rows(killed)[-1]["step"] < steps and writing == 10, seed
     assert start(killed, steps).wait() == 0
     params, step = checkpoint.load_params(killed)
     assert step == steps
-    chex.assert_trees_all_equal(params, jax.device_get(reference.params), custom_message=f"killed at steps {kills}")
+    chex.assert_trees_all_equal(params, jax.device_get(reference.params), custom_message=f"seed {seed}")
     with checkpoint.manager(killed) as checkpoints:
-        config = tiny(killed, train=TrainConfig(steps=steps, log_every=1, checkpoint_every=7))
-        replicated, _ = shardings(8)
-        target = jax.device_put(create_state(config, 1), replicated)
-        iterator = iter(pipeline.train_batches(data.source("train"), config.data, 0, lambda batch: batch))
+        target = parallel.place(create_state(tiny(killed, train=settings), 1), shardings(8)[0])
+        iterator = iter(pipeline.train_batches(data.source("train"), tiny(killed).data, 0, lambda batch: batch))
         state = checkpoint.restore(checkpoints, steps, target, iterator)
     chex.assert_trees_all_equal(jax.device_get(state.opt_state), jax.device_get(reference.opt_state))
     np.testing.assert_array_equal(jax.random.key_data(state.key), jax.random.key_data(reference.key))
-    whole, resumed = ([(r["step"], r["loss"]) for r in rows(tmp_path / name)] for name in ("whole", "killed"))
+    whole, resumed = ([(r["step"], r["losses"]) for r in rows(tmp_path / name)] for name in ("whole", "killed"))
     assert whole == resumed  # every step once, same losses
+
+
+def damage(path: Path, kind: str) -> None:
+    data = bytearray(path.read_bytes())
+    if kind == "removed":
+        path.unlink()
+    elif kind == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    else:
+        data[len(data) // 2] ^= 4
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["removed", "cut", "flipped"])
+@pytest.mark.parametrize("what", ["state/d/*", "data/process_*.json"])
+def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, data, capsys, what, kind):
+    config = tiny(tmp_path)
+    whole = train(config, data)
+    (path,) = (tmp_path / "checkpoints" / "12").glob(what)
+    damage(path, kind)
+    resumed = train(config, data)
+    output = "".join(capsys.readouterr().out.split())  # lines wrap anywhere
+    assert "cannotberead" in output and f"movedto{tmp_path}/broken-12" in output
+    assert f"resumed{tmp_path}fromstep10of12" in output
+    assert (tmp_path / "broken-12" / "state").is_dir()  # nothing is lost
+    chex.assert_trees_all_equal(jax.device_get(whole.params), jax.device_get(resumed.params))
+
+
+def test_no_readable_checkpoint_is_an_error_not_a_fresh_start(tmp_path, data):
+    config = tiny(tmp_path)
+    train(config, data)
+    for path in (tmp_path / "checkpoints").glob("*/state/d/*"):
+        damage(path, "cut")
+    with pytest.raises(OSError, match=r"(?s)12 cannot be read.*10 cannot be read.*No checkpoint of .* is left"):
+        train(config, data)
+    assert len(list(tmp_path.glob("broken-*"))) == 2
+
+
+def test_iterator_that_stands_elsewhere_is_damage(tmp_path, data, capsys):
+    config = tiny(tmp_path)
+    train(config, data)
+    path = tmp_path / "checkpoints" / "12" / "data" / "process_0-of-1.json"
+    path.write_text(path.read_text().replace("12", "02"))
+    path.write_text(path.read_text().replace("02", "2"))
+    train(config, data)
+    assert "standsatbatch2,not12" in "".join(capsys.readouterr().out.split())
+
+
+FULL = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))  # writing a larger file fails, as on a full disk
+"""
+
+
+def test_full_disk_is_an_error_and_leaves_the_last_checkpoint(tmp_path, data):
+    settings = TrainConfig(steps=60, log_every=1, checkpoint_every=7)  # as in SCRIPT
+    whole = train(tiny(tmp_path, train=settings), data)
+    shutil.rmtree(tmp_path / "checkpoints" / "60")
+    places = {"root": str(ROOT), "tests": str(ROOT / "tests"), "workdir": str(tmp_path), "steps": 60}
+    script = FULL + SCRIPT.format(**places)
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert found.returncode == 4, found
+    assert f"could not be written to {tmp_path}/checkpoints" in found.stdout and "make room" in found.stdout
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()] == ["56"]
+    resumed = train(tiny(tmp_path, train=settings), data)  # with room again it goes on
+    chex.assert_trees_all_equal(jax.device_get(whole.params), jax.device_get(resumed.params))
+
+
+@pytest.mark.parametrize("notice", [{"preempted": "TRUE"}, {"maintenanceEvent": "TERMINATE_ON_HOST_MAINTENANCE"}])
+def test_notice_of_the_cloud_saves_and_stops(tmp_path, data, monkeypatch, notice):
+    class Metadata(http.server.BaseHTTPRequestHandler):
+        asked = 0
+
+        def do_GET(self):
+            Metadata.asked += 1
+            assert self.headers["Metadata-Flavor"] == "Google"
+            body = json.dumps({"preempted": "FALSE"} if Metadata.asked < 3 else notice).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr(monitor, "METADATA_SECONDS", 0.05)
+    with http.server.HTTPServer(("localhost", 0), Metadata) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("GCE_METADATA_HOST", f"localhost:{server.server_port}")
+        with pytest.raises(monitor.Stopped, match=r"saved\. The same command continues"):
+            train(tiny(tmp_path, train=TrainConfig(steps=100_000, log_every=1, checkpoint_every=50_000)), data)
+        server.shutdown()
+    assert Metadata.asked == 3
+    assert checkpoint.load_params(tmp_path)[1] == rows(tmp_path)[-1]["step"]
+
+
+def test_profile_is_written_and_does_not_make_another_run(tmp_path, data):
+    settings = TrainConfig(steps=24, checkpoint_every=5)
+    train(tiny(tmp_path, train=settings, profile=True), data)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    train(tiny(tmp_path, train=settings), data)
 
 
 def test_resume_with_a_target_nll_is_bitwise(tmp_path, data):

@@ -1,0 +1,64 @@
+"""Train a finished run again from what its folder says, and compare every step."""
+
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from infomask_jax import checkpoint, manifest, report
+from infomask_jax.config import HostsConfig, differences
+from infomask_jax.datasets import Prepared
+from infomask_jax.train import train
+
+
+def reproduce(run: Path, data: Prepared) -> bool:
+    """Train `run` again in a temporary folder; print what differs in the environment, the first step whose loss
+    differs, and whether the parameters at the end are equal bit for bit. Returns that.
+
+    ValueError if the run is not at its end, or the data is not what it was trained on.
+    """
+    run, console = Path(run), report.console()
+    config, expected = checkpoint.finished(run)
+    made = json.loads((run / "manifest.json").read_text())
+    if made["dataset"]["fingerprint"] != data.fingerprint:
+        raise ValueError(
+            f"{run} was trained on data with fingerprint {made['dataset']['fingerprint']}, {data.directory} has "
+            f"{data.fingerprint}: prepare it as it was"
+        )
+    now = manifest.environment()
+    if lines := differences({key: made.get(key) for key in now}, now):
+        console.print("not as it was, and each of these can change the last bits:", *lines, sep="\n  ", markup=False)
+    with tempfile.TemporaryDirectory(prefix="infomask-reproduce-") as folder:
+        again = dataclasses.replace(
+            config, workdir=Path(folder) / "again", data_dir=data.directory, profile=False, hosts=HostsConfig()
+        )
+        params = jax.device_get(train(again, data).params)
+        first = first_difference(losses(run), losses(again.workdir))
+    if first is not None:
+        console.print(f"the first step that differs is {first[0]}: loss {first[1]!r} then, {first[2]!r} now")
+    largest = max(
+        float(np.abs(np.asarray(a, np.float64) - b).max())
+        for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(params), strict=True)
+    )
+    same = first is None and largest == 0
+    told = "every loss and every parameter is the same, bit for bit" if same else "the run is NOT reproduced"
+    console.print(f"{told}; {config.train.steps} steps, largest difference of a parameter {largest:.3g}")
+    return same
+
+
+def losses(run: Path) -> dict[int, float]:
+    """{step: loss, nats an image} of every step in a run's metrics.jsonl."""
+    found = {}
+    for line in (Path(run) / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        found |= dict(zip(range(row["step"] - len(row["losses"]) + 1, row["step"] + 1), row["losses"], strict=True))
+    return found
+
+
+def first_difference(then: dict[int, float], now: dict[int, float]) -> tuple[int, float | None, float | None] | None:
+    """(step, loss then, loss now) of the first step at which two runs differ, None for one that is missing; or None."""
+    differing = [step for step in sorted(then.keys() | now.keys()) if then.get(step) != now.get(step)]
+    return (differing[0], then.get(differing[0]), now.get(differing[0])) if differing else None

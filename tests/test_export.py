@@ -1,0 +1,132 @@
+"""Lowering for devices that are not here, the exported program, and the run that is made again."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax import export
+
+from infomask_jax import checkpoint, datasets, pipeline
+from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+from infomask_jax.datasets import Synthetic
+from infomask_jax.export import PLATFORMS, export_run, lower_steps, make_predict
+from infomask_jax.reproduce import first_difference, reproduce
+from infomask_jax.train import train
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> tuple[Config, datasets.Prepared]:
+    folder = tmp_path_factory.mktemp("export")
+    datasets.prepare(Synthetic(data_dir=folder / "data", size=32, train=24, val=8, test=8, workers=1))
+    config = Config(
+        data_dir=folder / "data",
+        workdir=folder / "run",
+        data=DataConfig(image_size=32, batch_size=8),
+        model=ModelConfig(width=8, depth=1, stride=4, latent_channels=4),
+        loss=LossConfig(delay=0.2),
+        train=TrainConfig(steps=9, log_every=4),
+    )
+    data = datasets.load("synthetic", folder / "data")
+    train(config, data)
+    return config, data
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        ({}, {}),
+        ({"dtype": "bfloat16"}, {"accumulate": 2, "shard_optimizer": True}),
+        ({"sampler": "straight_through", "fill": "noise", "pooling": "topk", "norm": "group"}, {}),
+        ({"bottleneck": "vib", "pooling": "attention"}, {}),
+        ({"bottleneck": "none", "pooling": "noisy_or", "closed_evidence": -6.0}, {}),
+    ],
+    ids=str,
+)
+def test_steps_lower_for_every_platform(tmp_path, model, settings):
+    config = Config(
+        data_dir=tmp_path,
+        workdir=tmp_path,
+        data=DataConfig(image_size=32, batch_size=16),
+        model=dataclasses.replace(ModelConfig(width=8, depth=1), **model),
+        train=TrainConfig(steps=9, **settings),
+    )
+    programs = lower_steps(config, 2)
+    assert set(programs) == {"train", "eval"}
+    for program in programs.values():
+        assert program.platforms == PLATFORMS == ("cpu", "cuda", "tpu")
+        assert program.nr_devices == 8
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_exported_run_predicts_what_the_run_does(run, tmp_path, batch):
+    config, data = run
+    program = export.deserialize(export_run(config.workdir, tmp_path / "made" / "model").read_bytes())
+    images = next(iter(pipeline.eval_batches(data.source("test"), 32, 8)))["image"][:batch]
+    logits, maps = jax.jit(program.call)(images)
+    params = checkpoint.load_params(config.workdir)[0]
+    expected_logits, expected_maps = jax.jit(make_predict(config, 1))(params, images)
+    np.testing.assert_allclose(logits, expected_logits, atol=1e-5)
+    assert set(maps) == {"infomask", "infomask_bits"}
+    for method, values in maps.items():
+        assert values.shape == (batch, 16, 16, 1)
+        np.testing.assert_allclose(values, expected_maps[method], rtol=1e-4, atol=1e-5)
+    assert not list((tmp_path / "made").glob("*.tmp"))
+
+
+def test_run_is_reproduced_and_the_first_difference_is_named(run, capsys):
+    config, data = run
+    assert reproduce(config.workdir, data)
+    assert "every loss and every parameter is the same, bit for bit; 9 steps" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    path = config.workdir / "metrics.jsonl"
+    before = path.read_text()
+    rows = [json.loads(line) for line in before.splitlines()]
+    assert [row["step"] for row in rows] == [4, 8, 9] and [len(row["losses"]) for row in rows] == [4, 4, 1]
+    rows[1]["losses"][1] = float(np.nextafter(np.float32(rows[1]["losses"][1]), np.float32(9)))  # step 6, last bit
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert not reproduce(config.workdir, data)
+    assert "the first step that differs is 6:" in capsys.readouterr().out
+    path.write_text(before)
+
+
+def test_first_difference():
+    assert first_difference({1: 0.5, 2: 0.25}, {1: 0.5, 2: 0.25}) is None
+    assert first_difference({1: 0.5, 2: 0.25}, {1: 0.5, 2: 0.5}) == (2, 0.25, 0.5)
+    assert first_difference({1: 0.5}, {1: 0.5, 2: 0.5}) == (2, None, 0.5)
+
+
+def test_reproduce_refuses_other_data_and_says_what_is_not_as_it_was(run, capsys):
+    config, data = run
+    with pytest.raises(ValueError, match="prepare it as it was"):
+        reproduce(config.workdir, dataclasses.replace(data, fingerprint="0"))
+    path = config.workdir / "manifest.json"
+    before = path.read_text()
+    path.write_text(json.dumps(json.loads(before) | {"cores": 999}))
+    assert reproduce(config.workdir, data)
+    assert "cores: 999 ->" in capsys.readouterr().out
+    path.write_text(before)
+
+
+def test_commands(run, tmp_path):
+    config, _ = run
+
+    def command(*arguments):
+        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
+        line = [sys.executable, "-m", "infomask_jax", *map(str, arguments)]
+        return subprocess.run(line, capture_output=True, text=True, env=environment, cwd=ROOT)
+
+    done = command("reproduce", config.workdir)
+    assert done.returncode == 0 and "bit for bit" in done.stdout, done
+    done = command("export", config.workdir, "--out", tmp_path / "model")
+    assert done.returncode == 0 and (tmp_path / "model").stat().st_size > 10_000, done
+    done = command("export", tmp_path)
+    assert done.returncode == 1 and "is not a run" in done.stderr, done
