@@ -10,8 +10,8 @@ demo: install  ## train InfoMask on synthetic chest films, compare with CAM and 
 	$(BIN)/python -m infomask_jax prepare synthetic --data-dir $(DATA)/demo
 	$(BIN)/python experiments/quickstart.py --data-dir $(DATA)/demo --workdir $(RUN)
 
-test: install  ## every test
-	$(BIN)/python -m pytest -n 2
+test: install  ## every test, or TESTS
+	$(BIN)/python -m pytest -n 2 $(TESTS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -87,7 +87,7 @@ def restore(checkpoints: ocp.CheckpointManager, step: int, state: Any, iterator)
 
 
 def _check_processes(directory: Path) -> None:
-    """ValueError unless a checkpoint was written by as many processes as there are: each has its data iterator in it."""
+    """ValueError unless as many processes as there are wrote the checkpoint: each has its data iterator in it."""
     count, found = jax.process_count(), len(list((directory / "data").glob("process_*.json")))
     if found and found != count:
         raise ValueError(

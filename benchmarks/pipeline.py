@@ -1,0 +1,81 @@
+"""Speed of the input pipeline: images per second against nothing but decoding the same stored bytes.
+
+python benchmarks/pipeline.py --data-dir data --dataset rsna --image-size 112
+
+The decode limit is cv2.imdecode of the stored PNG bytes, already in memory, in as many threads as the pipeline reads
+with (two). The pipeline reads, decodes, resizes, standardises, augments and batches. They take turns; figures are
+medians over the rounds. Prints one JSON object.
+"""
+
+import json
+import os
+import platform
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grain
+import tyro
+
+from infomask_jax import __version__, datasets, pipeline
+from infomask_jax.config import DataConfig
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What is timed."""
+
+    data_dir: Path = Path("data")
+    """Folder given to `prepare`."""
+    dataset: str = "synthetic"
+    """Name of the prepared dataset."""
+    image_size: int = DataConfig.image_size
+    """Side of the images in a batch, pixels."""
+    batch_size: int = DataConfig.batch_size
+    """Images in a batch."""
+    batches: int = 40
+    """Batches in one round."""
+    rounds: int = 5
+    """How often the two take turns."""
+
+
+def main(settings: Benchmark) -> None:
+    data = datasets.load(settings.dataset, settings.data_dir)
+    source = data.source("train")
+    config = DataConfig(image_size=settings.image_size, batch_size=settings.batch_size)
+    count = settings.batches * settings.batch_size
+    stored = [source[i % len(source)]["image"] for i in range(count)]
+    stream = iter(pipeline.train_batches(source, config, 0))
+    next(stream)
+    rates = {"pipeline": [], "decode": []}
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(settings.rounds):
+            start = time.perf_counter()
+            for _ in range(settings.batches):
+                next(stream)
+            rates["pipeline"].append(count / (time.perf_counter() - start))
+            start = time.perf_counter()
+            for _ in pool.map(pipeline.decode_gray, stored, chunksize=settings.batch_size):
+                pass
+            rates["decode"].append(count / (time.perf_counter() - start))
+    ratios = [a / b for a, b in zip(rates["pipeline"], rates["decode"], strict=True)]
+    result = {
+        "images_per_s": round(statistics.median(rates["pipeline"]), 1),
+        "of_decode_limit": round(statistics.median(ratios), 4),
+        "decode_images_per_s": round(statistics.median(rates["decode"]), 1),
+        "dataset": data.name,
+        "stored_bytes": round(statistics.mean(map(len, stored))),
+        "image_size": settings.image_size,
+        "batch_size": settings.batch_size,
+        "device": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {"infomask_jax": __version__, "python": platform.python_version(), "grain": grain.__version__},
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Benchmark, description=__doc__))

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Train on a TPU VM or a pod, data and results on a bucket. See docs/tpu.md.
+#   BUCKET=b PROJECT=p ZONE=z TYPE=v4-8 experiments/tpu.sh start -- SCRIPT ARGUMENTS...
+#   ... experiments/tpu.sh log | stop
+set -euo pipefail
+: "${PROJECT:?set it to the cloud project}" "${ZONE:?set it to the zone}"
+NAME=${NAME:-infomask} TYPE=${TYPE:-v4-8} RUNTIME=${RUNTIME:-tpu-ubuntu2204-base}
+REPOSITORY=${REPOSITORY:-$(git -C "$(dirname "$0")" remote get-url origin 2>/dev/null || true)}
+WHERE=(--project "$PROJECT" --zone "$ZONE")
+
+on_all() { gcloud compute tpus tpu-vm ssh "$NAME" "${WHERE[@]}" --worker all --command "$1"; }
+
+case "${1:-}" in
+start)
+  : "${BUCKET:?set it to the bucket that holds data and runs}" "${REPOSITORY:?set it to the URL of the source}"
+  shift
+  [ "${1:-}" = -- ] && shift
+  [ $# -gt 0 ] || { echo "error: expected -- SCRIPT ARGUMENTS..." >&2; exit 1; }
+  gcloud compute tpus queued-resources create "$NAME" "${WHERE[@]}" --node-id "$NAME" \
+    --accelerator-type "$TYPE" --runtime-version "$RUNTIME" --spot
+  state=
+  until [ "$state" = ACTIVE ]; do
+    state=$(gcloud compute tpus queued-resources describe "$NAME" "${WHERE[@]}" --format 'value(state.state)')
+    echo "queued resource: $state"
+    case "$state" in FAILED | SUSPENDED) exit 1 ;; esac
+    [ "$state" = ACTIVE ] || sleep 30
+  done
+  on_all "set -e
+    command -v gcsfuse > /dev/null || {
+      echo \"deb https://packages.cloud.google.com/apt gcsfuse-\$(lsb_release -cs) main\" | sudo tee /etc/apt/sources.list.d/gcsfuse.list
+      curl -fsSL https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo apt-key add -
+      sudo apt-get -qq update && sudo apt-get -qq install -y gcsfuse python3-venv
+    }
+    sudo mkdir -p /mnt/bucket && sudo chown \"\$USER\" /mnt/bucket
+    mountpoint -q /mnt/bucket || gcsfuse --implicit-dirs $(printf %q "$BUCKET") /mnt/bucket
+    [ -d infomask_jax ] || git clone $(printf %q "$REPOSITORY") infomask_jax
+    python3 -m venv ~/venv && ~/venv/bin/pip install -q -r infomask_jax/requirements.txt -e infomask_jax 'jax[tpu]'"
+  on_all "cd infomask_jax && nohup bash -c '
+    until ~/venv/bin/python $(printf '%q ' "$@"); do
+      [ \$? -eq 75 ] || exit 1
+      sleep 5
+    done' > ~/train.log 2>&1 < /dev/null &"
+  ;;
+log) on_all "tail -n 20 ~/train.log" ;;
+stop) gcloud compute tpus queued-resources delete "$NAME" "${WHERE[@]}" --force ;;
+*)
+  sed -n '2,4s/^# //p' "$0" >&2
+  exit 1
+  ;;
+esac
