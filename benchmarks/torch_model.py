@@ -1,4 +1,4 @@
-"""The default InfoMask and its loss in PyTorch, for benchmarks/step.py alone, which checks it against ours with the same
+"""The default InfoMask and its loss in PyTorch, for benchmarks/step.py alone, which checks it against ours with equal
 parameters."""
 
 import math
