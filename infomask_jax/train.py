@@ -109,9 +109,16 @@ def make_train_step(config: Config, axis: str | None = None):
 def parallel_step(config: Config, state: TrainState) -> tuple[Callable, TrainState]:
     """The step over all devices, compiled, and the sharding of every array of the state. It consumes its state.
 
-    With pmap the step takes a state with one copy a device, `parallel.stack`.
+    With pmap the step takes a state with one copy a device, `parallel.stack`. ValueError if a part of the batch does not
+    divide over the devices.
     """
     replicated, _ = parallel.shardings(config.data.batch_size)
+    part, devices = config.data.batch_size // config.train.accumulate, jax.device_count()
+    if part % devices:
+        raise ValueError(
+            f"train.accumulate {config.train.accumulate} leaves parts of {part} images, which do not divide over "
+            f"{devices} devices: use a smaller one, or a larger data.batch_size"
+        )
     layout = jax.tree.map(lambda _: replicated, state)
     if config.parallel == "pmap":
         axis, devices = parallel.AXIS, jax.local_device_count()

@@ -94,6 +94,12 @@ def test_accumulation_on_one_device(batches, alone):
     assert_same(alone, losses, jax.device_get(state.params))
 
 
+def test_parts_that_do_not_divide_over_the_devices_are_refused():
+    config = dataclasses.replace(BASE, train=dataclasses.replace(BASE.train, accumulate=4))
+    with pytest.raises(ValueError, match=r"train\.accumulate 4 leaves parts of 4 images.* 8 devices"):
+        parallel_step(config, create_state(config, 1))
+
+
 def test_sharded_optimizer_is_an_eighth_on_each_device():
     config = dataclasses.replace(
         BASE, model=ModelConfig(width=16, depth=1), train=dataclasses.replace(BASE.train, shard_optimizer=True)
