@@ -109,7 +109,7 @@ def make_train_step(config: Config, axis: str | None = None):
 def parallel_step(config: Config, state: TrainState) -> tuple[Callable, TrainState]:
     """The step over all devices, compiled, and the sharding of every array of the state. It consumes its state.
 
-    With pmap the step takes a state with one copy a device, `parallel.stack`. ValueError if a part of the batch does not
+    With pmap the step takes a state with one copy a device, `parallel.stack`. ValueError if a part of a batch does not
     divide over the devices.
     """
     replicated, _ = parallel.shardings(config.data.batch_size)
