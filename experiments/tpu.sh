@@ -26,15 +26,12 @@ start)
     [ "$state" = ACTIVE ] || sleep 30
   done
   on_all "set -e
-    command -v gcsfuse > /dev/null || {
-      echo \"deb https://packages.cloud.google.com/apt gcsfuse-\$(lsb_release -cs) main\" | sudo tee /etc/apt/sources.list.d/gcsfuse.list
-      curl -fsSL https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo apt-key add -
-      sudo apt-get -qq update && sudo apt-get -qq install -y gcsfuse python3-venv
-    }
+    command -v gcsfuse > /dev/null || { echo 'error: install gcsfuse on the hosts (see the docs of Cloud Storage)'; exit 1; }
+    command -v python3.11 > /dev/null || { sudo apt-get -qq update && sudo apt-get -qq install -y python3.11-venv; }
     sudo mkdir -p /mnt/bucket && sudo chown \"\$USER\" /mnt/bucket
     mountpoint -q /mnt/bucket || gcsfuse --implicit-dirs $(printf %q "$BUCKET") /mnt/bucket
     [ -d infomask_jax ] || git clone $(printf %q "$REPOSITORY") infomask_jax
-    python3 -m venv ~/venv && ~/venv/bin/pip install -q -r infomask_jax/requirements.txt -e infomask_jax 'jax[tpu]'"
+    python3.11 -m venv ~/venv && ~/venv/bin/pip install -q -r infomask_jax/requirements.txt -e infomask_jax 'jax[tpu]'"
   on_all "cd infomask_jax && nohup bash -c '
     until ~/venv/bin/python $(printf '%q ' "$@"); do
       [ \$? -eq 75 ] || exit 1
