@@ -5,6 +5,7 @@ of a TPU pod, or one started by hand with `--hosts`. With one process all of thi
 """
 
 import contextlib
+import itertools
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,10 +15,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from orbax.checkpoint import multihost
 
 from infomask_jax.config import HostsConfig
 
 AXIS = "batch"  # the mesh's one axis
+_barriers = itertools.count()  # a name of the coordinator's barriers cannot be used twice
 
 
 def start(hosts: HostsConfig) -> None:
@@ -107,9 +110,11 @@ def anywhere(flag: bool) -> bool:
 
 
 def wait_for_all(name: str) -> None:
-    """Return when every process is here."""
+    """Return when every process is here; at most ten minutes, through the coordinator (the devices' own collectives on
+    CPU wait no longer than 30 seconds for a process that is late)."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        everyone = set(range(jax.process_count()))
+        multihost.sync_global_processes(f"{name} {next(_barriers)}", timeout=600, processes=everyone)
 
 
 @contextlib.contextmanager

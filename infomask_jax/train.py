@@ -171,11 +171,14 @@ def train(config: Config, data: Prepared) -> TrainState:
             progress.console.print(f"resumed {workdir} from step {step} of {total}")
         log = monitor.MetricsLog(workdir / "metrics.jsonl", step, config.data.batch_size)
         task = progress.add_task(workdir.name, total=total, completed=step, status="compiling")
-        stopping = False
+        first_step, stopping = step, False
         while step < total and not stopping:
             started = time.perf_counter()
             batch = next(iterator)
             log.waited += time.perf_counter() - started
+            if processes > 1 and step == first_step and config.parallel == "jit":
+                step_fn = step_fn.lower(state, batch).compile()
+                parallel.wait_for_all("compiled")  # one may take much longer than another
             state, metrics = step_fn(state, batch)
             step += 1
             log.add(step, metrics)
