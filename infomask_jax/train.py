@@ -187,7 +187,8 @@ def train(config: Config, data: Prepared) -> TrainState:
                 row = log.flush()
                 progress.update(task, completed=step, status=monitor.status(row))
             if step % config.train.checkpoint_every == 0 and step < total:
-                log.check()
+                if log.pending:
+                    log.flush()  # what is saved has been checked, and a resumed run's log lacks no step
                 checkpoint.save(checkpoints, step, whole(state), iterator)
             if processes == 1 or step % config.train.log_every == 0:  # asking the others makes all wait
                 stopping = parallel.anywhere(stop.requested)

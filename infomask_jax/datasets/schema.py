@@ -194,7 +194,7 @@ def unit_box(xywh: Sequence[float], height: int, width: int) -> np.ndarray:
 def safe_name(name: str) -> str:
     """An image name of a table, in its normal form; raises ValueError if it could lead out of the folder."""
     path = PurePosixPath(name)
-    outside = path.is_absolute() or ".." in path.parts or PureWindowsPath(path).drive or "\\" in name
+    outside = path.is_absolute() or ".." in path.parts or PureWindowsPath(str(path)).drive or "\\" in name
     if not name.strip() or str(path) == "." or outside or re.search(r"[\x00-\x1f\x7f]", name):
         raise ValueError(f"expected the name of an image inside its folder, found {name!r}")
     return str(path)
