@@ -57,7 +57,7 @@ def main(settings: Benchmark) -> None:
     step, layout = parallel_step(config, state)
     state = parallel.place(state, layout)
     to_devices = partial(parallel.to_devices, split=split)
-    stream = iter(pipeline.train_batches(data.source("train"), config.data, 0, to_devices))
+    stream = iter(pipeline.train_batches(data.source("train", pipeline.FIELDS), config.data, 0, to_devices))
     one = next(stream)
     state, metrics = step(state, one)
     jax.block_until_ready(metrics)

@@ -44,7 +44,7 @@ class Benchmark:
 
 def main(settings: Benchmark) -> None:
     data = datasets.load(settings.dataset, settings.data_dir)
-    source = data.source("train")
+    source = data.source("train", pipeline.FIELDS)
     config = DataConfig(image_size=settings.image_size, batch_size=settings.batch_size)
     count = settings.batches * settings.batch_size
     stored = [source[i % len(source)]["image"] for i in range(count)]

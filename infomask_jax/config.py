@@ -133,7 +133,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     """Gradients are scaled down to this global norm. Ours."""
     log_every: int = 20
-    """Steps between two lines of metrics.jsonl, which hold means over the steps since the last; a checkpoint adds one."""
+    """Steps between two lines of metrics.jsonl, means over the steps since the last; a checkpoint adds one."""
     checkpoint_every: int = 500
     """Steps between two checkpoints; the last step is always saved."""
     accumulate: int = 1

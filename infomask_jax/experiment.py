@@ -153,7 +153,7 @@ def predict_split(workdir: Path, data: Prepared, split: str, findings: list[str]
     for folder in (workdir, workdir / BASELINE):
         if (folder / "config.json").exists():
             config, params = checkpoint.finished(folder)
-            logits, found = predict(config, params, data.source(split), len(findings))
+            logits, found = predict(config, params, data.source(split, pipeline.FIELDS), len(findings))
             maps |= {method: m[..., 0] if m.shape[-1] == 1 else m for method, m in found.items()}
             probabilities = "probabilities" if folder == workdir else "plain_probabilities"
             examples[probabilities] = scipy.special.expit(logits.astype(np.float64))
@@ -190,7 +190,7 @@ def deletion_and_insertion(workdir, data, split, findings, examples, maps, seed)
     """
     out, size, labels = {name: {} for name in findings}, Config.load(workdir).data.image_size, examples["labels"]
     needed, kept = np.flatnonzero((labels == 1).any(axis=1)), []
-    for batch in pipeline.eval_batches(data.source(split), size, 32):
+    for batch in pipeline.eval_batches(data.source(split, pipeline.FIELDS), size, 32):
         kept.append(batch["image"][np.isin(batch["index"], needed), ..., 0])
     images, random = np.concatenate(kept), controls.random_maps(len(labels), seed)
     for folder in (workdir, workdir / BASELINE):

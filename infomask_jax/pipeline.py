@@ -6,7 +6,6 @@ padding; index int32 [B], position in the split (-1 for padding).
 
 import signal
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import cv2
@@ -18,6 +17,7 @@ from grain.experimental import ThreadPrefetchIterDataset
 from infomask_jax.config import DataConfig
 
 Batch = dict[str, np.ndarray]
+FIELDS = ("image", "labels")  # of a stored example, all that a batch needs
 
 
 def decode_gray(data: bytes) -> np.ndarray:
@@ -33,40 +33,54 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if image.shape[0] > size else cv2.INTER_LINEAR)
 
 
-def standardise(image: np.ndarray) -> np.ndarray:
-    """Zero mean and unit variance over the image; a constant image becomes zeros."""
-    return (image - image.mean()) / max(float(image.std()), 1e-3)
+def standardise(image: np.ndarray, gain: float = 1.0, out: np.ndarray | None = None) -> np.ndarray:
+    """Zero mean and standard deviation `gain` over the image, float32; a constant image becomes zeros."""
+    mean, deviation = cv2.meanStdDev(image)
+    out = np.subtract(image, np.float32(mean.item()), out=out, dtype=np.float32)
+    out *= np.float32(gain / max(deviation.item(), 1e-3))
+    return out
 
 
-def to_sample(index: int, example: dict[str, Any], size: int, count: int) -> Batch:
-    """Example (see datasets/schema.py) -> one unbatched, unaugmented element of a batch.
+def augment(image: np.ndarray, size: int, draw: np.ndarray, config: DataConfig) -> np.ndarray:
+    """Random zoom, translation and (if asked for) left-right flip: stored pixels [H, W] -> [size, size], same type.
 
-    `index` counts on over the epochs of an endless stream; `count` is the length of the split.
+    What is seen is a window of the stored image, to the nearest stored pixel, resized once; beyond the edges they are
+    repeated. `draw`: 4 numbers uniform in -1 .. 1, for zoom, shift down, shift right and flip.
     """
-    labels = np.asarray(example["labels"], np.float32)
+    zoom, shrinks, pads = 1.0 + config.scale * draw[0], image.shape[0] > size, []
+    for axis, length in enumerate(image.shape):
+        side = max(round(length / zoom), 1)
+        start = round((length - side) / 2 - config.shift * length / zoom * draw[1 + axis])
+        low, high = min(max(start, 0), length - 1), min(max(start + side, 1), length)
+        image = image[low:high] if axis == 0 else image[:, low:high]
+        beyond = side - (high - low)
+        before = min(max(low - start, 0), beyond)
+        pads += [before, beyond - before]
+    if any(pads):
+        image = cv2.copyMakeBorder(image, *pads, cv2.BORDER_REPLICATE)
+    image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return cv2.flip(image, 1) if config.flip and draw[3] < 0 else image
+
+
+def to_batch(source, index: np.ndarray, size: int, picture: Callable, gains: np.ndarray | None = None) -> Batch:
+    """Batch of the stored examples (see datasets/schema.py) at `index` [B]; -1 is padding, a copy of the first.
+
+    `picture`: (stored pixels, place in the batch) -> [size, size]; gains [B]: standard deviations in place of 1.
+    """
+    images, labels = np.empty((len(index), size, size, 1), np.float32), []
+    for place, i in enumerate(np.maximum(index, 0)):
+        example = source[int(i)]
+        pixels = picture(decode_gray(example["image"]), place)
+        standardise(pixels, 1.0 if gains is None else gains[place], out=images[place, ..., 0])
+        labels.append(example["labels"])
+    labels = np.array(labels, np.float32)
     return {
-        "image": standardise(fit(decode_gray(example["image"]), size))[..., None],
+        "image": images,
         "labels": np.maximum(labels, 0.0),
         "label_mask": (labels >= 0).astype(np.float32),
-        "valid": np.float32(1.0),
-        "index": np.int32(index % count),
+        "valid": (index >= 0).astype(np.float32),
+        "index": index.astype(np.int32),
     }
-
-
-def augment(sample: Batch, rng: np.random.Generator, config: DataConfig) -> Batch:
-    """Random zoom, translation, gain and (if asked for) left-right flip of the image; labels do not change."""
-    size = sample["image"].shape[0]
-    zoom = 1.0 + config.scale * rng.uniform(-1, 1)
-    dx, dy = config.shift * size * rng.uniform(-1, 1, size=2)
-    gain = 1.0 + config.contrast * rng.uniform(-1, 1)
-    sign = -1.0 if config.flip and rng.random() < 0.5 else 1.0
-    centre = (size - 1) / 2
-    affine = np.array(
-        [[sign * zoom, 0, centre - sign * zoom * centre + dx], [0, zoom, centre - zoom * centre + dy]], np.float32
-    )
-    image = sample["image"][..., 0]
-    image = cv2.warpAffine(image, affine, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return {**sample, "image": gain * image[..., None]}
 
 
 def train_batches(
@@ -85,13 +99,20 @@ def train_batches(
     """
     if len(source) < 1:
         raise ValueError("the training split is empty: nothing to train on")
+    size, part = config.image_size, config.batch_size // processes
+    mine = slice(process * part, (process + 1) * part)
+
+    def augmented(index: np.ndarray, rng: np.random.Generator) -> Batch:
+        draws = rng.uniform(-1.0, 1.0, (len(index), 5))[mine]  # of the whole batch, however it is shared
+        gains = 1.0 + config.contrast * draws[:, 4]
+        return to_batch(source, index[mine], size, lambda pixels, i: augment(pixels, size, draws[i], config), gains)
+
     dataset = (
-        grain.MapDataset.source(source)
-        .map_with_index(partial(to_sample, size=config.image_size, count=len(source)))
+        grain.MapDataset.range(len(source))
         .shuffle(seed=seed)
         .repeat()
-        .random_map(partial(augment, config=config), seed=seed)
-        .batch(config.batch_size // processes)[process::processes]
+        .batch(config.batch_size)
+        .random_map(augmented, seed=seed)
         .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     )
     if config.workers:
@@ -112,15 +133,14 @@ def eval_batches(source, image_size: int, batch_size: int, process: int = 0, pro
     """
     count = len(source)
 
-    def sample(index: int) -> Batch:
-        if index < count:
-            return to_sample(index, source[index], image_size, count)
-        return {**to_sample(0, source[0], image_size, count), "valid": np.float32(0.0), "index": np.int32(-1)}
+    def fitted(index: np.ndarray) -> Batch:
+        index = np.where(index < count, index, -1)
+        return to_batch(source, index, image_size, lambda pixels, _: fit(pixels, image_size))
 
     return (
         grain.MapDataset.range(-(-count // batch_size) * batch_size)
-        .map(sample)
         .batch(batch_size // processes)[process::processes]
+        .map(fitted)
         .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     )
 

@@ -151,7 +151,9 @@ def train(config: Config, data: Prepared) -> TrainState:
     if config.parallel == "pmap":
         to_devices, whole = None, partial(parallel.unstack, replicated=replicated)
     process, processes = jax.process_index(), jax.process_count()
-    stream = pipeline.train_batches(data.source("train"), config.data, config.seed, to_devices, process, processes)
+    stream = pipeline.train_batches(
+        data.source("train", pipeline.FIELDS), config.data, config.seed, to_devices, process, processes
+    )
     iterator, total = iter(stream), config.train.steps
     with parallel.main_first("claim"):
         manifest.claim(config, data)  # only now: settings that cannot run must not own the folder

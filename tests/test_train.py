@@ -42,7 +42,9 @@ def tiny(workdir: Path, **changes) -> Config:
 
 @pytest.fixture
 def data(examples):
-    return SimpleNamespace(name="squares", fingerprint="f0", findings=("bright",), source=lambda split: examples)
+    return SimpleNamespace(
+        name="squares", fingerprint="f0", findings=("bright",), source=lambda split, fields=None: examples
+    )
 
 
 def rows(workdir: Path) -> list[dict]:
@@ -224,7 +226,8 @@ import sys, pathlib
 sys.path.insert(0, {root!r}); sys.path.insert(0, {tests!r})
 import conftest, test_train
 from types import SimpleNamespace
-data = SimpleNamespace(name="squares", fingerprint="f0", findings=("bright",), source=lambda split: conftest.Examples())
+source = lambda split, fields=None: conftest.Examples()
+data = SimpleNamespace(name="squares", fingerprint="f0", findings=("bright",), source=source)
 settings = test_train.TrainConfig(steps={steps}, log_every=1, checkpoint_every=7)
 config = test_train.tiny(pathlib.Path({workdir!r}), train=settings)
 try:

@@ -66,7 +66,7 @@ def maps_of(v: Variant, config: Config, params, data: Prepared, split: Split) ->
     scored, and no numbers. Rates are bits per image of representation and mask, null for a plain classifier, which has
     no bound.
     """
-    source, findings, path = data.source(split.name), len(data.findings), Path(config.workdir) / "maps"
+    source, findings, path = data.source(split.name, pipeline.FIELDS), len(data.findings), Path(config.workdir) / "maps"
     facts = fields(config) | {"workdir": "", "data_dir": ""}
     leaves = jax.tree_util.tree_leaves_with_path(params)
     digest = hashlib.sha256(json.dumps([STORED, facts, data.fingerprint, split.name, v.method], default=str).encode())
@@ -124,10 +124,10 @@ def attribute(method: str, config: Config, params, data: Prepared, split: Split)
 
     Maps on the latent grid are means over the shifts of `map_shifts`, as CAM's are; those on pixels are as they are.
     """
-    source, size, findings = data.source(split.name), config.data.image_size, len(data.findings)
+    source, size, findings = data.source(split.name, pipeline.FIELDS), config.data.image_size, len(data.findings)
     variables = {"params": params}
     if method == "iba":
-        batches = pipeline.eval_batches(data.source("train"), size, config.data.batch_size)
+        batches = pipeline.eval_batches(data.source("train", pipeline.FIELDS), size, config.data.batch_size)
         images = (batch["image"][batch["valid"] > 0] for batch in batches)
         variables["feature_statistics"] = feature_statistics(config.model, findings, variables, images)
     explain, out = attribution(method, config.model, findings), None

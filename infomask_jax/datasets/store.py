@@ -41,7 +41,8 @@ NOT_OPTIONS = (
 class Source:
     """Random access to the stored examples of a split: `len(source)`, `source[i]` (see `schema.check`)."""
 
-    records: Sequence
+    records: Sequence  # serialized examples
+    features: tfds.features.FeaturesDict  # those that are read
 
     def __len__(self):
         return len(self.records)
@@ -49,8 +50,8 @@ class Source:
     def __getitem__(self, i) -> dict:
         if not 0 <= i < len(self.records):
             raise IndexError(f"expected 0..{len(self.records) - 1}, found {i}")
-        example = self.records[int(i)]
-        for name in ("image_id", "patient_id", "view"):
+        example = self.features.deserialize_example_np(self.records[int(i)])
+        for name in example.keys() & {"image_id", "patient_id", "view"}:
             example[name] = example[name].decode()
         return example
 
@@ -68,11 +69,14 @@ class Prepared:
     splits: dict[str, int]  # examples in each
     summary: dict[str, dict]  # counts, by split
 
-    def source(self, split: str) -> Source:
-        """The examples of a split; raises ValueError where there is no such split."""
+    def source(self, split: str, fields: Sequence[str] | None = None) -> Source:
+        """The examples of a split, or only these fields of them (faster); raises ValueError where there is no split."""
         if split not in self.splits:
             raise ValueError(f"{self.directory}: expected one of {', '.join(self.splits)}; found split {split!r}")
-        return Source(tfds.builder_from_directory(self.directory).as_data_source(split))
+        builder = tfds.builder_from_directory(self.directory)
+        records = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+        features = builder.info.features
+        return Source(records, tfds.features.FeaturesDict({name: features[name] for name in fields or features}))
 
 
 class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
