@@ -78,6 +78,10 @@ class ModelConfig:
     mask_coupling: float = 4.0
     """What the cells around add to the logit of that prior when all are open: findings are connected, lone cells cost
     more. Ours; 0: cells are independent."""
+    mask_evidence: float = 0.5
+    """What one unit of a cell's evidence for the finding (the largest, where findings share a mask) adds to its mask
+    logit, beside what the mask learns itself: a mask that has to find again what the classifier knows loses some of it.
+    No gradient goes back through it. Ours; 0: the mask sees the features alone."""
     mask_bias: float = 2.0
     """Initial mask logit: positive starts open; the mask stays so until the rates are charged. Ours."""
     closed_evidence: float = -3.0
@@ -200,6 +204,7 @@ class Config:
             "model.topk": (1e-6, 1),
             "model.mask_prior": (1e-6, 1 - 1e-6),
             "model.mask_coupling": (0, 100),
+            "model.mask_evidence": (0, 100),
             "model.evidence_bound": (0, 1e6),
             "model.hide": (0, 1),
             "loss.beta_z": (0, 1e6),

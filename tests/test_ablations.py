@@ -52,6 +52,7 @@ STATED = {  # of the synthetic base: 64 px, stride 4, betas 3e-5 and 1e-3
     "one_view": {"loss.hidden": 0.0, "loss.consistency": 0.0, "model.half_turn": False},
     "empty_cells": {"model.close_empty": False},
     "no_coupling": {"model.mask_coupling": 0.0},
+    "no_mask_evidence": {"model.mask_evidence": 0.0},
     "no_shifts": {"map_shifts": 1},
     "second_kernel_3": {"model.second_kernel": 3},
     **{f"sampler_{s}": {"model.sampler": s} for s in ("hard_concrete", "straight_through", "gaussian_gate", "sigmoid")},

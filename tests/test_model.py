@@ -141,9 +141,33 @@ def test_no_cell_carries_more_evidence_than_the_bound():
 
 
 def test_every_cell_starts_at_the_mask_bias():
-    model, params, images = build(mask_bias=1.5)
+    model, params, images = build(mask_bias=1.5, mask_evidence=0.0)
     _, out = model.apply({"params": params}, images, train=False)
     np.testing.assert_allclose(out["mask_logits"], LOGIT_BOUND * np.tanh(1.5 / LOGIT_BOUND), rtol=1e-6)
+
+
+@pytest.mark.parametrize("per_finding", [False, True])
+def test_evidence_adds_to_the_mask_logits(per_finding):
+    """Of the posterior mean, before masking, also in training; the largest where findings share the mask."""
+    model, params, images = build(mask_bias=1.5, mask_evidence=0.7, mask_per_finding=per_finding, evidence_bound=3.0)
+    for train in (False, True):
+        _, out = model.apply({"params": params}, images, train=train, rngs={"sample": jax.random.key(1)})
+        evidence = 3.0 * np.tanh(np.asarray(out["mu"]) @ np.asarray(params["head"]["kernel"]) / 3.0)
+        added = evidence if per_finding else evidence.max(axis=-1, keepdims=True)
+        expected = LOGIT_BOUND * np.tanh((1.5 + 0.7 * added) / LOGIT_BOUND)
+        np.testing.assert_allclose(out["mask_logits"], expected, rtol=1e-4)
+
+
+def test_mask_does_not_teach_the_evidence_that_it_reads():
+    model, params, images = build(mask_evidence=0.7)
+
+    def mask(params):
+        return model.apply({"params": params}, images, train=False)[1]["mask"].sum()
+
+    gradients = jax.grad(mask)(params)
+    np.testing.assert_array_equal(gradients["head"]["kernel"], 0.0)
+    np.testing.assert_array_equal(gradients["mu"]["kernel"], 0.0)
+    assert np.abs(gradients["mask"]["kernel"]).max() > 0
 
 
 def test_mean_pooled_evidence_is_the_class_activation_map():

@@ -68,6 +68,7 @@ def variants(base: Config, findings: int) -> list[Variant]:
             "one_view": {"loss.hidden": 0.0, "loss.consistency": 0.0, "model.half_turn": False},
             "empty_cells": {"model.close_empty": False},
             "no_coupling": {"model.mask_coupling": 0.0},
+            "no_mask_evidence": {"model.mask_evidence": 0.0},
             "no_shifts": {"map_shifts": 1},
             "second_kernel_3": {"model.second_kernel": 3},
         },

@@ -119,13 +119,40 @@ class InfoMask(nn.Module):
         if c.close_empty:  # features of empty cells are zero, those of others are not: no need of the image
             content = jnp.any(features != 0, axis=-1, keepdims=True).astype(jnp.float32)
 
+        if c.bottleneck == "none":
+
+            def mean(features):
+                return features
+
+            mu = z = features
+            log_sigma, kl_z = jnp.zeros_like(features), jnp.zeros(grid)
+        else:
+            mean = nn.Dense(c.latent_channels, name="mu")
+            mu = mean(features)  # [B, h, w, C]
+            sigma_bias = nn.initializers.constant(c.log_sigma_bias)
+            log_sigma = nn.Dense(c.latent_channels, bias_init=sigma_bias, name="log_sigma")(features)
+            log_sigma = jnp.clip(log_sigma, -8.0, 2.0)  # exp(2 log_sigma) stays finite
+            z = jax.vmap(masks.sample_normal)(key_z, mu, log_sigma) if train else mu
+            kl_z = content[..., 0] * masks.kl_normal(mu, log_sigma)
+
+        bias = self.param("closed_evidence", nn.initializers.constant(c.closed_evidence), (self.findings,))
+        weights = nn.Dense(self.findings, use_bias=False, name="head")
+
+        def head(z):  # [B, h, w, C] -> evidence beyond the bias [B, h, w, K]
+            evidence = weights(z)
+            bound = c.evidence_bound
+            return bound * jnp.tanh(evidence / bound) if bound else evidence
+
         mask_logits = jnp.full((*grid, 1), jnp.inf)
         mask, kl_m = jnp.ones((1, *grid, 1)), jnp.zeros((*grid, 1))  # mask: [S, B, h, w, M]
         if c.bottleneck == "infomask":
             count = self.findings if c.mask_per_finding else 1
             mask_bias = nn.initializers.constant(c.mask_bias)
-            # Kernel zero: every cell starts at the bias and stays there until the rates are charged (see train.py).
+            # Kernel zero: what is learned here starts at the bias and stays until the rates are charged (see train.py).
             mask_logits = nn.Dense(count, kernel_init=nn.initializers.zeros, bias_init=mask_bias, name="mask")(features)
+            if c.mask_evidence:  # of the posterior mean; learned through the classifier alone, the mask only reads it
+                known = jax.lax.stop_gradient(head(mu))  # [B, h, w, K]
+                mask_logits += c.mask_evidence * (known if c.mask_per_finding else known.max(axis=-1, keepdims=True))
             mask_logits = LOGIT_BOUND * jnp.tanh(mask_logits / LOGIT_BOUND)
             mask_logits = jnp.where(content > 0, mask_logits, -LOGIT_BOUND)
             if train:
@@ -141,32 +168,8 @@ class InfoMask(nn.Module):
             pi = content * jax.nn.sigmoid(mask_logits)
             prior = masks.mask_prior_logits(pi, c.mask_prior, c.mask_coupling)
             kl_m = content * masks.kl_bernoulli(mask_logits, prior)
-
-        if c.bottleneck == "none":
-
-            def mean(features):
-                return features
-
-            mu = z = features
-            log_sigma, kl_z = jnp.zeros_like(features), jnp.zeros(grid)
-        else:
-            mean = nn.Dense(c.latent_channels, name="mu")
-            mu = mean(features)  # [B, h, w, C]
-            sigma_bias = nn.initializers.constant(c.log_sigma_bias)
-            log_sigma = nn.Dense(c.latent_channels, bias_init=sigma_bias, name="log_sigma")(features)
-            log_sigma = jnp.clip(log_sigma, -8.0, 2.0)  # exp(2 log_sigma) stays finite
-            z = jax.vmap(masks.sample_normal)(key_z, mu, log_sigma) if train else mu
             # A cell's z is irrelevant only when every mask over it is closed.
-            any_open = 1.0 - jnp.prod(1.0 - jax.nn.sigmoid(mask_logits), axis=-1)  # [B, h, w]
-            kl_z = any_open * content[..., 0] * masks.kl_normal(mu, log_sigma)
-
-        bias = self.param("closed_evidence", nn.initializers.constant(c.closed_evidence), (self.findings,))
-        weights = nn.Dense(self.findings, use_bias=False, name="head")
-
-        def head(z):  # [B, h, w, C] -> evidence beyond the bias [B, h, w, K]
-            evidence = weights(z)
-            bound = c.evidence_bound
-            return bound * jnp.tanh(evidence / bound) if bound else evidence
+            kl_z *= 1.0 - jnp.prod(1.0 - pi, axis=-1)
 
         noise = None
         if c.fill == "noise" and train and c.bottleneck == "infomask":
