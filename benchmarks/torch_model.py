@@ -100,7 +100,9 @@ class InfoMask(nn.Module):
         turned = shown * self.encode(other.flip(2, 3)).flip(2, 3)
         first = features
         features = torch.where(shown > 0, (first + turned) / 2, first)
-        logits = LOGIT_BOUND * torch.tanh(self.mask(features) / LOGIT_BOUND)
+        mu, log_sigma = self.mu(features), self.log_sigma(features).clamp(-8.0, 2.0)
+        logits = self.mask(features) + c.mask_evidence * self.evidence(mu).detach().amax(1, keepdim=True)
+        logits = LOGIT_BOUND * torch.tanh(logits / LOGIT_BOUND)
         logits = torch.where(content > 0, logits, -LOGIT_BOUND)
         pi, m = content * torch.sigmoid(logits), torch.sigmoid(logits)[None]
         if train:
@@ -115,7 +117,6 @@ class InfoMask(nn.Module):
         p = torch.sigmoid(logits)
         kl_m = p * (F.logsigmoid(logits) - F.logsigmoid(prior))
         kl_m = content * (kl_m + (1 - p) * (F.logsigmoid(-logits) - F.logsigmoid(-prior)))
-        mu, log_sigma = self.mu(features), self.log_sigma(features).clamp(-8.0, 2.0)
         z = mu + torch.exp(log_sigma) * torch.randn_like(mu) if train else mu
         kl_z = (0.5 * (mu**2 + torch.exp(2 * log_sigma) - 1.0) - log_sigma).sum(1, keepdim=True)
         kl_z = p * content * kl_z
