@@ -159,15 +159,19 @@ def test_evidence_adds_to_the_mask_logits(per_finding):
 
 
 def test_mask_does_not_teach_the_evidence_that_it_reads():
+    """In training. In evaluation gradients are of the whole function, as attributions need them."""
     model, params, images = build(mask_evidence=0.7)
 
-    def mask(params):
-        return model.apply({"params": params}, images, train=False)[1]["mask"].sum()
+    def mask(params, train):
+        rngs = {"sample": jax.random.key(3)} if train else {}
+        return model.apply({"params": params}, images, train=train, rngs=rngs)[1]["mask"].sum()
 
-    gradients = jax.grad(mask)(params)
+    gradients = jax.grad(mask)(params, True)
     np.testing.assert_array_equal(gradients["head"]["kernel"], 0.0)
     np.testing.assert_array_equal(gradients["mu"]["kernel"], 0.0)
     assert np.abs(gradients["mask"]["kernel"]).max() > 0
+    whole = jax.grad(mask)(params, False)
+    assert np.abs(whole["head"]["kernel"]).max() > 0
 
 
 def test_mean_pooled_evidence_is_the_class_activation_map():

@@ -50,6 +50,23 @@ class GatedAttention(nn.Module):
         return dense(self.findings, name="weights")(gated)
 
 
+class MaskLogits(nn.Module):
+    """What the mask learns itself, linear in the features, plus a fixed share of what the classifier knows.
+
+    features [B, h, w, D], evidence [B, h, w, K] -> [B, h, w, M], M = K or 1, where the largest evidence counts. The
+    kernel starts at zero: what is learned here starts at the bias and stays until the rates are charged (train.py).
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, features: jax.Array, evidence: jax.Array) -> jax.Array:
+        known = evidence if self.config.mask_per_finding else evidence.max(axis=-1, keepdims=True)
+        kernel = self.param("kernel", nn.initializers.zeros, (features.shape[-1], known.shape[-1]))
+        bias = self.param("bias", nn.initializers.constant(self.config.mask_bias), (known.shape[-1],))
+        return features @ kernel + bias[None, None, None] + self.config.mask_evidence * known
+
+
 class InfoMask(nn.Module):
     """Image classifier through a masked variational representation (arXiv 1903.11741; details ours, see ModelConfig).
 
@@ -146,13 +163,8 @@ class InfoMask(nn.Module):
         mask_logits = jnp.full((*grid, 1), jnp.inf)
         mask, kl_m = jnp.ones((1, *grid, 1)), jnp.zeros((*grid, 1))  # mask: [S, B, h, w, M]
         if c.bottleneck == "infomask":
-            count = self.findings if c.mask_per_finding else 1
-            mask_bias = nn.initializers.constant(c.mask_bias)
-            # Kernel zero: what is learned here starts at the bias and stays until the rates are charged (see train.py).
-            mask_logits = nn.Dense(count, kernel_init=nn.initializers.zeros, bias_init=mask_bias, name="mask")(features)
-            if c.mask_evidence:  # of the posterior mean; learned through the classifier alone, the mask only reads it
-                known = jax.lax.stop_gradient(head(mu))  # [B, h, w, K]
-                mask_logits += c.mask_evidence * (known if c.mask_per_finding else known.max(axis=-1, keepdims=True))
+            known = head(mu)  # [B, h, w, K]; the classifier learns it, the mask only reads it
+            mask_logits = MaskLogits(c, name="mask")(features, jax.lax.stop_gradient(known) if train else known)
             mask_logits = LOGIT_BOUND * jnp.tanh(mask_logits / LOGIT_BOUND)
             mask_logits = jnp.where(content > 0, mask_logits, -LOGIT_BOUND)
             if train:
