@@ -20,7 +20,7 @@ import jax
 import tyro
 
 from infomask_jax import __version__, datasets, parallel, pipeline
-from infomask_jax.config import Config, DataConfig, ModelConfig
+from infomask_jax.config import Config, DataConfig, HostsConfig, ModelConfig
 from infomask_jax.train import create_state, parallel_step
 
 
@@ -45,6 +45,7 @@ class Benchmark:
 
 
 def main(settings: Benchmark) -> None:
+    parallel.start(HostsConfig())
     data = datasets.load(settings.dataset, settings.data_dir)
     config = Config(
         data_dir=settings.data_dir,

@@ -20,8 +20,8 @@ from pathlib import Path
 import grain
 import tyro
 
-from infomask_jax import __version__, datasets, pipeline
-from infomask_jax.config import DataConfig
+from infomask_jax import __version__, datasets, parallel, pipeline
+from infomask_jax.config import DataConfig, HostsConfig
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Benchmark:
 
 
 def main(settings: Benchmark) -> None:
+    parallel.start(HostsConfig())
     data = datasets.load(settings.dataset, settings.data_dir)
     source = data.source("train", pipeline.FIELDS)
     config = DataConfig(image_size=settings.image_size, batch_size=settings.batch_size)

@@ -25,7 +25,7 @@ import numpy as np
 import tyro
 
 from infomask_jax import __version__, parallel
-from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig
+from infomask_jax.config import Config, DataConfig, HostsConfig, LossConfig, ModelConfig
 from infomask_jax.model.infomask import InfoMask
 from infomask_jax.train import create_state, parallel_step
 
@@ -187,6 +187,7 @@ def measure(settings: Benchmark, width: int, dtype: str) -> dict:
 
 
 def main(settings: Benchmark) -> None:
+    parallel.start(HostsConfig())
     rows = []
     for dtype in settings.dtypes:
         for width in settings.widths:

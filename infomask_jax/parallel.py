@@ -5,6 +5,7 @@ of a TPU pod, or one started by hand with `--hosts`. With one process all of thi
 """
 
 import contextlib
+import ctypes
 import itertools
 import os
 from importlib.util import find_spec
@@ -20,15 +21,20 @@ from orbax.checkpoint import multihost
 from infomask_jax.config import HostsConfig
 
 AXIS = "batch"  # the mesh's one axis
+MALLOPT = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1)}  # of glibc's malloc.h
 _barriers = itertools.count()  # a name of the coordinator's barriers cannot be used twice
 
 
 def start(hosts: HostsConfig) -> None:
     """Join the other processes, if there are any, and keep compiled programs on disk. Call before anything of JAX.
 
+    Without an accelerator, the process also keeps the memory that it frees (see `_keep_memory`).
+
     Programs are kept in ~/.cache/infomask_jax, or where JAX_COMPILATION_CACHE_DIR says. ValueError if only some of the
     options that name the processes are given.
     """
+    if not any(find_spec(name) for name in ("libtpu", "jax_plugins")):
+        _keep_memory()
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "infomask_jax"))
     named = hosts.processes > 0, hosts.process >= 0, hosts.coordinator not in ("", "auto")
@@ -44,6 +50,18 @@ def start(hosts: HostsConfig) -> None:
         jax.distributed.initialize(hosts.coordinator, hosts.processes, hosts.process)
     elif hosts.coordinator == "auto" or _on_tpu_pod():
         jax.distributed.initialize()
+
+
+def _keep_memory() -> None:
+    """One arena for all threads, which gives nothing back: where the C library is glibc, and before JAX has threads.
+
+    XLA's CPU backend allocates and frees its buffers in every step; fetching their pages anew from the system took a
+    quarter of a step. Beside an accelerator nothing is gained, and many loader threads would wait for the one arena.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "gnu_get_libc_version"):
+        for option, value in MALLOPT.values():
+            libc.mallopt(option, value)
 
 
 def _on_tpu_pod() -> bool:

@@ -1,6 +1,10 @@
 """Devices and processes: the same draws and losses however a step is spread, memory that is split, agreement."""
 
 import dataclasses
+import platform
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import chex
 import jax
@@ -153,3 +157,29 @@ def test_fetch_returns_whole_arrays():
     _, split = parallel.shardings(16)
     batch = {"index": np.arange(16, dtype=np.int32)}
     np.testing.assert_array_equal(parallel.fetch(parallel.to_devices(batch, split))["index"], batch["index"])
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or any(find_spec(name) for name in ("libtpu", "jax_plugins")),
+    reason="done on the CPU alone, with glibc",
+)
+def test_a_step_takes_its_memory_from_the_step_before():
+    """Pages fetched from the system by a program with results of 64 MiB; without `start` as the control."""
+    code = """if True:
+        import resource, jax, jax.numpy as jnp
+        from infomask_jax import parallel
+        from infomask_jax.config import HostsConfig
+        if {start}:
+            parallel.start(HostsConfig())
+        step, x = jax.jit(lambda x: x + 1), jnp.zeros(2**24)
+        for i in range(20):
+            if i == 10:
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            jax.block_until_ready(step(x))
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    """
+    pages = {}
+    for start in (True, False):
+        command = [sys.executable, "-c", code.format(start=start)]
+        pages[start] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert pages[False] > 3 * pages[True]  # it still may grow once
