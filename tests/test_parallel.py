@@ -172,8 +172,8 @@ def test_a_step_takes_its_memory_from_the_step_before():
         if {start}:
             parallel.start(HostsConfig())
         step, x = jax.jit(lambda x: x + 1), jnp.zeros(2**24)
-        for i in range(20):
-            if i == 10:
+        for i in range(50):
+            if i == 30:
                 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             jax.block_until_ready(step(x))
         print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -182,4 +182,4 @@ def test_a_step_takes_its_memory_from_the_step_before():
     for start in (True, False):
         command = [sys.executable, "-c", code.format(start=start)]
         pages[start] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert pages[False] > 3 * pages[True]  # it still may grow once
+    assert pages[True] < 0.7 * pages[False], pages  # it still may grow a few times

@@ -136,16 +136,17 @@ class InfoMask(nn.Module):
         if c.close_empty:  # features of empty cells are zero, those of others are not: no need of the image
             content = jnp.any(features != 0, axis=-1, keepdims=True).astype(jnp.float32)
 
+        means = views[:2] if views else None  # of z, by each view
         if c.bottleneck == "none":
-
-            def mean(features):
-                return features
-
             mu = z = features
             log_sigma, kl_z = jnp.zeros_like(features), jnp.zeros(grid)
         else:
             mean = nn.Dense(c.latent_channels, name="mu")
-            mu = mean(features)  # [B, h, w, C]
+            if train and views:  # affine in the features: what the losses need of both views also gives mu
+                means = mean(views[0]), mean(views[1])
+                mu = jnp.where(views[2] > 0, (means[0] + means[1]) / 2, means[0])  # [B, h, w, C]
+            else:
+                mu = mean(features)
             sigma_bias = nn.initializers.constant(c.log_sigma_bias)
             log_sigma = nn.Dense(c.latent_channels, bias_init=sigma_bias, name="log_sigma")(features)
             log_sigma = jnp.clip(log_sigma, -8.0, 2.0)  # exp(2 log_sigma) stays finite
@@ -220,7 +221,7 @@ class InfoMask(nn.Module):
         if train:
             out["sample_logits"] = sample_logits
         if train and views:
-            first, second, shown = mean(views[0]), mean(views[1]), views[2]
+            (first, second), shown = means, views[2]
             alone = shown * head(second)
             out["hidden_logits"] = pooled(alone, attend and attend(second))[0]
             squares = jnp.sum((shown * head(first) - alone) ** 2, axis=(1, 2, 3))
