@@ -100,7 +100,12 @@ class InfoMask(nn.Module):
         turned = shown * self.encode(other.flip(2, 3)).flip(2, 3)
         first = features
         features = torch.where(shown > 0, (first + turned) / 2, first)
-        mu, log_sigma = self.mu(features), self.log_sigma(features).clamp(-8.0, 2.0)
+        if train:
+            by_first, by_turned = self.mu(first), self.mu(turned)
+            mu = torch.where(shown > 0, (by_first + by_turned) / 2, by_first)
+        else:
+            mu = self.mu(features)
+        log_sigma = self.log_sigma(features).clamp(-8.0, 2.0)
         logits = self.mask(features) + c.mask_evidence * self.evidence(mu).detach().amax(1, keepdim=True)
         logits = LOGIT_BOUND * torch.tanh(logits / LOGIT_BOUND)
         logits = torch.where(content > 0, logits, -LOGIT_BOUND)
@@ -124,8 +129,8 @@ class InfoMask(nn.Module):
         out = {"sample_logits": self.pooled(m * cells[None]), "auxiliary_logits": self.pooled(cells)}
         out |= {"kl_z": kl_z, "kl_m": kl_m}
         if train:
-            alone = shown * self.evidence(self.mu(turned))
-            squares = ((shown * self.evidence(self.mu(first)) - alone) ** 2).sum((1, 2, 3))
+            alone = shown * self.evidence(by_turned)
+            squares = ((shown * self.evidence(by_first) - alone) ** 2).sum((1, 2, 3))
             out["hidden_logits"] = self.pooled(alone)
             out["view_difference"] = squares / shown.sum((1, 2, 3)).clamp(min=1.0)
         return out["sample_logits"].mean(0), out
