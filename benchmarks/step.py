@@ -61,20 +61,22 @@ class Benchmark:
 
 
 def configs(settings: Benchmark, width: int, dtype: str) -> dict[str, Config]:
-    """InfoMask; the plain classifier with its encoder, second view and pooling; the same with one view (CAM's)."""
+    """InfoMask and the plain classifier with its encoder and pooling; both with the second view, and both without."""
     model, loss = ModelConfig(width=width, dtype=dtype), LossConfig(delay=0.0)
     data = DataConfig(image_size=settings.image_size, batch_size=settings.batch_size)
     base = Config(data_dir="data", workdir="run", data=data, model=model, loss=loss)
     free = {"beta_z": 0.0, "beta_m": 0.0, "auxiliary": 0.0}
     plain = dataclasses.replace(model, bottleneck="none")
-    one_view = dataclasses.replace(plain, half_turn=False)
-    return {
-        "infomask": base,
-        "plain": dataclasses.replace(base, model=plain, loss=dataclasses.replace(loss, **free)),
-        "plain_one_view": dataclasses.replace(
-            base, model=one_view, loss=dataclasses.replace(loss, **free, hidden=0.0, consistency=0.0)
-        ),
+    pair = {"infomask": base, "plain": dataclasses.replace(base, model=plain, loss=dataclasses.replace(loss, **free))}
+    one_view = {
+        f"{name}_one_view": dataclasses.replace(
+            config,
+            model=dataclasses.replace(config.model, half_turn=False),
+            loss=dataclasses.replace(config.loss, hidden=0.0, consistency=0.0),
+        )
+        for name, config in pair.items()
     }
+    return pair | one_view
 
 
 def candidate(config: Config, batch: dict):
@@ -179,6 +181,7 @@ def measure(settings: Benchmark, width: int, dtype: str) -> dict:
         "images_per_s": round(settings.batch_size / seconds["infomask"], 1),
         "ms": {name: round(1e3 * value, 2) for name, value in seconds.items()},
         "infomask_over_plain": ratio("infomask", "plain"),
+        "infomask_over_plain_both_one_view": ratio("infomask_one_view", "plain_one_view"),
         "infomask_over_plain_one_view": ratio("infomask", "plain_one_view"),
         "of_torch": ratio("torch", "infomask") if "torch" in runs else None,
         "flops_per_s": flops and round(flops / seconds["infomask"]),
