@@ -5,8 +5,7 @@ python experiments/ablations.py --base synthetic --only terms,rivals,beta --seed
 python experiments/ablations.py --base rsna --list
 
 Every run is an ordinary run in WORKDIR/VARIANT/seedS: the same command again continues where it stopped and trains
-nothing twice. Writes WORKDIR/ablations.json, ablations.md and figures/. With JAX_COMPILATION_CACHE_DIR set to a folder,
-all seeds of a variant share one compilation.
+nothing twice. Writes WORKDIR/ablations.json, ablations.md and figures/.
 
 Hardware and time: not measured yet for whole tables. RISE takes longest of the attributions: 512 passes an image.
 """
@@ -20,7 +19,7 @@ import quickstart
 import rsna_pneumonia
 import tyro
 
-from infomask_jax import ablation, datasets
+from infomask_jax import ablation, datasets, parallel
 from infomask_jax.experiment import exits
 from infomask_jax.report.ablations import command_line
 
@@ -70,4 +69,6 @@ def main(arguments: Ablations) -> None:
 
 if __name__ == "__main__":
     with exits():
-        main(tyro.cli(Ablations, description=__doc__))
+        chosen = tyro.cli(Ablations, description=__doc__)
+        parallel.start(BASES[chosen.base].hosts)
+        main(chosen)

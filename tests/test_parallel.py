@@ -98,6 +98,15 @@ def test_accumulation_on_one_device(batches, alone):
     assert_same(alone, losses, jax.device_get(state.params))
 
 
+def test_bfloat16_trains_as_float32_does(batches, alone):
+    """Computed in bfloat16, kept in float32: the losses follow those of float32, and are not the same ones."""
+    config = dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, dtype="bfloat16"))
+    losses, params = run(config, batches, parallel.shardings(16)[1])
+    assert losses.dtype == np.float32 and {x.dtype for x in jax.tree.leaves(params)} == {np.dtype("float32")}
+    np.testing.assert_allclose(losses, alone[0], rtol=0.05)
+    assert not np.allclose(losses, alone[0], rtol=1e-4)
+
+
 def test_parts_that_do_not_divide_over_the_devices_are_refused():
     config = dataclasses.replace(BASE, train=dataclasses.replace(BASE.train, accumulate=4))
     with pytest.raises(ValueError, match=r"train\.accumulate 4 leaves parts of 4 images.* 8 devices"):
