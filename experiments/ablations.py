@@ -48,6 +48,8 @@ class Ablations:
     """What is scored."""
     steps: int | None = None
     """Optimizer steps in place of the base config's."""
+    jobs: int = 1
+    """Runs side by side, each in a process with its share of the cores, or all on one accelerator."""
     list: bool = False
     """Only list the variants and what they change."""
 
@@ -63,8 +65,10 @@ def main(arguments: Ablations) -> None:
             print(f"{v.group:13}{v.name:28}{f'skipped: {v.skip}' if v.skip else changes}")
         return
     flags = {f"--{name.replace('_', '-')}": value for name, value in vars(arguments).items() if name != "list"}
-    command = command_line("experiments/ablations.py", flags | {"--only": arguments.only or None})
-    ablation.run(base, datasets.load(base.dataset, base.data_dir), only, arguments.seeds, arguments.split, command)
+    flags |= {"--only": arguments.only or None, "--jobs": arguments.jobs if arguments.jobs > 1 else None}
+    command = command_line("experiments/ablations.py", flags)
+    data = datasets.load(base.dataset, base.data_dir)
+    ablation.run(base, data, only, arguments.seeds, arguments.split, command, arguments.jobs)
 
 
 if __name__ == "__main__":

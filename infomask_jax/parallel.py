@@ -33,7 +33,7 @@ def start(hosts: HostsConfig) -> None:
     Programs are kept in ~/.cache/infomask_jax, or where JAX_COMPILATION_CACHE_DIR says. ValueError if only some of the
     options that name the processes are given.
     """
-    if not any(find_spec(name) for name in ("libtpu", "jax_plugins")):
+    if not accelerated():
         _keep_memory()
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "infomask_jax"))
@@ -50,6 +50,11 @@ def start(hosts: HostsConfig) -> None:
         jax.distributed.initialize(hosts.coordinator, hosts.processes, hosts.process)
     elif hosts.coordinator == "auto" or _on_tpu_pod():
         jax.distributed.initialize()
+
+
+def accelerated() -> bool:
+    """Whether JAX is installed for an accelerator; asks without starting it."""
+    return any(find_spec(name) for name in ("libtpu", "jax_plugins"))
 
 
 def _keep_memory() -> None:

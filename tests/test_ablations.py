@@ -354,6 +354,28 @@ def test_an_unfinished_run_is_taken_up_and_ends_in_the_same_bytes(base, monkeypa
     assert written(base) == before
 
 
+def test_processes_train_and_score_what_one_does(base, rows):
+    """Of two processes; only the run that is gone is trained again, there on one device."""
+    data, before = datasets.load(base.dataset, base.data_dir), written(base)
+    shutil.rmtree(base.workdir / "no_mask" / "seed5")
+    found = ablation.run(base, data, ONLY, SEEDS, "test", "the command", 2)["findings"]["opacity"]["rows"]
+    assert [row["method"] for row in found] == list(rows)
+    for row in found:
+        if not row["method"].startswith("no_mask"):
+            assert row == rows[row["method"]]
+            continue
+        for metric, score in row["scores"].items():
+            assert score["by_seed"][0] == rows[row["method"]]["scores"][metric]["by_seed"][0]
+            assert score["by_seed"][1] == pytest.approx(rows[row["method"]]["scores"][metric]["by_seed"][1], rel=0.02)
+    assert "maps of vib" in "".join(log.read_text() for log in (base.workdir / "logs").glob("*.log"))
+    other = dataclasses.replace(base, model=dataclasses.replace(base.model, latent_channels=3))
+    with pytest.raises(ValueError, match=r"(?s)belongs to another run.*model.latent_channels: 2 -> 3"):
+        ablation.run(other, data, ONLY, SEEDS, "test", "the command", 2)
+    shutil.rmtree(base.workdir / "no_mask" / "seed5")
+    again(base)
+    assert written(base) == before
+
+
 def test_a_run_of_other_settings_is_refused_by_its_fields(base):
     other = dataclasses.replace(base, model=dataclasses.replace(base.model, latent_channels=3))
     with pytest.raises(ValueError, match=r"(?s)belongs to another run.*model.latent_channels: 2 -> 3"):
@@ -450,7 +472,7 @@ def test_script_lists_variants_and_takes_steps(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(script.datasets, "load", lambda *_: "data")
     monkeypatch.setattr(script.ablation, "run", lambda *a: calls.append(a))
     script.main(script.Ablations("implanted", data_dir=tmp_path, workdir=Path("w"), only="beta", seeds=(2,), steps=9))
-    base, data, *rest, command = calls[0]
+    base, data, *rest, command, jobs = calls[0]
     assert (base.dataset, base.train.steps, base.data_dir) == ("implanted", 9, tmp_path)
-    assert (data, rest) == ("data", [("beta",), (2,), "test"])
+    assert (data, rest, jobs) == ("data", [("beta",), (2,), "test"], 1)
     assert command.endswith("--workdir w --only beta --seeds 2 --split test --steps 9")

@@ -6,25 +6,19 @@ and maps/SPLIT.json (logits, rates, and of what all this is), so that a second c
     variants.py     the variants of a config
     predictions.py  parameters, maps, logits and rates of one run
     table.py        scores over seeds, and the paired differences to the default
+    workers.py      one run, and several side by side
 """
 
+import contextlib
 import json
 from pathlib import Path
 
 import jax
 
 from infomask_jax import pipeline, report
-from infomask_jax.ablation.predictions import maps_of, read_splits, trained
-from infomask_jax.ablation.table import (
-    RESAMPLES,
-    add_controls,
-    add_rows,
-    as_row,
-    of_finding,
-    resampled_patients,
-    shown,
-)
+from infomask_jax.ablation.table import RESAMPLES, add_controls, as_row, merge
 from infomask_jax.ablation.variants import config_of, select, variants
+from infomask_jax.ablation.workers import read, score_run, side_by_side
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
 from infomask_jax.report import ablations as drawing
@@ -32,12 +26,25 @@ from infomask_jax.report import ablations as drawing
 __all__ = ["config_of", "run", "select", "variants"]
 
 
-def run(base: Config, data: Prepared, only: tuple[str, ...], seeds: tuple[int, ...], split: str, command: str) -> dict:
+def run(
+    base: Config,
+    data: Prepared,
+    only: tuple[str, ...],
+    seeds: tuple[int, ...],
+    split: str,
+    command: str,
+    jobs: int = 1,
+) -> dict:
     """Train or resume every run, score all of them together, write ablations.json, ablations.md and figures/ into
     base.workdir; return what the JSON holds.
 
     ValueError for an unknown name, an absent split, or a run directory with another config (it names the fields).
+
+    Args:
+      jobs: processes that each train and score runs of their own, see workers.py; 1: this one.
     """
+    if jobs < 1:
+        raise ValueError(f"jobs: expected at least 1, found {jobs}")
     if split not in data.splits:
         raise ValueError(f"{data.name} has no split {split!r}; it has {', '.join(data.splits)}")
     if not seeds or len(set(seeds)) < len(seeds):
@@ -47,24 +54,28 @@ def run(base: Config, data: Prepared, only: tuple[str, ...], seeds: tuple[int, .
         if v.skip:
             console.print(f"skipped {v.name}: {v.skip}")
     there = [v for v in chosen if not v.skip]
-    splits = read_splits(data, split, base.data.image_size)
-    scored = [k for k in range(len(data.findings)) if len(splits[0].truths[k].scored)]
-    weights = {k: resampled_patients(splits[0], k) for k in scored}
+    splits, weights = read(data, split, base.data.image_size)
+    scored = list(weights)
     tables, strips = {k: {} for k in scored}, {k: {} for k in scored}
-    jobs = [(seed, v) for seed in seeds for v in there]
-    for number, (seed, v) in enumerate(jobs, 1):
-        console.print(f"[{number}/{len(jobs)}] {v.name} seed {seed}", markup=False, highlight=False)
-        config = config_of(base, v, seed)
-        params = trained(config, data)
-        predicted = [maps_of(v, config, params, data, part) for part in splits]
-        for k in scored:
-            add_rows(tables[k], v, config, predicted, splits, k, weights[k])
-            if v.group in ("default", "beta") and seed == seeds[0]:
-                strips[k][v.name] = of_finding(shown(v, config, predicted[0][0])[v.name], k)[
-                    splits[0].truths[k].scored[0]
-                ]
-        if v is there[-1]:
-            jax.clear_caches()  # so that memory does not grow with the seeds
+    runs = {}  # attributions share the run of `cam`
+    for seed in seeds:
+        for v in there:
+            runs.setdefault(config_of(base, v, seed).workdir, (seed, []))[1].append(v)
+    tasks = [(base, those, seed, split) for seed, those in runs.values()]
+    with side_by_side(tasks, jobs, Path(base.workdir) / "logs") if jobs > 1 else contextlib.nullcontext() as found:
+        for number, (_, those, seed, _) in enumerate(tasks, 1):
+            if jobs == 1:
+                console.print(f"[{number}/{len(tasks)}] {those[0].name} seed {seed}", markup=False, highlight=False)
+                rows = score_run(base, data, those, seed, splits, weights)
+                if number == len(tasks) or tasks[number][2] != seed:
+                    jax.clear_caches()  # so that memory does not grow with the seeds
+            else:
+                rows = next(found)
+                console.print(f"[{number}/{len(tasks)}] {those[0].name} seed {seed}", markup=False, highlight=False)
+            for k in scored:
+                merge(tables[k], rows[k][0])
+                if seed == seeds[0]:
+                    strips[k] |= rows[k][1]
     result = {
         "command": command,
         "dataset": data.name,

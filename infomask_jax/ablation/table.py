@@ -55,6 +55,14 @@ def add_rows(table: dict, v: Variant, config: Config, predicted: list, splits: l
         _add(table, name, v.group, v.changes, (*pair, None)[:2], model, splits, k, weights)
 
 
+def merge(table: dict, rows: dict) -> None:
+    """Add the rows of one run, as `add_rows` makes them, to the table of a finding."""
+    for name, row in rows.items():
+        own = table.setdefault(name, row | {"threshold": [], "seeds": []})
+        own["threshold"] += row["threshold"]
+        own["seeds"] += row["seeds"]
+
+
 def add_controls(table: dict, splits: list[Split], k: int, weights: dict) -> None:
     """Add the image-blind controls of finding k, which no seed changes."""
     tuned = len(splits) > 1 and len(splits[1].truths[k].scored) > 0
