@@ -65,6 +65,8 @@ class InfoMask(nn.Module):
         self.log_sigma = nn.Conv2d(inputs, c.latent_channels, 1)
         self.head = nn.Conv2d(c.latent_channels, findings, 1, bias=False)
         self.closed_evidence = nn.Parameter(torch.full((findings,), c.closed_evidence))
+        self.prior_logit = nn.Parameter(torch.tensor([math.log(c.mask_prior / (1 - c.mask_prior))]))
+        self.prior_coupling = nn.Parameter(torch.tensor([c.mask_coupling]))
         nn.init.zeros_(self.mask.weight)
         nn.init.constant_(self.mask.bias, c.mask_bias)
         nn.init.constant_(self.log_sigma.bias, c.log_sigma_bias)
@@ -117,8 +119,7 @@ class InfoMask(nn.Module):
         around = torch.ones(1, 1, 3, 3, device=x.device)
         around[..., 1, 1] = 0
         neighbours = F.conv2d(torch.ones_like(pi), around, padding=1)
-        prior = math.log(c.mask_prior / (1 - c.mask_prior))
-        prior = prior + c.mask_coupling * F.conv2d(pi, around, padding=1) / neighbours
+        prior = self.prior_logit + self.prior_coupling * F.conv2d(pi, around, padding=1) / neighbours
         p = torch.sigmoid(logits)
         kl_m = p * (F.logsigmoid(logits) - F.logsigmoid(prior))
         kl_m = content * (kl_m + (1 - p) * (F.logsigmoid(-logits) - F.logsigmoid(-prior)))
@@ -166,3 +167,5 @@ def load(model: InfoMask, params: dict) -> None:
             if "bias" in params[name]:
                 layer.bias.copy_(tensor(params[name]["bias"]))
         model.closed_evidence.copy_(tensor(params["closed_evidence"]))
+        model.prior_logit.copy_(tensor(params["prior"]["logit"]))
+        model.prior_coupling.copy_(tensor(params["prior"]["coupling"]))

@@ -74,10 +74,13 @@ class ModelConfig:
     topk: float = 0.0625
     """Share of cells averaged by topk pooling. Ours."""
     mask_prior: float = 0.05
-    """rho: prior probability of an open cell. Ours."""
+    """rho: prior probability of an open cell among closed ones; where it is learned, its first value. Ours."""
     mask_coupling: float = 4.0
     """What the cells around add to the logit of that prior when all are open: findings are connected, lone cells cost
-    more. Ours; 0: cells are independent."""
+    more. Where it is learned, its first value. Ours; 0: cells are independent."""
+    learn_prior: bool = True
+    """Learn rho and the coupling, of each mask, with the rest: no one need know how much of a film a finding covers.
+    Ours."""
     mask_evidence: float = 0.5
     """What one unit of a cell's evidence for the finding (the largest, where findings share a mask) adds to its mask
     logit, beside what the mask learns itself: a mask that has to find again what the classifier knows loses some of it.
@@ -126,7 +129,7 @@ class LossConfig:
 class TrainConfig:
     """Optimizer and loop."""
 
-    steps: int = 900
+    steps: int = 2700
     """Optimizer steps. Ours."""
     learning_rate: float = 2e-3
     """Peak rate of AdamW: linear warm-up, then cosine to zero. Ours."""
@@ -172,7 +175,7 @@ class Config:
     """Name of the prepared dataset."""
     seed: int = 0
     """Seed of initialisation, sampling, data order and augmentation."""
-    map_shifts: Literal[1, 2, 4] = 2
+    map_shifts: Literal[1, 2, 4] = 4
     """Heat maps, of the plain classifier too, are means over map_shifts x map_shifts shifts of the image by fractions
     of a cell, on a grid that many times as fine; 1: the image as it is. Logits are of the image as it is. Ours."""
     baseline: bool = True

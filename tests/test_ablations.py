@@ -51,7 +51,8 @@ STATED = {  # of the synthetic base: 64 px, stride 4, betas 3e-5 and 1e-3
     "no_consistency": {"loss.consistency": 0.0},
     "one_view": {"loss.hidden": 0.0, "loss.consistency": 0.0, "model.half_turn": False},
     "empty_cells": {"model.close_empty": False},
-    "no_coupling": {"model.mask_coupling": 0.0},
+    "fixed_prior": {"model.learn_prior": False},
+    "no_coupling": {"model.learn_prior": False, "model.mask_coupling": 0.0},
     "no_mask_evidence": {"model.mask_evidence": 0.0},
     "no_shifts": {"map_shifts": 1},
     "second_kernel_3": {"model.second_kernel": 3},
@@ -60,8 +61,8 @@ STATED = {  # of the synthetic base: 64 px, stride 4, betas 3e-5 and 1e-3
     **{f"pooling_{p}": {"model.pooling": p} for p in ("max", "topk", "mean")},
     "pooling_noisy_or": NOISY,
     "pooling_attention": {"model.pooling": "attention"},
-    "mask_prior_0.01": {"model.mask_prior": 0.01},
-    "mask_prior_0.2": {"model.mask_prior": 0.2},
+    "mask_prior_0.01": {"model.learn_prior": False, "model.mask_prior": 0.01},
+    "mask_prior_0.2": {"model.learn_prior": False, "model.mask_prior": 0.2},
     "beta_x0.0625": {"loss.beta_z": 3e-5 / 16, "loss.beta_m": 1e-3 / 16},
     "beta_x0.25": {"loss.beta_z": 3e-5 / 4, "loss.beta_m": 1e-3 / 4},
     "beta_x4": {"loss.beta_z": 12e-5, "loss.beta_m": 4e-3},
@@ -167,7 +168,7 @@ def test_variants_of_every_base_can_be_built(name):
 
 def test_what_cannot_be_or_is_there_already_is_skipped():
     base = script.BASES["synthetic"]
-    linear = dataclasses.replace(base.model, evidence_bound=0.0, closed_evidence=0.0, mask_prior=0.2)
+    linear = dataclasses.replace(base.model, evidence_bound=0.0, closed_evidence=0.0, mask_prior=0.2, learn_prior=False)
     found = {v.name: v.skip for v in ablation.variants(dataclasses.replace(base, model=linear), 1)}
     assert "one finding" in found["mask_per_finding"]
     assert found["lse_mil"] == "the settings of no_bottleneck" and found["mask_prior_0.2"] == "the settings of default"

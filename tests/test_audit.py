@@ -216,7 +216,9 @@ def trained_on(root: Path, shortcut: float) -> tuple[Path, datasets.Prepared]:
         baseline=False,
         data=DataConfig(image_size=64, batch_size=16),
         # The plainest recipe, whose blind spot is the marker: what is audited is not what is tested here.
-        model=ModelConfig(width=8, depth=1, hide=0.0, close_empty=False, mask_coupling=0.0, mask_evidence=0.0),
+        model=ModelConfig(
+            width=8, depth=1, hide=0.0, close_empty=False, mask_coupling=0.0, learn_prior=False, mask_evidence=0.0
+        ),
         loss=LossConfig(delay=0.2, ramp=0.3, hidden=0.0, consistency=0.0),
         train=TrainConfig(steps=240, learning_rate=4e-3),
     )

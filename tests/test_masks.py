@@ -159,7 +159,7 @@ def test_attention_pooling_weighs_each_finding_by_its_own_cells():
 
 def test_coupled_prior():
     pi = np.random.default_rng(0).uniform(size=(2, 4, 5, 3)).astype(np.float32)
-    np.testing.assert_allclose(jax.nn.sigmoid(masks.mask_prior_logits(pi, 0.05, 0.0)), 0.05, rtol=1e-5)
+    np.testing.assert_allclose(jax.nn.sigmoid(masks.mask_prior_logits(pi, logit_of(0.05), 0.0)), 0.05, rtol=1e-5)
     expected = np.zeros_like(pi)
     for y in range(4):
         for x in range(5):
@@ -170,4 +170,24 @@ def test_coupled_prior():
                 if (a, b) != (y, x)
             ]
             expected[:, y, x] = logit_of(0.05) + 3.0 * np.mean(around, axis=0)
-    np.testing.assert_allclose(masks.mask_prior_logits(pi, 0.05, 3.0), expected, atol=1e-5)
+    found = masks.mask_prior_logits(pi, logit_of(0.05), 3.0)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    own = masks.mask_prior_logits(
+        pi, jnp.array([logit_of(0.05), 0.0, 1.0]), jnp.array([3.0, 0.0, -2.0])
+    )  # of each mask
+    np.testing.assert_allclose(own[..., 0], found[..., 0], atol=1e-5)
+    np.testing.assert_allclose(own[..., 1], 0.0, atol=1e-6)
+    np.testing.assert_allclose(own[..., 2], 1.0 - 2.0 * (expected[..., 2] - logit_of(0.05)) / 3.0, atol=1e-5)
+
+
+def test_the_best_prior_without_coupling_is_the_mean_posterior():
+    """argmin over r of the mean KL(Bern(pi_i) || Bern(r)) is the mean of pi: what learning the prior converges to."""
+    logits = np.random.default_rng(1).normal(-2, 2, size=(8, 4, 4, 1)).astype(np.float32)
+
+    def rate(logit):
+        prior = masks.mask_prior_logits(jax.nn.sigmoid(logits), logit, 0.0)
+        return masks.kl_bernoulli(logits, prior).mean()
+
+    mean = float(jax.nn.sigmoid(logits).mean())
+    assert abs(jax.grad(rate)(jnp.log(mean / (1 - mean)))) < 1e-6
+    assert jax.grad(rate)(0.5 + jnp.log(mean / (1 - mean))) > 0.01

@@ -67,7 +67,8 @@ def variants(base: Config, findings: int) -> list[Variant]:
             "no_consistency": {"loss.consistency": 0.0},
             "one_view": {"loss.hidden": 0.0, "loss.consistency": 0.0, "model.half_turn": False},
             "empty_cells": {"model.close_empty": False},
-            "no_coupling": {"model.mask_coupling": 0.0},
+            "fixed_prior": {"model.learn_prior": False},
+            "no_coupling": {"model.learn_prior": False, "model.mask_coupling": 0.0},
             "no_mask_evidence": {"model.mask_evidence": 0.0},
             "no_shifts": {"map_shifts": 1},
             "second_kernel_3": {"model.second_kernel": 3},
@@ -79,10 +80,10 @@ def variants(base: Config, findings: int) -> list[Variant]:
             for v in _choices("pooling")
             if v != model.pooling
         },
-        "prior": {f"mask_prior_{v:g}": {"model.mask_prior": v} for v in (0.01, 0.2)},
+        "prior": {f"mask_prior_{v:g}": {"model.learn_prior": False, "model.mask_prior": v} for v in (0.01, 0.2)},
         "beta": {f"beta_x{x:g}": {"loss.beta_z": x * loss.beta_z, "loss.beta_m": x * loss.beta_m} for x in factors},
         "delay": {f"delay_{v:g}": {"loss.delay": v} for v in (0.0, 0.5)},
-        "grid": {f"stride_{v}": {"model.stride": v} for v in near},
+        "grid": {f"stride_{v}": {"model.stride": v, "map_shifts": min(base.map_shifts, v)} for v in near},
         "masks": {
             "mask_per_finding": {"model.mask_per_finding": True},
             **{f"mask_samples_{v}": {"model.mask_samples": v} for v in (1, 16)},

@@ -1,5 +1,6 @@
 """The InfoMask classifier: encoder -> posteriors of representation and mask -> masked representation -> evidence."""
 
+import math
 from functools import partial
 
 import flax.linen as nn
@@ -65,6 +66,25 @@ class MaskLogits(nn.Module):
         kernel = self.param("kernel", nn.initializers.zeros, (features.shape[-1], known.shape[-1]))
         bias = self.param("bias", nn.initializers.constant(self.config.mask_bias), (known.shape[-1],))
         return features @ kernel + bias[None, None, None] + self.config.mask_evidence * known
+
+
+class MaskPrior(nn.Module):
+    """Logits of the mask's prior r(m), see masks.mask_prior_logits; one rate and coupling a mask, learned or fixed.
+
+    Any r that no image changes bounds the information; the best one is that which the masks of all images together
+    have, and minimizing KL_m in r too finds it (empirical Bayes). pi [B, h, w, M] -> the same shape.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, pi: jax.Array) -> jax.Array:
+        c = self.config
+        logit, coupling = math.log(c.mask_prior / (1.0 - c.mask_prior)), c.mask_coupling
+        if c.learn_prior:
+            logit = self.param("logit", nn.initializers.constant(logit), pi.shape[-1:])
+            coupling = self.param("coupling", nn.initializers.constant(coupling), pi.shape[-1:])
+        return masks.mask_prior_logits(pi, logit, coupling)
 
 
 class InfoMask(nn.Module):
@@ -179,8 +199,7 @@ class InfoMask(nn.Module):
                 mask = masks.mean_mask(mask_logits, c.sampler)[None]
             mask *= content[None]
             pi = content * jax.nn.sigmoid(mask_logits)
-            prior = masks.mask_prior_logits(pi, c.mask_prior, c.mask_coupling)
-            kl_m = content * masks.kl_bernoulli(mask_logits, prior)
+            kl_m = content * masks.kl_bernoulli(mask_logits, MaskPrior(c, name="prior")(pi))
             # A cell's z is irrelevant only when every mask over it is closed.
             kl_z *= 1.0 - jnp.prod(1.0 - pi, axis=-1)
 

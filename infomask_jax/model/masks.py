@@ -65,21 +65,24 @@ def kl_bernoulli(logits: jax.Array, prior_logits: jax.Array) -> jax.Array:
     return pi * opened + (1 - pi) * closed
 
 
-def mask_prior_logits(pi: jax.Array, rho: float, coupling: float) -> jax.Array:
-    """Prior logit of each cell, logit(rho) + coupling * (mean pi of the cells around it): [B, h, w, M] -> same.
+def mask_prior_logits(pi: jax.Array, logit: float | jax.Array, coupling: float | jax.Array) -> jax.Array:
+    """Prior logit of each cell, logit + coupling * (mean pi of the cells around it): [B, h, w, M] -> the same.
 
     With a coupling, a cell among open ones is cheap to open and a lone one is not: findings are connected. This is the
     conditional of an Ising prior with the neighbours at their means; KL_m against it is no longer the KL of a joint
     prior (pseudo-likelihood). Ours. The neighbours are the eight around a cell, at the edge those that exist.
+
+    Args:
+      logit: log(rho / (1 - rho)) of the rate rho at which cells among closed ones are open, a number or [M].
+      coupling: a number or [M].
     """
-    logit = jnp.log(rho) - jnp.log1p(-rho)
-    if not coupling:
-        return jnp.full_like(pi, logit)
 
     def total(x):  # sum over the 3 x 3 cells around each
         return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
 
-    return logit + coupling * (total(pi) - pi) / jnp.maximum(total(jnp.ones_like(pi)) - 1.0, 1.0)
+    around = (total(pi) - pi) / jnp.maximum(total(jnp.ones_like(pi)) - 1.0, 1.0)
+    shape = (1, 1, 1, -1)
+    return jnp.reshape(logit, shape) + jnp.reshape(coupling, shape) * around
 
 
 def pool(
