@@ -6,9 +6,9 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint install clean
 
-demo: install  ## train InfoMask on synthetic chest films, compare with CAM and blind controls, draw pictures
+demo: install  ## InfoMask on synthetic chest films, a third of the usual steps, against CAM and blind controls; pictures
 	$(BIN)/python -m infomask_jax prepare synthetic --data-dir $(DATA)/demo
-	$(BIN)/python experiments/quickstart.py --data-dir $(DATA)/demo --workdir $(RUN)
+	$(BIN)/python experiments/quickstart.py --data-dir $(DATA)/demo --workdir $(RUN) --train.steps 900
 
 test: install  ## every test, or TESTS
 	$(BIN)/python -m pytest -n 2 $(TESTS)

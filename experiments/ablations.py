@@ -1,7 +1,7 @@
 """Which part of the method does what: variants of one config over seeds, scored together and paired.
 
 python experiments/ablations.py --base synthetic --data-dir data --workdir runs/ablations
-python experiments/ablations.py --base synthetic --only terms,rivals,beta --seeds 0 1 2
+python experiments/ablations.py --base synthetic --only terms,rivals,beta --seeds 0 1 2 --jobs 2
 python experiments/ablations.py --base rsna --list
 
 Every run is an ordinary run in WORKDIR/VARIANT/seedS: the same command again continues where it stopped and trains
@@ -49,7 +49,8 @@ class Ablations:
     steps: int | None = None
     """Optimizer steps in place of the base config's."""
     jobs: int = 1
-    """Runs side by side, each in a process with its share of the cores, or all on one accelerator."""
+    """Runs side by side on a CPU, each in a process with its share of the cores. One accelerator is better left to one
+    process: see docs/tpu.md."""
     list: bool = False
     """Only list the variants and what they change."""
 
