@@ -214,6 +214,7 @@ def trained_on(root: Path, shortcut: float) -> tuple[Path, datasets.Prepared]:
         data_dir=root / "data",
         workdir=root / "run",
         baseline=False,
+        map_shifts=2,
         data=DataConfig(image_size=64, batch_size=16),
         # The plainest recipe, whose blind spot is the marker: what is audited is not what is tested here.
         model=ModelConfig(
@@ -391,6 +392,7 @@ def test_a_plain_classifier_has_nothing_to_audit(tmp_path):
         data_dir=tmp_path / "data",
         workdir=tmp_path / "run",
         baseline=False,
+        map_shifts=2,
         data=DataConfig(image_size=32, batch_size=8),
         model=ModelConfig(bottleneck="none", pooling="mean", width=8, depth=1),
         train=TrainConfig(steps=2, log_every=2),

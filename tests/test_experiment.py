@@ -23,6 +23,7 @@ def config(folder: Path) -> Config:
     return Config(
         data_dir=folder / "data",
         workdir=folder / "run",
+        map_shifts=2,
         data=DataConfig(image_size=32, batch_size=8),
         model=ModelConfig(width=8, depth=1, stride=4, latent_channels=4),
         loss=LossConfig(delay=0.2),

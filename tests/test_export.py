@@ -29,6 +29,7 @@ def run(tmp_path_factory) -> tuple[Config, datasets.Prepared]:
     config = Config(
         data_dir=folder / "data",
         workdir=folder / "run",
+        map_shifts=2,
         data=DataConfig(image_size=32, batch_size=8),
         model=ModelConfig(width=8, depth=1, stride=4, latent_channels=4),
         loss=LossConfig(delay=0.2),
