@@ -83,7 +83,8 @@ def test_rivals_train_and_name_their_maps(tmp_path, examples, changes, maps):
     for batch in (b for b, _ in zip(pipeline.train_batches(examples, config.data, 0), range(2), strict=False)):
         state, metrics = step(state, batch)
         assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
-    frozen = {"mask", "log_sigma"}  # the mask waits for its price; without one nothing acts on sigma's kernel at once
+    # The mask waits for its price; without one nothing acts on sigma's kernel at once, and nothing ever on the prior.
+    frozen = {"mask", "log_sigma", "prior"}
     for name in set(start.params) - frozen:
         moved = jax.tree.map(lambda a, b: bool((a != b).any()), start.params[name], state.params[name])
         assert all(jax.tree.leaves(moved)), name
