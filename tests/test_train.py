@@ -378,7 +378,7 @@ def test_notice_of_the_cloud_saves_and_stops(tmp_path, data, monkeypatch, notice
         with pytest.raises(monitor.Stopped, match=r"saved\. The same command continues"):
             train(tiny(tmp_path, train=TrainConfig(steps=100_000, log_every=1, checkpoint_every=50_000)), data)
         server.shutdown()
-    assert Metadata.asked == 3
+    assert Metadata.asked >= 3  # more where the machine is busy and an answer came too late
     assert checkpoint.load_params(tmp_path)[1] == rows(tmp_path)[-1]["step"]
 
 
