@@ -62,16 +62,14 @@ def run(
         for v in there:
             runs.setdefault(config_of(base, v, seed).workdir, (seed, []))[1].append(v)
     tasks = [(base, those, seed, split) for seed, those in runs.values()]
-    with side_by_side(tasks, jobs, Path(base.workdir) / "logs") if jobs > 1 else contextlib.nullcontext() as found:
+    in_turn = (score_run(base, data, those, seed, splits, weights) for _, those, seed, _ in tasks)
+    processes = side_by_side(tasks, jobs, Path(base.workdir) / "logs") if jobs > 1 else contextlib.nullcontext(in_turn)
+    with processes as found:
         for number, (_, those, seed, _) in enumerate(tasks, 1):
-            if jobs == 1:
-                console.print(f"[{number}/{len(tasks)}] {those[0].name} seed {seed}", markup=False, highlight=False)
-                rows = score_run(base, data, those, seed, splits, weights)
-                if number == len(tasks) or tasks[number][2] != seed:
-                    jax.clear_caches()  # so that memory does not grow with the seeds
-            else:
-                rows = next(found)
-                console.print(f"[{number}/{len(tasks)}] {those[0].name} seed {seed}", markup=False, highlight=False)
+            console.print(f"[{number}/{len(tasks)}] {those[0].name} seed {seed}", markup=False, highlight=False)
+            rows = next(found)
+            if number == len(tasks) or tasks[number][2] != seed:
+                jax.clear_caches()  # so that memory does not grow with the seeds
             for k in scored:
                 merge(tables[k], rows[k][0])
                 if seed == seeds[0]:
