@@ -177,7 +177,8 @@ class Config:
     """Seed of initialisation, sampling, data order and augmentation."""
     map_shifts: Literal[1, 2, 4] = 4
     """Heat maps, of the plain classifier too, are means over map_shifts x map_shifts shifts of the image by fractions
-    of a cell, on a grid that many times as fine; 1: the image as it is. Logits are of the image as it is. Ours."""
+    of a cell, on a grid that many times as fine, at the cost of as many forward passes; 1: the image as it is. Logits
+    are of the image as it is. Ours."""
     baseline: bool = True
     """Also train the plain mean-pooled classifier, CAM's home: same encoder (without half_turn), data and steps."""
     parallel: Literal["jit", "pmap"] = "jit"
