@@ -7,8 +7,9 @@ python experiments/ablations.py --base rsna --list
 Every run is an ordinary run in WORKDIR/VARIANT/seedS: the same command again continues where it stopped and trains
 nothing twice. Writes WORKDIR/ablations.json, ablations.md and figures/.
 
-Hardware and time: a run takes about 8 minutes of one CPU core (synthetic, implanted), so `--jobs 2` on two cores gives default and
-one rival over three seeds in 25. RISE takes longest of the attributions: 512 passes an image.
+Hardware and time: a run takes about 8 minutes of one CPU core (synthetic, implanted), so `--jobs 2` on two cores gives
+the default and one rival over three seeds in 25. Score-CAM and RISE take longest of the attributions, about 500 passes
+an image.
 """
 
 import dataclasses
@@ -50,8 +51,8 @@ class Ablations:
     steps: int | None = None
     """Optimizer steps in place of the base config's."""
     jobs: int = 1
-    """Runs side by side on a CPU, each in a process with its share of the cores. One accelerator is better left to one
-    process: see docs/tpu.md."""
+    """Runs at once, each in a process with its share of the cores, on which its rounding depends; not beside an
+    accelerator. What they print goes to WORKDIR/logs."""
     list: bool = False
     """Only list the variants and what they change."""
 

@@ -53,8 +53,8 @@ def start(hosts: HostsConfig) -> None:
 
 
 def accelerated() -> bool:
-    """Whether JAX is installed for an accelerator; asks without starting it."""
-    return any(find_spec(name) for name in ("libtpu", "jax_plugins"))
+    """Whether JAX is installed for an accelerator and not told to leave it; asks without starting it."""
+    return os.environ.get("JAX_PLATFORMS") != "cpu" and any(find_spec(name) for name in ("libtpu", "jax_plugins"))
 
 
 def _keep_memory() -> None:

@@ -4,7 +4,10 @@ import dataclasses
 import json
 import math
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -367,13 +370,40 @@ def test_processes_train_and_score_what_one_does(base, rows):
         for metric, score in row["scores"].items():
             assert score["by_seed"][0] == rows[row["method"]]["scores"][metric]["by_seed"][0]
             assert score["by_seed"][1] == pytest.approx(rows[row["method"]]["scores"][metric]["by_seed"][1], rel=0.02)
-    assert "maps of vib" in "".join(log.read_text() for log in (base.workdir / "logs").glob("*.log"))
+    assert "maps of vib" in (base.workdir / "logs" / "no_mask-seed5.log").read_text()
     other = dataclasses.replace(base, model=dataclasses.replace(base.model, latent_channels=3))
     with pytest.raises(ValueError, match=r"(?s)belongs to another run.*model.latent_channels: 2 -> 3"):
         ablation.run(other, data, ONLY, SEEDS, "test", "the command", 2)
     shutil.rmtree(base.workdir / "no_mask" / "seed5")
     again(base)
     assert written(base) == before
+
+
+def test_processes_are_not_started_beside_an_accelerator_or_in_no_number(base, monkeypatch):
+    data = datasets.load(base.dataset, base.data_dir)
+    with pytest.raises(ValueError, match=r"jobs: expected at least 1.*found 0"):
+        ablation.run(base, data, ONLY, SEEDS, "test", "the command", 0)
+    monkeypatch.setattr(ablation.parallel, "accelerated", lambda: True)
+    with pytest.raises(ValueError, match=r"found 2\. JAX_PLATFORMS=cpu"):
+        ablation.run(base, data, ONLY, SEEDS, "test", "the command", 2)
+
+
+def test_what_ends_the_processes_leaves_none_and_starts_none(tmp_path):
+    """SIGTERM to the command: its runs save, none is begun any more, status 75; the same command goes on."""
+    datasets.prepare(Synthetic(data_dir=tmp_path / "data", size=64, train=16, val=8, test=8, workers=1))
+    where = ["--data-dir", str(tmp_path / "data"), "--workdir", str(tmp_path / "w")]
+    what = ["--base", "synthetic", "--only", "no_mask", "--seeds", "0", "1", "--steps", "100000", "--jobs", "2"]
+    command = [sys.executable, script.__file__, *what, *where]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    rows, deadline = [tmp_path / "w" / v / "seed0" / "metrics.jsonl" for v in ("default", "no_mask")], time.time() + 240
+    while not all(path.exists() for path in rows):
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 75 and "The same command continues" in process.stderr.read()
+    for name in ("default", "no_mask"):
+        assert checkpoint.load_params(tmp_path / "w" / name / "seed0")[1] > 0
+        assert not (tmp_path / "w" / name / "seed1").exists()
 
 
 def test_a_run_of_other_settings_is_refused_by_its_fields(base):

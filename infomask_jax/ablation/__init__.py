@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jax
 
-from infomask_jax import pipeline, report
+from infomask_jax import parallel, pipeline, report
 from infomask_jax.ablation.table import RESAMPLES, add_controls, as_row, merge
 from infomask_jax.ablation.variants import config_of, select, variants
 from infomask_jax.ablation.workers import read, score_run, side_by_side
@@ -41,10 +41,13 @@ def run(
     ValueError for an unknown name, an absent split, or a run directory with another config (it names the fields).
 
     Args:
-      jobs: processes that each train and score runs of their own, see workers.py; 1: this one.
+      jobs: runs at once, each in a process of its own, see workers.py; 1: all in this one.
     """
-    if jobs < 1:
-        raise ValueError(f"jobs: expected at least 1, found {jobs}")
+    if jobs < 1 or (jobs > 1 and parallel.accelerated()):
+        raise ValueError(
+            f"jobs: expected at least 1, and 1 beside an accelerator, which processes cannot share well; found {jobs}. "
+            "JAX_PLATFORMS=cpu trains on the cores."
+        )
     if split not in data.splits:
         raise ValueError(f"{data.name} has no split {split!r}; it has {', '.join(data.splits)}")
     if not seeds or len(set(seeds)) < len(seeds):
@@ -63,8 +66,7 @@ def run(
             runs.setdefault(config_of(base, v, seed).workdir, (seed, []))[1].append(v)
     tasks = [(base, those, seed, split) for seed, those in runs.values()]
     in_turn = (score_run(base, data, those, seed, splits, weights) for _, those, seed, _ in tasks)
-    processes = side_by_side(tasks, jobs, Path(base.workdir) / "logs") if jobs > 1 else contextlib.nullcontext(in_turn)
-    with processes as found:
+    with contextlib.closing(side_by_side(tasks, jobs, Path(base.workdir) / "logs") if jobs > 1 else in_turn) as found:
         for number, (_, those, seed, _) in enumerate(tasks, 1):
             console.print(f"[{number}/{len(tasks)}] {those[0].name} seed {seed}", markup=False, highlight=False)
             rows = next(found)

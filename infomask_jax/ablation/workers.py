@@ -1,20 +1,16 @@
 """One run of a table, and several of them side by side in processes of their own."""
 
-import contextlib
 import ctypes
-import functools
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-import jax
-
-from infomask_jax import datasets, parallel
+from infomask_jax import datasets, monitor, parallel
 from infomask_jax.ablation.predictions import Split, maps_of, read_splits, trained
 from infomask_jax.ablation.table import add_rows, of_finding, resampled_patients, shown
 from infomask_jax.ablation.variants import Variant, config_of
@@ -50,62 +46,75 @@ def score_run(
     return found
 
 
-@contextlib.contextmanager
-def side_by_side(tasks: list[tuple], jobs: int, logs: Path) -> Iterator[Iterator[dict]]:
-    """The results of `score_run` for tasks (base, variants, seed, split), in their order, from `jobs` processes.
+def side_by_side(tasks: list[tuple], jobs: int, logs: Path) -> Iterator[dict]:
+    """The results of `score_run` for tasks (base, variants, seed, split), in their order, each from its own process.
 
-    Without an accelerator each process has its share of the cores; with one they share it. What they print goes to
-    logs/N.log. Whatever ends this ends them: at the next step they save, as any run does that is told to stop.
+    Up to `jobs` processes at once, each on its share of the cores. What a run prints goes to logs/VARIANT-seedS.log.
+    Whatever ends this ends them, and what is trained by then is saved, as in any run that is told to stop. SIGINT and
+    SIGTERM raise monitor.Stopped; an error of a run is raised as soon as it is known; ChildProcessError if its process
+    is gone.
     """
-    context, logs = multiprocessing.get_context("spawn"), logs.absolute()
+    context, jobs = multiprocessing.get_context("spawn"), min(jobs, len(tasks))
+    waiting, running, done, free = deque(enumerate(tasks)), {}, {}, list(range(jobs))
     logs.mkdir(parents=True, exist_ok=True)
-    before = os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE")
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = before or "false"  # one process must not take all memory
-    count = context.Value("i", 0)
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(count, jobs, logs, os.getpid()))
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield (future.result() for future in [pool.submit(_score, *task) for task in tasks])
-    except BaseException as error:
-        for process in multiprocessing.active_children():
-            process.terminate()  # SIGTERM: save and stop
-        if isinstance(error, BrokenProcessPool):
-            raise ChildProcessError(
-                f"a process ended before its run did (memory?); the last lines of {logs}"
-            ) from error
-        raise
+        for at in range(len(tasks)):
+            while at not in done:
+                while waiting and free:
+                    number, task = waiting.popleft()
+                    receiver, sender = context.Pipe(duplex=False)
+                    log, slot = logs.absolute() / f"{task[1][0].name}-seed{task[2]}.log", free.pop()
+                    arguments = (sender, task, log, slot, jobs, os.getpid())
+                    process = context.Process(target=_work, args=arguments)
+                    running[receiver] = number, slot, process, log
+                    process.start()
+                    sender.close()
+                for receiver in multiprocessing.connection.wait(list(running)):
+                    number, slot, process, log = running[receiver]
+                    try:
+                        outcome = receiver.recv()
+                    except EOFError:
+                        raise ChildProcessError(f"a process ended before its run did (memory?): see {log}") from None
+                    if isinstance(outcome, BaseException):
+                        raise outcome
+                    process.join()
+                    del running[receiver]
+                    done[number] = outcome
+                    free.append(slot)
+            yield done.pop(at)
     finally:
-        pool.shutdown(cancel_futures=True)
-        if before is None:
-            del os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"]
+        for _, _, process, _ in running.values():
+            process.terminate()
+        for _, _, process, _ in running.values():
+            process.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _start(count, jobs: int, logs: Path, parent: int) -> None:
-    """Initializer of a process: its log, its cores, and its end with that of its parent."""
-    with count.get_lock():
-        number, count.value = count.value, count.value + 1
-    log = os.open(logs / f"{number}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+def _stop(number, frame) -> None:
+    raise monitor.Stopped("stopped; the runs have saved. The same command continues from there.")
+
+
+def _work(sender, task: tuple, log: Path, slot: int, jobs: int, parent: int) -> None:
+    """One task in a process of its own, which ends with its parent."""
+    os.setpgid(0, 0)  # Ctrl-C reaches the parent alone, which then tells us
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (sys.stdout, sys.stderr):
-        os.dup2(log, stream.fileno())
+        os.dup2(file, stream.fileno())
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # it ended before we could ask to be told
             os._exit(1)
-        if not parallel.accelerated():
-            cores = sorted(os.sched_getaffinity(0))
-            share = max(len(cores) // jobs, 1)
-            first = number * share % len(cores)
-            os.sched_setaffinity(0, cores[first : first + share])
-
-
-@functools.cache
-def _data(dataset: str, data_dir: Path, split: str, frame: int):
-    data = datasets.load(dataset, data_dir)
-    return data, *read(data, split, frame)
-
-
-def _score(base: Config, those: list[Variant], seed: int, split: str) -> dict:
-    parallel.start(base.hosts)
-    data, splits, weights = _data(base.dataset, base.data_dir, split, base.data.image_size)
-    found = score_run(base, data, those, seed, splits, weights)
-    jax.clear_caches()  # so that memory does not grow with the runs
-    return found
+        cores = sorted(os.sched_getaffinity(0))
+        share = max(len(cores) // jobs, 1)
+        first = slot * share % len(cores)
+        os.sched_setaffinity(0, cores[first : first + share])
+    base, those, seed, split = task
+    try:
+        parallel.start(base.hosts)
+        data = datasets.load(base.dataset, base.data_dir)
+        outcome = score_run(base, data, those, seed, *read(data, split, base.data.image_size))
+    except (Exception, monitor.Stopped) as error:
+        outcome = error
+    sender.send(outcome)
