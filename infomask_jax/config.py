@@ -77,7 +77,7 @@ class ModelConfig:
     """rho: prior probability of an open cell among closed ones; where it is learned, its first value. Ours."""
     mask_coupling: float = 4.0
     """What the cells around add to the logit of that prior when all are open: findings are connected, lone cells cost
-    more. Where it is learned, its first value. Ours; 0: cells are independent."""
+    more. Where it is learned, its first value. Ours; 0, not learned: cells are independent."""
     learn_prior: bool = True
     """Learn rho and the coupling, of each mask, with the rest: no one need know how much of a film a finding covers.
     Ours."""
@@ -103,7 +103,7 @@ class LossConfig:
     """Weights of NLL + beta_z sum_ij pi KL_z + beta_m sum_ij KL_m: sums over cells and channels, mean over images."""
 
     beta_z: float = 3e-5
-    """Weight of the representation's rate, per nat. Ours; beta_z = beta_m is exactly the bound."""
+    """Weight of the representation's rate, per nat. Ours; beta_z = beta_m without coupling is exactly the bound."""
     beta_m: float = 1e-3
     """Weight of the mask's rate, per nat. Ours."""
     delay: float = 0.25

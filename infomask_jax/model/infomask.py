@@ -71,8 +71,9 @@ class MaskLogits(nn.Module):
 class MaskPrior(nn.Module):
     """Logits of the mask's prior r(m), see masks.mask_prior_logits; one rate and coupling a mask, learned or fixed.
 
-    Any r that no image changes bounds the information; the best one is that which the masks of all images together
-    have, and minimizing KL_m in r too finds it (empirical Bayes). pi [B, h, w, M] -> the same shape.
+    Without coupling any r bounds the information; the best one is that which the masks of all images together have, and
+    minimizing KL_m in r too finds it (empirical Bayes). With it r reads the image's own mask, around the cell, and KL_m
+    is a price, no bound. pi [B, h, w, M] -> the same shape.
     """
 
     config: ModelConfig
