@@ -92,14 +92,16 @@ def test_rivals_train_and_name_their_maps(tmp_path, examples, changes, maps):
     assert set(jax.eval_shape(lambda out: heat_maps(out, model.bottleneck), out)) == set(maps)
 
 
-def test_mask_waits_until_its_rate_is_charged(tmp_path, examples):
+def test_mask_and_prior_wait_until_their_rate_is_charged(tmp_path, examples):
     config = tiny(tmp_path, train=TrainConfig(steps=8), loss=LossConfig(delay=0.5))
     state, step = create_state(config, 1), jax.jit(make_train_step(config))
-    start, moved = state.params["mask"], []
+    start, names, moved = state.params, (("mask", "bias"), ("prior", "logit"), ("prior", "coupling")), []
     for batch in (b for b, _ in zip(pipeline.train_batches(examples, config.data, 0), range(8), strict=False)):
         state, _ = step(state, batch)
-        moved.append(float(jnp.abs(state.params["mask"]["bias"] - start["bias"]).sum()))
-    assert max(moved[:5]) == 0.0 and moved[5] > 0.0
+        moved.append([float(jnp.abs(state.params[part][name] - start[part][name]).sum()) for part, name in names])
+    assert np.max(moved[:5]) == 0.0 and np.min(moved[5]) > 0.0
+    fixed = dataclasses.replace(config, model=dataclasses.replace(config.model, learn_prior=False))
+    assert set(create_state(fixed, 1).params) == set(start) - {"prior"}
 
 
 def test_dearer_information_buys_fewer_bits_and_no_lower_loss(tmp_path, examples):
