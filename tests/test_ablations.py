@@ -178,6 +178,8 @@ def test_what_cannot_be_or_is_there_already_is_skipped():
     assert found["lse_mil"] == "the settings of no_bottleneck" and found["mask_prior_0.2"] == "the settings of default"
     odd = dataclasses.replace(base, data=dataclasses.replace(base.data, image_size=60))
     assert "60 px do not divide" in next(v.skip for v in ablation.variants(odd, 1) if v.name == "stride_8")
+    dear = dataclasses.replace(base, loss=dataclasses.replace(base.loss, beta_m=1e5))
+    assert "loss.beta_m: expected" in next(v.skip for v in ablation.variants(dear, 1) if v.name == "beta_x16")
 
 
 def test_variants_are_chosen_by_name_and_group():

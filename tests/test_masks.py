@@ -172,9 +172,8 @@ def test_coupled_prior():
             expected[:, y, x] = logit_of(0.05) + 3.0 * np.mean(around, axis=0)
     found = masks.mask_prior_logits(pi, logit_of(0.05), 3.0)
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    own = masks.mask_prior_logits(
-        pi, jnp.array([logit_of(0.05), 0.0, 1.0]), jnp.array([3.0, 0.0, -2.0])
-    )  # of each mask
+    logits, couplings = jnp.array([logit_of(0.05), 0.0, 1.0]), jnp.array([3.0, 0.0, -2.0])  # of each mask
+    own = masks.mask_prior_logits(pi, logits, couplings)
     np.testing.assert_allclose(own[..., 0], found[..., 0], atol=1e-5)
     np.testing.assert_allclose(own[..., 1], 0.0, atol=1e-6)
     np.testing.assert_allclose(own[..., 2], 1.0 - 2.0 * (expected[..., 2] - logit_of(0.05)) / 3.0, atol=1e-5)

@@ -38,7 +38,8 @@ def run(
     """Train or resume every run, score all of them together, write ablations.json, ablations.md and figures/ into
     base.workdir; return what the JSON holds.
 
-    ValueError for an unknown name, an absent split, or a run directory with another config (it names the fields).
+    ValueError for an unknown name, an absent split, `jobs` that cannot be, or a run directory with another config (it
+    names the fields).
 
     Args:
       jobs: runs at once, each in a process of its own, see workers.py; 1: all in this one.

@@ -84,9 +84,10 @@ def side_by_side(tasks: list[tuple], jobs: int, logs: Path) -> Iterator[dict]:
                     free.append(slot)
             yield done.pop(at)
     finally:
-        for _, _, process, _ in running.values():
+        started = [process for _, _, process, _ in running.values() if process.pid]
+        for process in started:
             process.terminate()
-        for _, _, process, _ in running.values():
+        for process in started:
             process.join()
         for number, handler in before.items():
             signal.signal(number, handler)
