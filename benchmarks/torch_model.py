@@ -77,9 +77,9 @@ class InfoMask(nn.Module):
                 return self.encoder(x.to(torch.bfloat16)).float()
         return self.encoder(x)
 
-    def evidence(self, z):
+    def bounded(self, evidence):
         bound = self.c.evidence_bound
-        return bound * torch.tanh(self.head(z) / bound)
+        return bound * torch.tanh(evidence / bound)
 
     def pooled(self, cells):  # [..., K, h, w] -> [..., K]
         cells = (cells + self.closed_evidence.view(-1, 1, 1)).flatten(-2)
@@ -105,10 +105,13 @@ class InfoMask(nn.Module):
         if train:
             by_first, by_turned = self.mu(first), self.mu(turned)
             mu = torch.where(shown > 0, (by_first + by_turned) / 2, by_first)
+            heads = self.head(by_first), self.head(by_turned)
+            expected = torch.where(shown > 0, (heads[0] + heads[1]) / 2, heads[0])
         else:
             mu = self.mu(features)
+            expected = self.head(mu)
         log_sigma = self.log_sigma(features).clamp(-8.0, 2.0)
-        logits = self.mask(features) + c.mask_evidence * self.evidence(mu).detach().amax(1, keepdim=True)
+        logits = self.mask(features) + c.mask_evidence * self.bounded(expected).detach().amax(1, keepdim=True)
         logits = LOGIT_BOUND * torch.tanh(logits / LOGIT_BOUND)
         logits = torch.where(content > 0, logits, -LOGIT_BOUND)
         pi, m = content * torch.sigmoid(logits), torch.sigmoid(logits)[None]
@@ -123,15 +126,18 @@ class InfoMask(nn.Module):
         p = torch.sigmoid(logits)
         kl_m = p * (F.logsigmoid(logits) - F.logsigmoid(prior))
         kl_m = content * (kl_m + (1 - p) * (F.logsigmoid(-logits) - F.logsigmoid(-prior)))
-        z = mu + torch.exp(log_sigma) * torch.randn_like(mu) if train else mu
+        evidence = expected
+        if train:  # drawn itself, in place of z
+            variance = F.conv2d(torch.exp(2 * log_sigma), self.head.weight**2)
+            evidence = expected + torch.sqrt(variance + 1e-12) * torch.randn_like(expected)
         kl_z = (0.5 * (mu**2 + torch.exp(2 * log_sigma) - 1.0) - log_sigma).sum(1, keepdim=True)
         kl_z = p * content * kl_z
-        cells = content * self.evidence(z)
+        cells = content * self.bounded(evidence)
         out = {"sample_logits": self.pooled(m * cells[None]), "auxiliary_logits": self.pooled(cells)}
         out |= {"kl_z": kl_z, "kl_m": kl_m}
         if train:
-            alone = shown * self.evidence(by_turned)
-            squares = ((shown * self.evidence(by_first) - alone) ** 2).sum((1, 2, 3))
+            seen, alone = (shown * self.bounded(e) for e in heads)
+            squares = ((seen - alone) ** 2).sum((1, 2, 3))
             out["hidden_logits"] = self.pooled(alone)
             out["view_difference"] = squares / shown.sum((1, 2, 3)).clamp(min=1.0)
         return out["sample_logits"].mean(0), out

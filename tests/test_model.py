@@ -72,6 +72,28 @@ def test_evaluation_is_deterministic_and_needs_no_key(bottleneck):
     np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.parametrize("bound", [0.0, 6.0])
+def test_drawn_evidence_has_the_distribution_it_has_when_z_is_drawn(bound):
+    model, params, images = build(
+        sampler="sigmoid", mask_samples=1, half_turn=False, log_sigma_bias=0.0, evidence_bound=bound, close_empty=False
+    )
+    keys = jax.random.split(jax.random.key(3), 4000)
+
+    def forward(key):
+        return model.apply({"params": params}, images, train=True, rngs={"sample": key})[1]
+
+    drawn = jax.jit(jax.vmap(lambda key: forward(key)["evidence"]))(keys)
+    out = forward(keys[0])
+    noise = np.random.default_rng(1).normal(size=(4000, *out["mu"].shape))
+    z = np.asarray(out["mu"]) + np.exp(out["log_sigma"]) * noise  # every channel for itself
+    evidence = z @ np.asarray(params["head"]["kernel"])
+    evidence = bound * np.tanh(evidence / bound) if bound else evidence
+    expected = np.asarray(out["mask"]) * evidence + np.asarray(params["closed_evidence"])
+    deviation = expected.std(axis=0)
+    np.testing.assert_allclose((drawn.mean(axis=0) - expected.mean(axis=0)) / deviation, 0.0, atol=0.1)
+    np.testing.assert_allclose(drawn.std(axis=0) / deviation, 1.0, atol=0.1)
+
+
 def test_training_samples_differ_by_key():
     model, params, images = build()
     draw = [model.apply({"params": params}, images, train=True, rngs={"sample": jax.random.key(k)})[0] for k in (1, 2)]

@@ -35,6 +35,30 @@ def has_content(images: jax.Array, stride: int) -> jax.Array:
     return (highest - lowest > EMPTY_RANGE).astype(jnp.float32)
 
 
+def mean_view(first: jax.Array, second: jax.Array, shown: jax.Array) -> jax.Array:
+    """Mean of two views where the second shows the cell, the first elsewhere: [B, h, w, C] twice, [B, h, w, 1]."""
+    return jnp.where(shown > 0, (first + second) / 2, first)
+
+
+class Head(nn.Module):
+    """Evidence of each cell for each finding before it is bounded, w_k . z: [B, h, w, C] -> [B, h, w, K].
+
+    Linear and without a bias: a closed cell, z = 0, gives none. With `spread`, z holds the log sigma of N(mu, sigma^2)
+    and what is returned is that of w_k . z. Evidence drawn with it is distributed as if z were drawn, for each finding
+    on its own, hence every loss has the same mean, for K random numbers a cell in place of C (local
+    reparameterization, Kingma et al. 2015).
+    """
+
+    findings: int
+
+    @nn.compact
+    def __call__(self, z: jax.Array, spread: bool = False) -> jax.Array:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (z.shape[-1], self.findings))
+        if spread:
+            return 0.5 * jnp.log(jnp.exp(2 * z) @ kernel**2 + 1e-12)  # finite where w is 0
+        return z @ kernel
+
+
 class GatedAttention(nn.Module):
     """Scores w_k . (tanh(V z) * sigmoid(U z)) of the cells, whose softmax weighs them (Ilse et al. 2018, eq. 9).
 
@@ -151,7 +175,7 @@ class InfoMask(nn.Module):
                     shown *= kept  # cells that the second view shows, [B, h, w, 1]
                 turned = shown * encoder(other[:, ::-1, ::-1])[:, ::-1, ::-1].astype(jnp.float32)
                 views = features, turned, shown
-                features = jnp.where(shown > 0, (features + turned) / 2, features)
+                features = mean_view(*views)
         grid = features.shape[:3]
         content = jnp.ones((*grid, 1))
         if c.close_empty:  # features of empty cells are zero, those of others are not: no need of the image
@@ -159,33 +183,44 @@ class InfoMask(nn.Module):
 
         means = views[:2] if views else None  # of z, by each view
         if c.bottleneck == "none":
-            mu = z = features
+            mu = features
             log_sigma, kl_z = jnp.zeros_like(features), jnp.zeros(grid)
         else:
             mean = nn.Dense(c.latent_channels, name="mu")
             if train and views:  # affine in the features: what the losses need of both views also gives mu
                 means = mean(views[0]), mean(views[1])
-                mu = jnp.where(views[2] > 0, (means[0] + means[1]) / 2, means[0])  # [B, h, w, C]
+                mu = mean_view(*means, views[2])  # [B, h, w, C]
             else:
                 mu = mean(features)
             sigma_bias = nn.initializers.constant(c.log_sigma_bias)
             log_sigma = nn.Dense(c.latent_channels, bias_init=sigma_bias, name="log_sigma")(features)
             log_sigma = jnp.clip(log_sigma, -8.0, 2.0)  # exp(2 log_sigma) stays finite
-            z = jax.vmap(masks.sample_normal)(key_z, mu, log_sigma) if train else mu
             kl_z = content[..., 0] * masks.kl_normal(mu, log_sigma)
 
         bias = self.param("closed_evidence", nn.initializers.constant(c.closed_evidence), (self.findings,))
-        weights = nn.Dense(self.findings, use_bias=False, name="head")
+        head = Head(self.findings, name="head")
+        attend = GatedAttention(self.findings, name="attention") if c.pooling == "attention" else None
 
-        def head(z):  # [B, h, w, C] -> evidence beyond the bias [B, h, w, K]
-            evidence = weights(z)
-            bound = c.evidence_bound
-            return bound * jnp.tanh(evidence / bound) if bound else evidence
+        def bounded(evidence):  # [B, h, w, K]
+            return c.evidence_bound * jnp.tanh(evidence / c.evidence_bound) if c.evidence_bound else evidence
+
+        if train and views:  # linear in the means, as those in the features
+            by_view = head(means[0]), head(means[1])
+            expected = mean_view(*by_view, views[2])  # of the evidence over z, [B, h, w, K]
+        else:
+            expected = head(mu)
+        z, evidence = mu, expected
+        if train and c.bottleneck != "none" and attend:  # attention reads z itself
+            z = jax.vmap(masks.sample_normal)(key_z, mu, log_sigma)
+            evidence = head(z)
+        elif train and c.bottleneck != "none":
+            evidence = jax.vmap(masks.sample_normal)(key_z, expected, head(log_sigma, spread=True))
+        evidence = bounded(evidence)
 
         mask_logits = jnp.full((*grid, 1), jnp.inf)
         mask, kl_m = jnp.ones((1, *grid, 1)), jnp.zeros((*grid, 1))  # mask: [S, B, h, w, M]
         if c.bottleneck == "infomask":
-            known = head(mu)  # [B, h, w, K]; the classifier learns it, the mask only reads it
+            known = bounded(expected)  # [B, h, w, K]; the classifier learns it, the mask only reads it
             mask_logits = MaskLogits(c, name="mask")(features, jax.lax.stop_gradient(known) if train else known)
             mask_logits = LOGIT_BOUND * jnp.tanh(mask_logits / LOGIT_BOUND)
             mask_logits = jnp.where(content > 0, mask_logits, -LOGIT_BOUND)
@@ -206,22 +241,20 @@ class InfoMask(nn.Module):
 
         noise = None
         if c.fill == "noise" and train and c.bottleneck == "infomask":
-            noise = jax.vmap(partial(jax.random.normal, shape=z.shape[1:]))(key_fill)
+            noise = jax.vmap(partial(jax.random.normal, shape=mu.shape[1:]))(key_fill)
 
         def masked(cells, function):  # cells = function(z) -> function of the masked representation, [S, B, h, w, K]
             # Exact for a binary mask (function(0) is 0), without forming m * z for every sample.
             closed = 0.0 if noise is None else function(noise)[None]
             return mask * cells[None] + (1.0 - mask) * closed
 
-        attend = GatedAttention(self.findings, name="attention") if c.pooling == "attention" else None
-
         def pooled(cells, scores):  # evidence beyond the bias and attention scores [B, h, w, K] -> [B, K], attention
             attention = None if scores is None else jax.nn.softmax(scores, axis=(1, 2))
             logits = masks.pool(cells + bias[None, None, None], c.pooling, c.sharpness, c.topk, attention)
             return logits, attention
 
-        unmasked, scores = content * head(z), attend and attend(z)
-        evidence = masked(unmasked, head)  # [S, B, h, w, K]
+        unmasked, scores = content * evidence, attend and attend(z)
+        evidence = masked(unmasked, lambda noise: bounded(head(noise)))  # [S, B, h, w, K]
         masked_scores = None if attend is None else masked(scores, attend)
         sample_logits, attention = jax.vmap(pooled)(evidence, masked_scores)  # [S, B, K]
         out = {
@@ -241,9 +274,9 @@ class InfoMask(nn.Module):
         if train:
             out["sample_logits"] = sample_logits
         if train and views:
-            (first, second), shown = means, views[2]
-            alone = shown * head(second)
-            out["hidden_logits"] = pooled(alone, attend and attend(second))[0]
-            squares = jnp.sum((shown * head(first) - alone) ** 2, axis=(1, 2, 3))
+            shown = views[2]
+            seen, alone = (shown * bounded(e) for e in by_view)
+            out["hidden_logits"] = pooled(alone, attend and attend(means[1]))[0]
+            squares = jnp.sum((seen - alone) ** 2, axis=(1, 2, 3))
             out["view_difference"] = squares / jnp.maximum(jnp.sum(shown, axis=(1, 2, 3)), 1.0)
         return sample_logits.mean(axis=0), out
