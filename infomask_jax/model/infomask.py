@@ -218,7 +218,7 @@ class InfoMask(nn.Module):
         evidence = bounded(evidence)
 
         mask_logits = jnp.full((*grid, 1), jnp.inf)
-        mask, kl_m = jnp.ones((1, *grid, 1)), jnp.zeros((*grid, 1))  # mask: [S, B, h, w, M]
+        mask, kl_m = jnp.ones((1, grid[0], 1, grid[1] * grid[2])), jnp.zeros((*grid, 1))  # mask: [S, B, M, N] cells
         if c.bottleneck == "infomask":
             known = bounded(expected)  # [B, h, w, K]; the classifier learns it, the mask only reads it
             mask_logits = MaskLogits(c, name="mask")(features, jax.lax.stop_gradient(known) if train else known)
@@ -226,14 +226,14 @@ class InfoMask(nn.Module):
             mask_logits = jnp.where(content > 0, mask_logits, -LOGIT_BOUND)
             if train:
 
-                def draws(key, logits):  # of one image: [h, w, M] -> [S, h, w, M]
+                def draws(key, logits):  # of one image: [M, N] -> [S, M, N]
                     shape = (c.mask_samples, *logits.shape)
                     return masks.sample_mask(key, jnp.broadcast_to(logits, shape), c.sampler, c.temperature)
 
-                mask = jax.vmap(draws, out_axes=1)(key_mask, mask_logits)
+                mask = jax.vmap(draws, out_axes=1)(key_mask, masks.cells_last(mask_logits))
             else:
-                mask = masks.mean_mask(mask_logits, c.sampler)[None]
-            mask *= content[None]
+                mask = masks.cells_last(masks.mean_mask(mask_logits, c.sampler))[None]
+            mask *= masks.cells_last(content)[None]
             pi = content * jax.nn.sigmoid(mask_logits)
             kl_m = content * masks.kl_bernoulli(mask_logits, MaskPrior(c, name="prior")(pi))
             # A cell's z is irrelevant only when every mask over it is closed.
@@ -243,40 +243,45 @@ class InfoMask(nn.Module):
         if c.fill == "noise" and train and c.bottleneck == "infomask":
             noise = jax.vmap(partial(jax.random.normal, shape=mu.shape[1:]))(key_fill)
 
-        def masked(cells, function):  # cells = function(z) -> function of the masked representation, [S, B, h, w, K]
+        def masked(cells, function):  # cells = function(z) -> function of the masked representation, [S, B, K, N]
             # Exact for a binary mask (function(0) is 0), without forming m * z for every sample.
-            closed = 0.0 if noise is None else function(noise)[None]
+            closed = 0.0 if noise is None else masks.cells_last(function(noise))[None]
             return mask * cells[None] + (1.0 - mask) * closed
 
-        def pooled(cells, scores):  # evidence beyond the bias and attention scores [B, h, w, K] -> [B, K], attention
-            attention = None if scores is None else jax.nn.softmax(scores, axis=(1, 2))
-            logits = masks.pool(cells + bias[None, None, None], c.pooling, c.sharpness, c.topk, attention)
-            return logits, attention
+        def pooled(cells, scores):  # evidence beyond the bias and attention scores [..., K, N] -> [..., K], attention
+            attention = None if scores is None else jax.nn.softmax(scores, axis=-1)
+            base = bias.reshape((1,) * (cells.ndim - 2) + (-1, 1))
+            return masks.pool(cells + base, c.pooling, c.sharpness, c.topk, attention), attention
 
-        unmasked, scores = content * evidence, attend and attend(z)
-        evidence = masked(unmasked, lambda noise: bounded(head(noise)))  # [S, B, h, w, K]
+        unmasked, scores = masks.cells_last(content * evidence), attend and masks.cells_last(attend(z))
+        cells = masked(unmasked, lambda noise: bounded(head(noise)))
         masked_scores = None if attend is None else masked(scores, attend)
-        sample_logits, attention = jax.vmap(pooled)(evidence, masked_scores)  # [S, B, K]
+        sample_logits, attention = pooled(cells, masked_scores)  # [S, B, K]
+
+        def mean_on_grid(x):  # [S, B, K, N] -> [B, h, w, K]
+            return jnp.moveaxis(x.mean(axis=0), 1, 2).reshape(*grid, -1)
+
         out = {
             "features": features,
             "mu": mu,
             "log_sigma": log_sigma,
             "mask_logits": mask_logits,
-            "mask": mask.mean(axis=0),
+            "mask": mean_on_grid(mask),
             "kl_z": kl_z,
             "kl_m": kl_m,
-            "evidence": evidence.mean(axis=0) + bias[None, None, None],
+            "evidence": mean_on_grid(cells) + bias[None, None, None],
         }
         if c.bottleneck == "infomask":
             out["auxiliary_logits"] = pooled(unmasked, scores)[0]
         if attention is not None:
-            out["attention"] = attention.mean(axis=0)
+            out["attention"] = mean_on_grid(attention)
         if train:
             out["sample_logits"] = sample_logits
         if train and views:
             shown = views[2]
             seen, alone = (shown * bounded(e) for e in by_view)
-            out["hidden_logits"] = pooled(alone, attend and attend(means[1]))[0]
+            scores = attend and masks.cells_last(attend(means[1]))
+            out["hidden_logits"] = pooled(masks.cells_last(alone), scores)[0]
             squares = jnp.sum((seen - alone) ** 2, axis=(1, 2, 3))
             out["view_difference"] = squares / jnp.maximum(jnp.sum(shown, axis=(1, 2, 3)), 1.0)
         return sample_logits.mean(axis=0), out

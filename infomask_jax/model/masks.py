@@ -85,40 +85,43 @@ def mask_prior_logits(pi: jax.Array, logit: float | jax.Array, coupling: float |
     return jnp.reshape(logit, shape) + jnp.reshape(coupling, shape) * around
 
 
-def pool(
-    evidence: jax.Array, pooling: str, sharpness: float, topk: float, weights: jax.Array | None = None
-) -> jax.Array:
-    """Per-cell class evidence [B, h, w, K] -> logits [B, K].
+def cells_last(x: jax.Array) -> jax.Array:
+    """[..., h, w, K] -> [..., K, h*w]: the long axis last, where vector units work on it. With one finding, free."""
+    *lead, height, width, findings = x.shape
+    return jnp.moveaxis(x, -1, -3).reshape(*lead, findings, height * width)
 
-    lse: (1/r) log mean_ij exp(r e_ij) (Pinheiro & Collobert 2015), between mean (r -> 0) and max (r -> infinity).
-    topk: mean of the ceil(topk * h * w) largest cells. noisy_or: see there. attention: sum_ij a_ij e_ij, with `weights`
-    a [B, h, w, K], summing to 1 over the cells; for a linear head the same as Ilse et al. 2018, who pool features.
+
+def pool(cells: jax.Array, pooling: str, sharpness: float, topk: float, weights: jax.Array | None = None) -> jax.Array:
+    """Class evidence of N cells [..., K, N] -> logits [..., K].
+
+    lse: (1/r) log mean_n exp(r e_n) (Pinheiro & Collobert 2015), between mean (r -> 0) and max (r -> infinity).
+    topk: mean of the ceil(topk * N) largest cells. noisy_or: see there. attention: sum_n a_n e_n, with `weights` a
+    [..., K, N], summing to 1 over the cells; for a linear head the same as Ilse et al. 2018, who pool features.
     """
-    cells = evidence.reshape(evidence.shape[0], -1, evidence.shape[-1])  # [B, h*w, K]
     if pooling == "lse":
-        return jax.nn.logsumexp(sharpness * cells, axis=1, b=1.0 / cells.shape[1]) / sharpness
+        return jax.nn.logsumexp(sharpness * cells, axis=-1, b=1.0 / cells.shape[-1]) / sharpness
     if pooling == "max":
-        return cells.max(axis=1)
+        return cells.max(axis=-1)
     if pooling == "mean":
-        return cells.mean(axis=1)
+        return cells.mean(axis=-1)
     if pooling == "topk":
-        count = max(1, -int(-topk * cells.shape[1] // 1))
-        return jax.lax.top_k(cells.swapaxes(1, 2), count)[0].mean(axis=-1)
+        count = max(1, -int(-topk * cells.shape[-1] // 1))
+        return jax.lax.top_k(cells, count)[0].mean(axis=-1)
     if pooling == "noisy_or":
         return noisy_or(cells)
     if pooling == "attention":
-        return jnp.sum(weights.reshape(cells.shape) * cells, axis=1)
+        return jnp.sum(weights * cells, axis=-1)
     raise ValueError(f"unknown pooling {pooling!r}")
 
 
 def noisy_or(cells: jax.Array) -> jax.Array:
-    """Logit of p = 1 - prod_i (1 - p_i) with p_i = sigmoid(cell i): [B, N, K] -> [B, K] (MIL of Li et al. 2018).
+    """Logit of p = 1 - prod_n (1 - p_n) with p_n = sigmoid(cell n): [..., N] -> [...] (MIL of Li et al. 2018).
 
-    In log space, for float32 has no room for a product of hundreds of factors: with s = sum_i softplus(e_i) =
-    -log(1 - p), the logit is log(exp(s) - 1). Both ends stay exact, to e_i = -1e4 and beyond: log s is its own sum.
+    In log space, for float32 has no room for a product of hundreds of factors: with s = sum_n softplus(e_n) =
+    -log(1 - p), the logit is log(exp(s) - 1). Both ends stay exact, to e_n = -1e4 and beyond: log s is its own sum.
     """
     low = -15.0  # below it softplus(e) = exp(e) to float32
     log_terms = jnp.where(cells < low, cells, jnp.log(jax.nn.softplus(jnp.maximum(cells, low))))
-    log_s = jax.nn.logsumexp(log_terms, axis=1)  # [B, K]
+    log_s = jax.nn.logsumexp(log_terms, axis=-1)
     s = jnp.exp(jnp.maximum(log_s, low))
     return jnp.where(log_s < low, log_s, s + jnp.log(-jnp.expm1(-s)))
