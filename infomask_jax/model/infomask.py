@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from infomask_jax.config import ModelConfig
 from infomask_jax.model import masks
-from infomask_jax.model.encoder import Encoder
+from infomask_jax.model.encoder import Encoder, per_cell
 
 LOGIT_BOUND = 6.0  # of the mask posterior: pi stays within 0.0025 .. 0.9975 and can always move back
 EMPTY_RANGE = 0.02  # largest difference between two pixels of an empty cell, standard deviations of the image
@@ -55,8 +55,9 @@ class Head(nn.Module):
     def __call__(self, z: jax.Array, spread: bool = False) -> jax.Array:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (z.shape[-1], self.findings))
         if spread:
-            return 0.5 * jnp.log(jnp.exp(2 * z) @ kernel**2 + 1e-12)  # finite where w is 0
-        return z @ kernel
+            variance = per_cell(lambda cells: cells @ kernel**2, jnp.exp(2 * z))
+            return 0.5 * jnp.log(variance + 1e-12)  # finite where w is 0
+        return per_cell(lambda cells: cells @ kernel, z)
 
 
 class GatedAttention(nn.Module):
@@ -89,7 +90,11 @@ class MaskLogits(nn.Module):
         known = evidence if self.config.mask_per_finding else evidence.max(axis=-1, keepdims=True)
         kernel = self.param("kernel", nn.initializers.zeros, (features.shape[-1], known.shape[-1]))
         bias = self.param("bias", nn.initializers.constant(self.config.mask_bias), (known.shape[-1],))
-        return features @ kernel + bias[None, None, None] + self.config.mask_evidence * known
+        return (
+            per_cell(lambda cells: cells @ kernel, features)
+            + bias[None, None, None]
+            + self.config.mask_evidence * known
+        )
 
 
 class MaskPrior(nn.Module):
@@ -186,14 +191,14 @@ class InfoMask(nn.Module):
             mu = features
             log_sigma, kl_z = jnp.zeros_like(features), jnp.zeros(grid)
         else:
-            mean = nn.Dense(c.latent_channels, name="mu")
+            mean = partial(per_cell, nn.Dense(c.latent_channels, name="mu"))
             if train and views:  # affine in the features: what the losses need of both views also gives mu
                 means = mean(views[0]), mean(views[1])
                 mu = mean_view(*means, views[2])  # [B, h, w, C]
             else:
                 mu = mean(features)
             sigma_bias = nn.initializers.constant(c.log_sigma_bias)
-            log_sigma = nn.Dense(c.latent_channels, bias_init=sigma_bias, name="log_sigma")(features)
+            log_sigma = per_cell(nn.Dense(c.latent_channels, bias_init=sigma_bias, name="log_sigma"), features)
             log_sigma = jnp.clip(log_sigma, -8.0, 2.0)  # exp(2 log_sigma) stays finite
             kl_z = content[..., 0] * masks.kl_normal(mu, log_sigma)
 
