@@ -142,7 +142,8 @@ class InfoMask(nn.Module):
 
         Args:
           images: [B, H, W, 1] float32, standardised.
-          train: sample z and the mask (needs the rng stream `sample`); otherwise use the posterior means, no rng.
+          train: sample the evidence of z (see Head) and the mask (needs the rng stream `sample`); otherwise use the
+            posterior means, no rng.
           features: [B, h, w, D] float32 to classify in place of the encoder's, for attribution; `images` is not read.
           positions: [B] int32, by default 0 .. B - 1: place of each image in the global batch. It picks the image's
             random draws, which are then the same however the batch is split over devices or steps of accumulation.
