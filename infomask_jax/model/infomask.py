@@ -216,11 +216,13 @@ class InfoMask(nn.Module):
         else:
             expected = head(mu)
         z, evidence = mu, expected
-        if train and c.bottleneck != "none" and attend:  # attention reads z itself
-            z = jax.vmap(masks.sample_normal)(key_z, mu, log_sigma)
-            evidence = head(z)
-        elif train and c.bottleneck != "none":
-            evidence = jax.vmap(masks.sample_normal)(key_z, expected, head(log_sigma, spread=True))
+        if train and c.bottleneck != "none":
+            draw = jax.vmap(masks.sample_normal)
+            if attend:  # it reads z itself
+                z = draw(key_z, mu, log_sigma)
+                evidence = head(z)
+            else:
+                evidence = draw(key_z, expected, head(log_sigma, spread=True))
         evidence = bounded(evidence)
 
         mask_logits = jnp.full((*grid, 1), jnp.inf)
