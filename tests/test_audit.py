@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as arrays
 
 from infomask_jax import audit, datasets
 from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
-from infomask_jax.datasets import Synthetic, images, schema, store
+from infomask_jax.datasets import Synthetic, build, images, schema
 from infomask_jax.datasets.synthetic import render
 from infomask_jax.evaluate import shares
 from infomask_jax.evaluate.shares import REGIONS, region_areas
@@ -364,7 +364,7 @@ def test_a_lung_field_does_not_change_the_fingerprint_of_data():
     drawn = render(0, 1, Synthetic(size=32, contrast=0.35))
     example = {"image_id": "a", "patient_id": "a", "view": "", "height": 32, "width": 32, "labels": np.ones(1, np.int8)}
     example |= {"boxes": drawn["boxes"], "box_labels": np.zeros(len(drawn["boxes"]), np.int32)}
-    prints = {store._fingerprint({**example, "lung": lung}, drawn["image"], "test") for lung in (b"", b"\x89PNG")}
+    prints = {build._fingerprint({**example, "lung": lung}, drawn["image"], "test") for lung in (b"", b"\x89PNG")}
     assert len(prints) == 1
     full = {**example, "image": images.encode(drawn["image"]), "mask": b"", "lung": images.encode(drawn["lung"])}
     schema.check(full, ("opacity",))

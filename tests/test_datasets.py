@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infomask_jax.datasets import BadData, Folder, Synthetic, images, load, prepare, schema, store
+from infomask_jax.datasets import BadData, Folder, Synthetic, build, images, load, prepare, schema
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -255,7 +255,7 @@ def test_fingerprint_follows_content(own, tmp_path):
 
 
 def test_second_prepare_waits_its_turn(own):
-    with store.lock(own.data_dir / "folder"), pytest.raises(BadData, match="another prepare"):
+    with build.lock(own.data_dir / "folder"), pytest.raises(BadData, match="another prepare"):
         prepare(own)
 
 

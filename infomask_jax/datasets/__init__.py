@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infomask_jax.datasets import folder, images, implanted, nih, rsna, schema, store
+from infomask_jax.datasets import build, folder, images, implanted, nih, rsna, schema, store
 from infomask_jax.datasets.folder import Folder
 from infomask_jax.datasets.images import BadImage
 from infomask_jax.datasets.nih import Nih
@@ -83,7 +83,7 @@ def prepare(options: Synthetic | Rsna | Nih | Folder) -> Prepared:
         name, options = _resolve(options)
     if options.size < 1:
         raise BadData(f"size: expected 1 pixel or more, found {options.size}")
-    with store.lock(options.data_dir.absolute() / name):
+    with build.lock(options.data_dir.absolute() / name):
         prepared = _already(name, options)
         if prepared is None:
             prepared = _build(name, options)
@@ -122,16 +122,16 @@ def _build(name: str, options) -> Prepared:
             raise BadData(f"--source: expected the folder of the release, found no folder {options.source}")
         read = {"rsna": rsna.read, "nih": nih.read, "folder": folder.read}[name]
         with ThreadPoolExecutor(cores) as pool:  # the decoders release the interpreter lock
-            return store.build(name, options, read, pool, partial(_from_file, size=options.size), cores)
+            return build.build(name, options, read, pool, partial(_from_file, size=options.size), cores)
     read, draw = (_phantoms, _draw) if name == "synthetic" else (_backgrounds, implanted.draw)
     jobs = options.workers or cores
     spawn = multiprocessing.get_context("spawn")  # a fork of a process with running threads can hang
     with ProcessPoolExecutor(jobs, spawn, initializer=_follow_parent) as pool:
-        return store.build(name, options, read, pool, partial(draw, config=options), jobs)
+        return build.build(name, options, read, pool, partial(draw, config=options), jobs)
 
 
 def _from_file(item: Item, size: int) -> dict:
-    """Decodes the file of an item; `make` of `store.build`."""
+    """Decodes the file of an item; `make` of `build.build`."""
     try:
         pixels = images.decode(item.path)
     except BadImage as error:

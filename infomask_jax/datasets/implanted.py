@@ -50,7 +50,7 @@ def read(root: Path, counts: dict[str, int | None], problems: list[Problem]) -> 
 
 
 def draw(item: Item, config: PhantomConfig) -> dict:
-    """Decodes the background of an item and, if its coin says so, implants opacities; `make` of `store.build`.
+    """Decodes the background of an item and, if its coin says so, implants opacities; `make` of `build.build`.
 
     A background that cannot be used is refused before the coin is thrown.
     """

@@ -1,31 +1,17 @@
-"""Examples on disk: written once by a TFDS builder as ArrayRecord, complete or not there at all, read at random.
+"""Examples on disk: opened whole or not at all, read at random, held against what is asked for; build.py writes."""
 
-A data set is built in DATA/NAME/.building and moved to DATA/NAME/VERSION by one rename when all of it has been written.
-"""
-
-import contextlib
-import csv
 import dataclasses
-import fcntl
 import hashlib
-import io
 import json
-import shutil
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import tensorflow_datasets as tfds
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from infomask_jax.datasets import images, schema
-from infomask_jax.datasets.schema import BadData, Item, Problem
 
 VERSION = "1.1.0"  # of the stored example; raise it when fields or their meaning change
 NOT_OPTIONS = (
@@ -79,34 +65,6 @@ class Prepared:
         return Source(records, tfds.features.FeaturesDict({name: features[name] for name in fields or features}))
 
 
-class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
-    """Writes examples shard by shard, so that memory does not grow with the data set.
-
-    (GeneratorBasedBuilder shuffles: it holds up to 1 GB and beyond that needs TensorFlow.)
-    """
-
-    VERSION = tfds.core.Version(VERSION)
-    name = "xray"
-    pkg_dir_path = Path(__file__).parent
-    code_path = None  # nothing is downloaded; to look for checksums beside the code, TFDS needs importlib_resources
-
-    def __init__(self, name: str, findings: Sequence[str], shards: dict[str, list[Callable]], data_dir: Path):
-        self.name, self._findings, self._shards = name, findings, shards
-        super().__init__(data_dir=data_dir, file_format="array_record")
-
-    def _info(self):
-        tensor = tfds.features.Tensor
-        shapes = {"labels": (len(self._findings),), "boxes": (None, 4), "box_labels": (None,)}
-        features = {name: tensor(shape=shapes.get(name, ()), dtype=dtype) for name, dtype in schema.DTYPES.items()}
-        features |= {name: tensor(shape=(), dtype=np.object_) for name in ("image", "mask", "lung")}
-        features |= {name: tfds.features.Text() for name in ("image_id", "patient_id", "view")}
-        features = tfds.features.FeaturesDict(features)
-        return tfds.core.DatasetInfo(builder=self, features=features, metadata=tfds.core.MetadataDict())
-
-    def _shard_iterators_per_split(self, dl_manager):
-        return self._shards
-
-
 def load(name: str, data_dir: str | Path) -> Prepared:
     """Opens a prepared data set; where it is absent or incomplete, FileNotFoundError says how to prepare it."""
     directory = Path(data_dir).absolute() / name / VERSION
@@ -144,90 +102,12 @@ def differences(prepared: Prepared, options) -> list[str]:
     lines = [f"{key}: prepared with {old.get(key)!r}, asked for {new.get(key)!r}" for key in keys]
     facts = json.loads((prepared.directory / "metadata.json").read_text())
     lines += [
-        f"{path} has changed since" for path, digest in facts["tables"].items() if _digest(path) not in (digest, "")
+        f"{path} has changed since" for path, digest in facts["tables"].items() if digest_of(path) not in (digest, "")
     ]
     for count, option in (("missing", "allow_missing"), ("skipped", "skip_bad")):
         if facts[count] and not getattr(options, option):
             lines.append(f"prepared with {facts[count]} {count}, asked for without --{option.replace('_', '-')}")
     return lines
-
-
-def build(name: str, options, read: Callable, executor: Executor, make: Callable[[Item], dict], jobs: int) -> Prepared:
-    """Reads a release and stores all of it.
-
-    Args:
-      read: (options, problems) -> Release.
-      make: Item -> {"pixels": uint8 or uint16 [size, size], "problems": [Problem], and the fields `image`, `mask`,
-        `lung`, `boxes`, `height`, `width` of the example}; `executor` runs it, at most `jobs` at a time.
-
-    Raises:
-      BadData: with all problems of tables and images; nothing is left on disk.
-    """
-    root = options.data_dir.absolute() / name
-    scratch, final = root / ".building", root / VERSION
-    problems: list[Problem] = []
-    release = read(options, problems)
-    skip_bad = getattr(options, "skip_bad", False)
-    if any(p.row is None for p in problems) or (problems and not release.items):
-        raise BadData(schema.describe(problems))
-    bad = {p.image_id for p in problems}  # decoded all the same, to find whatever else is wrong with them
-    items = sorted(release.items, key=lambda i: i.image_id)
-    splits = {split: [i for i in items if i.split == split] for split in schema.SPLITS}
-    facts = {"name": name, "findings": list(release.findings), "size": options.size, "options": as_options(options)}
-    facts |= {"tables": {str(p.absolute()): _digest(p) for p in release.tables}, "missing": release.missing}
-    summary = {split: _empty_summary(release.findings) for split, those in splits.items() if those}
-    digests: list[bytes] = []
-    per_shard = min(max(2**27 // options.size**2, 64), 4096)  # at most about 128 MiB of pixels are held
-
-    shutil.rmtree(scratch, ignore_errors=True)  # of an earlier run that was killed
-    scratch.mkdir(parents=True)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), _progress() as progress:  # TFDS prints
-            tfds.disable_progress_bar()
-            bar = progress.add_task(f"prepare {name}", total=len(items), bad=len(problems))
-
-            def examples(part: Sequence[Item]) -> Iterator[tuple[str, dict]]:
-                for item, made in _in_order(executor, make, part, jobs):
-                    problems.extend(made["problems"])
-                    if not made["problems"] and item.image_id not in bad:
-                        example = {name: made[name] for name in ("image", "mask", "lung", "boxes", "height", "width")}
-                        example |= {name: getattr(item, name) for name in ("image_id", "patient_id", "view")}
-                        example["labels"] = np.array(made.get("labels", item.labels), np.int8)
-                        example["box_labels"] = np.array(made["box_labels"], np.int32)
-                        schema.check(example, release.findings)
-                        digests.append(_fingerprint(example, made["pixels"], item.split))
-                        _count(summary[item.split], example)
-                        yield item.image_id, example
-                    progress.update(bar, advance=1, bad=len(problems))
-
-            shards = {
-                split: [partial(examples, those[a : a + per_shard]) for a in range(0, len(those), per_shard)]
-                for split, those in splits.items()
-                if those
-            }
-            builder = Builder(name, release.findings, shards, scratch)
-            builder.download_and_prepare(download_dir=scratch / "downloads")
-        if problems and not skip_bad:
-            hint = "Mend them, or pass --skip-bad to leave these images out and list them in skipped.csv."
-            raise BadData(f"{schema.describe(problems)}\n{hint}")
-        if not digests:
-            raise BadData(f"no image is left of {len(release.items)}\n{schema.describe(problems)}")
-        facts["fingerprint"] = hashlib.sha256(b"".join(sorted(digests))).hexdigest()
-        summary = {split: s for split, s in summary.items() if s["images"]}
-        facts["splits"] = {split: s["images"] for split, s in summary.items()}
-        for s in summary.values():
-            s["patients"] = len(s["patients"])
-        facts |= {"summary": summary, "skipped": len(problems)}
-        built = scratch / name / VERSION
-        (built / "metadata.json").write_text(json.dumps(facts, indent=1))
-        if problems:
-            _write_skipped(built / "skipped.csv", problems)
-        if final.exists():
-            final.rename(scratch / "replaced")
-        built.rename(final)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return load(name, options.data_dir)
 
 
 def print_summary(prepared: Prepared) -> None:
@@ -255,54 +135,7 @@ def print_summary(prepared: Prepared) -> None:
     console.print(text, soft_wrap=True, highlight=False)
 
 
-@contextlib.contextmanager
-def lock(root: Path) -> Iterator[None]:
-    """Keeps a second `prepare` away from `root`; the system frees it if the process dies."""
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BadData(f"{root}: another prepare is at work here; wait for it") from error
-        yield
-
-
-def _in_order(executor: Executor, make: Callable, items: Sequence[Item], jobs: int) -> Iterator[tuple[Item, dict]]:
-    """(item, make(item)) in the order of the items, a few ahead of the reader and no more."""
-    ahead = deque()
-    for item in items:
-        ahead.append((item, executor.submit(make, item)))
-        if len(ahead) > 4 * jobs:
-            item, future = ahead.popleft()
-            yield item, future.result()
-    for item, future in ahead:
-        yield item, future.result()
-
-
-def _fingerprint(example: dict, pixels: np.ndarray, split: str) -> bytes:
-    digest = hashlib.sha256()
-    texts = [example[name] for name in ("image_id", "patient_id", "view")]
-    fields = [split, *texts, example["height"], example["width"], pixels.shape, pixels.dtype.str]
-    digest.update(json.dumps(list(map(str, fields))).encode())
-    for array in (pixels, example["labels"], example["boxes"], example["box_labels"]):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.digest()
-
-
-def _empty_summary(findings: Sequence[str]) -> dict:
-    return {"images": 0, "patients": set(), "boxes": 0, "boxed images": 0, "labels": [[0, 0, 0] for _ in findings]}
-
-
-def _count(summary: dict, example: dict) -> None:
-    summary["images"] += 1
-    summary["patients"].add(example["patient_id"])
-    summary["boxes"] += len(example["boxes"])
-    summary["boxed images"] += bool(len(example["boxes"]))
-    for k, label in enumerate(example["labels"]):
-        summary["labels"][k][{1: 0, 0: 1, -1: 2}[int(label)]] += 1
-
-
-def _digest(path: str | Path) -> str:
+def digest_of(path: str | Path) -> str:
     """SHA-256 of a file, or of the names and sizes of the images in a folder; empty where it is gone."""
     path = Path(path)
     if path.is_dir():
@@ -310,15 +143,3 @@ def _digest(path: str | Path) -> str:
         listing = sorted((ascii(file.relative_to(path).as_posix()), file.lstat().st_size) for file in files)
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-
-
-def _write_skipped(path: Path, problems: Sequence[Problem]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("file", "row", "field", "reason", "image"))
-        writer.writerows((p.file, p.row, p.field, p.reason, p.image_id) for p in problems)
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, TextColumn("{task.fields[bad]} problems"), console=Console(stderr=True))
