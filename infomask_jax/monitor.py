@@ -44,7 +44,7 @@ class MetricsLog:
 
     def add(self, step: int, metrics: dict) -> None:
         self.pending.append((step, metrics))
-        if self.first:  # the first step compiles: keep it out of the rate
+        if self.first and len(self.pending) == 1:  # the first step compiles: keep it out of the rate
             jax.block_until_ready(metrics)
             self.since, self.waited = time.perf_counter(), 0.0
 

@@ -205,6 +205,18 @@ def test_run_writes_its_files_and_finishes(tmp_path, data):
     assert (run / "metrics.jsonl").read_text() == before
 
 
+def test_rates_count_from_the_first_step_which_compiles(tmp_path, monkeypatch):
+    now = iter([0.0, 100.0, 104.0, 104.0, 110.0, 110.0])  # made, first step, flushed; then one look before, one after
+    monkeypatch.setattr(monitor.time, "perf_counter", lambda: next(now))
+    log = monitor.MetricsLog(tmp_path / "metrics.jsonl", 0, batch_size=8)
+    for step in (1, 2, 3):
+        log.add(step, {"loss": 1.0, "grad_norm": 1.0})
+    assert log.flush()["images_per_s"] == pytest.approx(2 * 8 / 4)
+    for step in (4, 5, 6):
+        log.add(step, {"loss": 1.0, "grad_norm": 1.0})
+    assert log.flush()["images_per_s"] == pytest.approx(3 * 8 / 6)
+
+
 def test_changed_config_or_data_is_refused_with_the_difference(tmp_path, data):
     config = tiny(tmp_path, train=TrainConfig(steps=2))
     train(config, data)
