@@ -1,5 +1,6 @@
 """Training: the state, the pure step, and the loop that feeds, logs, saves and resumes."""
 
+import functools
 import time
 from collections.abc import Callable
 from functools import partial
@@ -32,8 +33,7 @@ def create_state(config: Config, findings: int) -> TrainState:
     """Initial state, a pure function of the config (parameters depend on config.seed only)."""
     model = InfoMask(config.model, findings)
     key_init, key_train = jax.random.split(jax.random.key(config.seed))
-    images = jnp.zeros((1, config.data.image_size, config.data.image_size, 1))
-    params = jax.jit(lambda key: model.init(key, images, train=False)["params"])(key_init)
+    params = _initial_params(model, config.data.image_size)(key_init)
     train = config.train
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, train.learning_rate, max(1, round(train.warmup * train.steps)), train.steps
@@ -48,6 +48,14 @@ def create_state(config: Config, findings: int) -> TrainState:
     constraint = initial_constraint(loss.target_nll) if loss.target_nll and (loss.beta_z or loss.beta_m) else None
     state = TrainState.create(apply_fn=model.apply, params=params, tx=tx, key=key_train, constraint=constraint)
     return state.replace(step=jnp.int32(0))
+
+
+@functools.cache  # the seeds of a model share the program
+def _initial_params(model: InfoMask, size: int) -> Callable[[jax.Array], dict]:
+    # It runs once: optimized, XLA:CPU takes ten seconds over the random generators, otherwise two.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    images = jnp.zeros((1, size, size, 1))
+    return jax.jit(lambda key: model.init(key, images, train=False)["params"], compiler_options=options)
 
 
 def make_train_step(config: Config, axis: str | None = None):
