@@ -53,6 +53,9 @@ class Ablations:
     jobs: int = 1
     """Runs at once, each in a process with its share of the cores, on which its rounding depends; not beside an
     accelerator. What they print goes to WORKDIR/logs."""
+    together: bool = False
+    """Train the runs that have not begun in lockstep, so that each batch is read once: for an accelerator,
+    where a step takes less time than its batch. Saves at the end, and when told to stop."""
     list: bool = False
     """Only list the variants and what they change."""
 
@@ -71,7 +74,7 @@ def main(arguments: Ablations) -> None:
     flags |= {"--only": arguments.only or None, "--jobs": arguments.jobs if arguments.jobs > 1 else None}
     command = command_line("experiments/ablations.py", flags)
     data = datasets.load(base.dataset, base.data_dir)
-    ablation.run(base, data, only, arguments.seeds, arguments.split, command, arguments.jobs)
+    ablation.run(base, data, only, arguments.seeds, arguments.split, command, arguments.jobs, arguments.together)
 
 
 if __name__ == "__main__":

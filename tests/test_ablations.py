@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from infomask_jax import ablation, checkpoint, datasets, experiment, pipeline
+from infomask_jax import ablation, checkpoint, datasets, experiment, monitor, pipeline
 from infomask_jax.ablation import predictions, table
 from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig, differences
 from infomask_jax.datasets import Synthetic
@@ -379,6 +380,39 @@ def test_processes_train_and_score_what_one_does(base, rows):
     shutil.rmtree(base.workdir / "no_mask" / "seed5")
     again(base)
     assert written(base) == before
+
+
+def test_runs_in_lockstep_are_what_they_are_one_after_the_other(base, monkeypatch):
+    """Stopped after one step all have saved; what has begun goes on alone, what has not trains in lockstep."""
+    data, before = datasets.load(base.dataset, base.data_dir), written(base)
+    run = partial(ablation.run, base, data, ONLY, SEEDS, "test", "the command")
+    for name in ("default", "no_mask", "cam"):
+        shutil.rmtree(base.workdir / name)
+    with monkeypatch.context() as patched, pytest.raises(monitor.Stopped, match="step 1 of 3"):
+        asked = iter([False, True])
+        patched.setattr(monitor.Stop, "requested", property(lambda stop: next(asked)))
+        run(together=True)
+    for name in ("default", "no_mask", "cam"):
+        assert [checkpoint.load_params(base.workdir / name / f"seed{seed}")[1] for seed in SEEDS] == [1, 1]
+    for name in ("no_mask", "cam"):
+        shutil.rmtree(base.workdir / name)
+    alone, real = [], predictions.train
+    monkeypatch.setattr(predictions, "train", lambda c, d: alone.append(c.workdir.parent.name) or real(c, d))
+    run(together=True)
+    assert written(base) == before and alone == ["default", "default"]
+    logged = (base.workdir / "cam" / "seed3" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in logged] == [1, 2, 3]
+
+
+def test_runs_in_lockstep_need_the_same_batches(base, tmp_path):
+    data, (_, config) = datasets.load(base.dataset, base.data_dir), of(base, "default", 0)
+    configs = [dataclasses.replace(config, workdir=tmp_path / name) for name in "ab"]
+    configs[1] = dataclasses.replace(configs[1], data=dataclasses.replace(config.data, contrast=0.0))
+    with pytest.raises(ValueError, match=r"b: runs that train together need the same data settings"):
+        ablation.train_together(configs, data)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"together.*found 2"):
+        ablation.run(base, data, ONLY, SEEDS, "test", "the command", jobs=2, together=True)
 
 
 def test_processes_are_not_started_beside_an_accelerator_or_in_no_number(base, monkeypatch):

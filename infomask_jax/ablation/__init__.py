@@ -7,6 +7,7 @@ and maps/SPLIT.json (logits, rates, and of what all this is), so that a second c
     predictions.py  parameters, maps, logits and rates of one run
     table.py        scores over seeds, and the paired differences to the default
     workers.py      one run, and several side by side
+    together.py     many runs in lockstep, on one accelerator
 """
 
 import contextlib
@@ -17,13 +18,14 @@ import jax
 
 from infomask_jax import parallel, pipeline, report
 from infomask_jax.ablation.table import RESAMPLES, add_controls, as_row, merge
+from infomask_jax.ablation.together import train_together
 from infomask_jax.ablation.variants import config_of, select, variants
 from infomask_jax.ablation.workers import read, score_run, side_by_side
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
 from infomask_jax.report import ablations as drawing
 
-__all__ = ["config_of", "run", "select", "variants"]
+__all__ = ["config_of", "run", "select", "train_together", "variants"]
 
 
 def run(
@@ -34,6 +36,7 @@ def run(
     split: str,
     command: str,
     jobs: int = 1,
+    together: bool = False,
 ) -> dict:
     """Train or resume every run, score all of them together, write ablations.json, ablations.md and figures/ into
     base.workdir; return what the JSON holds.
@@ -43,7 +46,10 @@ def run(
 
     Args:
       jobs: runs at once, each in a process of its own, see workers.py; 1: all in this one.
+      together: train all runs that have not begun in lockstep first, see together.py.
     """
+    if together and jobs > 1:
+        raise ValueError(f"together: runs train in one process, so jobs has to be 1, found {jobs}")
     if jobs < 1 or (jobs > 1 and parallel.accelerated()):
         raise ValueError(
             f"jobs: expected at least 1, and 1 beside an accelerator, which processes cannot share well; found {jobs}. "
@@ -66,6 +72,8 @@ def run(
         for v in there:
             runs.setdefault(config_of(base, v, seed).workdir, (seed, []))[1].append(v)
     tasks = [(base, those, seed, split) for seed, those in runs.values()]
+    if together:
+        train_together([config_of(base, those[0], seed) for _, those, seed, _ in tasks], data)
     in_turn = (score_run(base, data, those, seed, splits, weights) for _, those, seed, _ in tasks)
     with contextlib.closing(side_by_side(tasks, jobs, Path(base.workdir) / "logs") if jobs > 1 else in_turn) as found:
         for number, (_, those, seed, _) in enumerate(tasks, 1):

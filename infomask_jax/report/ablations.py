@@ -50,10 +50,12 @@ def markdown(result: dict) -> str:
 
 
 def command_line(script: str, arguments: dict) -> str:
-    """A command as it can be pasted: {"--seeds": (0, 1)} -> "python SCRIPT --seeds 0 1"; None is left out."""
+    """A command as it can be pasted: {"--seeds": (0, 1)} -> "python SCRIPT --seeds 0 1"; None and False are not."""
     words = ["python", script]
     for flag, value in arguments.items():
-        if value is not None and value != ():
+        if value is True:
+            words.append(flag)
+        elif value not in (None, False, ()):
             words += [flag, *map(str, value if isinstance(value, tuple) else [value])]
     return shlex.join(words)
 

@@ -1,0 +1,83 @@
+"""Many runs in one process, in lockstep: for an accelerator, whose step takes less time than reading its batch."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from infomask_jax import checkpoint, manifest, monitor, parallel, pipeline
+from infomask_jax.ablation.variants import fields
+from infomask_jax.config import Config
+from infomask_jax.datasets import Prepared
+from infomask_jax.train import create_state, parallel_step
+
+
+def train_together(configs: list[Config], data: Prepared) -> None:
+    """Train those of the runs that have no checkpoint yet, all at once; where they end, each is what `train` makes of
+    it.
+
+    Runs of one seed take the same batches, which are read once, and the seeds of a variant the same program. Programs
+    are compiled side by side. A checkpoint is written at the end and when told to stop (then monitor.Stopped is
+    raised), not in between. ValueError if the runs do not agree in data settings and steps, or a folder is another
+    run's; FloatingPointError if a loss stops being finite.
+    """
+    configs = [c for c in configs if not (Path(c.workdir) / "checkpoints").exists()]
+    if not configs:
+        return
+    first = configs[0]
+    for config in configs:
+        if (config.data, config.train.steps) != (first.data, first.train.steps) or config.parallel != "jit":
+            raise ValueError(
+                f"{config.workdir}: runs that train together need the same data settings and steps, and parallel jit"
+            )
+    _, split = parallel.shardings(first.data.batch_size)
+    to_devices, source = partial(parallel.to_devices, split=split), data.source("train", pipeline.FIELDS)
+    streams = {
+        seed: iter(pipeline.train_batches(source, first.data, seed, to_devices)) for seed in {c.seed for c in configs}
+    }
+    total, every = first.train.steps, first.train.log_every
+    with monitor.Stop() as stop, monitor.progress_bar() as progress:
+        states, programs, logs = [], {}, []
+        batches = {seed: next(stream) for seed, stream in streams.items()}
+        task = progress.add_task(f"compiling for {len(configs)} runs", total=total, status="")
+        with ThreadPoolExecutor() as compiling:
+            for config in configs:
+                state = create_state(config, len(data.findings))
+                if (same := _program(config)) in programs:
+                    shared, _, layout = programs[same]
+                    state = state.replace(apply_fn=shared.apply_fn, tx=shared.tx)
+                else:
+                    step, layout = parallel_step(config, state)
+                    lowered = step.lower(parallel.place(state, layout), batches[config.seed])
+                    programs[same] = state, compiling.submit(lowered.compile), layout
+                states.append(parallel.place(state, layout))
+            steps = [programs[_program(config)][1].result() for config in configs]
+        for config in configs:
+            manifest.claim(config, data)
+            logs.append(monitor.MetricsLog(Path(config.workdir) / "metrics.jsonl", 0, config.data.batch_size))
+        progress.update(task, description=f"{len(configs)} runs together")
+        done = 0
+        while done < total and not stop.requested:
+            if done:
+                batches = {seed: next(stream) for seed, stream in streams.items()}
+            done += 1
+            for i, config in enumerate(configs):
+                states[i], metrics = steps[i](states[i], batches[config.seed])
+                logs[i].add(done, metrics)
+            if done % every == 0 or done == total:
+                rows = [log.flush() for log in logs]
+                progress.update(task, completed=done, status=f"default {monitor.status(rows[0])}")
+        for config, state, log in zip(configs, states, logs, strict=True):
+            if log.pending:
+                log.flush()
+            with checkpoint.manager(config.workdir) as checkpoints:
+                checkpoint.save(checkpoints, done, state, streams[config.seed])
+                checkpoint.wait(checkpoints)
+    if done < total:
+        raise monitor.Stopped(f"stopped at step {done} of {total}; saved. The same command continues from there.")
+
+
+def _program(config: Config) -> str:
+    """Equal where the training program is: all but the seed and what only concerns files and maps."""
+    free = {"seed", "workdir", "data_dir", "map_shifts", "baseline"}
+    return json.dumps({k: v for k, v in fields(config).items() if k not in free}, default=str)
