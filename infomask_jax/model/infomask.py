@@ -60,6 +60,18 @@ class Head(nn.Module):
         return per_cell(lambda cells: cells @ kernel, z)
 
 
+def expected_evidence(head: Head, linear: nn.Dense | None, features: jax.Array) -> jax.Array:
+    """head(linear(features)), head(features) without `linear`: [B, h, w, D] -> [B, h, w, K].
+
+    Both are linear, so their kernels are multiplied, not D x C and C x K products made of every cell. `linear` has been
+    called before.
+    """
+    if linear is None:
+        return head(features)
+    kernel, bias = linear.variables["params"]["kernel"], linear.variables["params"]["bias"]
+    return per_cell(lambda cells: cells @ head(kernel), features) + head(bias)[None, None, None]
+
+
 class GatedAttention(nn.Module):
     """Scores w_k . (tanh(V z) * sigmoid(U z)) of the cells, whose softmax weighs them (Ilse et al. 2018, eq. 9).
 
@@ -187,17 +199,13 @@ class InfoMask(nn.Module):
         if c.close_empty:  # features of empty cells are zero, those of others are not: no need of the image
             content = jnp.any(features != 0, axis=-1, keepdims=True).astype(jnp.float32)
 
-        means = views[:2] if views else None  # of z, by each view
+        linear = None  # mu = linear(features)
         if c.bottleneck == "none":
             mu = features
             log_sigma, kl_z = jnp.zeros_like(features), jnp.zeros(grid)
         else:
-            mean = partial(per_cell, nn.Dense(c.latent_channels, name="mu"))
-            if train and views:  # affine in the features: what the losses need of both views also gives mu
-                means = mean(views[0]), mean(views[1])
-                mu = mean_view(*means, views[2])  # [B, h, w, C]
-            else:
-                mu = mean(features)
+            linear = nn.Dense(c.latent_channels, name="mu")
+            mu = per_cell(linear, features)  # [B, h, w, C]
             sigma_bias = nn.initializers.constant(c.log_sigma_bias)
             log_sigma = per_cell(nn.Dense(c.latent_channels, bias_init=sigma_bias, name="log_sigma"), features)
             log_sigma = jnp.clip(log_sigma, -8.0, 2.0)  # exp(2 log_sigma) stays finite
@@ -210,8 +218,8 @@ class InfoMask(nn.Module):
         def bounded(evidence):  # [B, h, w, K]
             return c.evidence_bound * jnp.tanh(evidence / c.evidence_bound) if c.evidence_bound else evidence
 
-        if train and views:  # linear in the means, as those in the features
-            by_view = head(means[0]), head(means[1])
+        if train and views:  # linear in the features: what the losses need of each view gives that of both
+            by_view = [expected_evidence(head, linear, view) for view in views[:2]]
             expected = mean_view(*by_view, views[2])  # of the evidence over z, [B, h, w, K]
         else:
             expected = head(mu)
@@ -235,8 +243,7 @@ class InfoMask(nn.Module):
             if train:
 
                 def draws(key, logits):  # of one image: [M, N] -> [S, M, N]
-                    shape = (c.mask_samples, *logits.shape)
-                    return masks.sample_mask(key, jnp.broadcast_to(logits, shape), c.sampler, c.temperature)
+                    return masks.sample_mask(key, jnp.stack([logits] * c.mask_samples), c.sampler, c.temperature)
 
                 mask = jax.vmap(draws, out_axes=1)(key_mask, masks.cells_last(mask_logits))
             else:
@@ -254,7 +261,7 @@ class InfoMask(nn.Module):
         def masked(cells, function):  # cells = function(z) -> function of the masked representation, [S, B, K, N]
             # Exact for a binary mask (function(0) is 0), without forming m * z for every sample.
             closed = 0.0 if noise is None else masks.cells_last(function(noise))[None]
-            return mask * cells[None] + (1.0 - mask) * closed
+            return mask * jnp.stack([cells] * len(mask)) + (1.0 - mask) * closed
 
         def pooled(cells, scores):  # evidence beyond the bias and attention scores [..., K, N] -> [..., K], attention
             attention = None if scores is None else jax.nn.softmax(scores, axis=-1)
@@ -288,7 +295,7 @@ class InfoMask(nn.Module):
         if train and views:
             shown = views[2]
             seen, alone = (shown * bounded(e) for e in by_view)
-            scores = attend and masks.cells_last(attend(means[1]))
+            scores = attend and masks.cells_last(attend(per_cell(linear, views[1]) if linear else views[1]))
             out["hidden_logits"] = pooled(masks.cells_last(alone), scores)[0]
             squares = jnp.sum((seen - alone) ** 2, axis=(1, 2, 3))
             out["view_difference"] = squares / jnp.maximum(jnp.sum(shown, axis=(1, 2, 3)), 1.0)

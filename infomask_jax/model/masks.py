@@ -59,10 +59,9 @@ def kl_normal(mu: jax.Array, log_sigma: jax.Array) -> jax.Array:
 
 def kl_bernoulli(logits: jax.Array, prior_logits: jax.Array) -> jax.Array:
     """KL(Bern(sigmoid(logits)) || Bern(sigmoid(prior_logits))) in nats, elementwise; finite for finite logits."""
-    pi = jax.nn.sigmoid(logits)
-    opened = jax.nn.log_sigmoid(logits) - jax.nn.log_sigmoid(prior_logits)
-    closed = jax.nn.log_sigmoid(-logits) - jax.nn.log_sigmoid(-prior_logits)
-    return pi * opened + (1 - pi) * closed
+    # With log pi = l - softplus(l), log(1 - pi) = -softplus(l), the two logarithms of each side meet.
+    softplus = jax.nn.softplus
+    return jax.nn.sigmoid(logits) * (logits - prior_logits) + softplus(prior_logits) - softplus(logits)
 
 
 def mask_prior_logits(pi: jax.Array, logit: float | jax.Array, coupling: float | jax.Array) -> jax.Array:
