@@ -3,11 +3,12 @@
 python benchmarks/step.py --image-size 128
 python benchmarks/step.py --image-size 224 --dtypes bfloat16 --widths 16 64   (on an accelerator)
 
-The candidates take turns in one process, so that a busy machine slows all of them; figures are medians over the rounds.
-`flops_per_s` is what XLA counts for the compiled step over the time; `of_peak` its share of the device's published
-peak, or on CPU of the largest matrix product measured in the same run. `of_torch` is null where torch is not installed;
-where it is, the same model with the same parameters is first checked to give the same logits. Prints one JSON object on
-the last line: the first width and dtype at the top, all of them under `configs`.
+The candidates take turns in one process, so that a busy machine slows all of them; figures are medians over the rounds,
+`infomask_over_plain_ci95` is a bootstrap over rounds. `flops_per_s` is what XLA counts for the step as it is given to
+the compiler (of the compiled one it does not count what a library does) over the time; `of_peak` its share of the
+device's published peak, or on CPU of the largest matrix product measured in the same run. `of_torch` is null where
+torch is not installed; where it is, the same model with the same parameters is first checked to give the same logits.
+Prints one JSON object on the last line: the first width and dtype at the top, all of them under `configs`.
 """
 
 import dataclasses
@@ -89,7 +90,7 @@ def candidate(config: Config, batch: dict):
     state = create_state(config, 1)
     step, layout = parallel_step(config, state)
     box, batch = [parallel.place(state, layout)], parallel.to_devices(batch, split)
-    cost = step.lower(box[0], batch).compile().cost_analysis()
+    cost = step.lower(box[0], batch).cost_analysis()
 
     def run(count: int) -> None:
         for _ in range(count):
@@ -106,6 +107,7 @@ def torch_candidate(config: Config, batch: dict):
     from torch_model import load, loss_of
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.benchmark = True  # XLA measures its algorithms, too
     torch.manual_seed(0)
     port = Port(config.model, 1)
     state = create_state(config, 1)
@@ -178,6 +180,9 @@ def measure(settings: Benchmark, width: int, dtype: str) -> dict:
             return None
         return round(statistics.median(x / y for x, y in zip(times[a], times[b], strict=True)), 4)
 
+    each = np.divide(times["infomask"], times["plain"])
+    medians = np.median(np.random.default_rng(0).choice(each, (2000, len(each))), axis=1)
+
     seconds = {name: statistics.median(values) for name, values in times.items()}
     kind, flops = jax.devices()[0].device_kind, made["infomask"][1]
     peak = cpu_peak() if kind == "cpu" else PEAK.get(kind, 0) * jax.device_count()
@@ -187,6 +192,7 @@ def measure(settings: Benchmark, width: int, dtype: str) -> dict:
         "images_per_s": round(settings.batch_size / seconds["infomask"], 1),
         "ms": {name: round(1e3 * value, 2) for name, value in seconds.items()},
         "infomask_over_plain": ratio("infomask", "plain"),
+        "infomask_over_plain_ci95": np.percentile(medians, [2.5, 97.5]).round(4).tolist(),
         "infomask_over_plain_both_one_view": ratio("infomask_one_view", "plain_one_view"),
         "infomask_over_plain_one_view": ratio("infomask", "plain_one_view"),
         "of_torch": ratio("torch", "infomask"),
