@@ -538,7 +538,9 @@ def test_script_lists_variants_and_takes_steps(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(script.datasets, "load", lambda *_: "data")
     monkeypatch.setattr(script.ablation, "run", lambda *a: calls.append(a))
     script.main(script.Ablations("implanted", data_dir=tmp_path, workdir=Path("w"), only="beta", seeds=(2,), steps=9))
-    base, data, *rest, command, jobs = calls[0]
+    base, data, *rest, command, jobs, together = calls[0]
     assert (base.dataset, base.train.steps, base.data_dir) == ("implanted", 9, tmp_path)
-    assert (data, rest, jobs) == ("data", [("beta",), (2,), "test"], 1)
+    assert (data, rest, jobs, together) == ("data", [("beta",), (2,), "test"], 1, False)
     assert command.endswith("--workdir w --only beta --seeds 2 --split test --steps 9")
+    script.main(script.Ablations("implanted", together=True))
+    assert calls[1][-1] is True and calls[1][-3].endswith("--split test --together")

@@ -44,6 +44,7 @@ def start(folder: Path, name: str, *flags: str, processes: int = 2) -> list[subp
         hosts = ["--hosts.coordinator", f"localhost:{port}", "--hosts.processes", str(processes)]
         hosts = [*hosts, "--hosts.process", str(i)] if processes > 1 else []
         environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(8 // processes)}
+        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # the next start finds all programs
         with (folder / f"{name}-{i}.txt").open("w") as output:
             started.append(subprocess.Popen([*command, *hosts], stdout=output, stderr=output, env=environment))
     return started

@@ -403,12 +403,16 @@ def test_a_silent_head_has_no_view_difference():
     np.testing.assert_allclose(out["hidden_logits"], TINY.closed_evidence, rtol=1e-6)
 
 
-def test_view_difference_is_the_mean_over_cells_that_both_show():
-    model, params, images = build(size=32, hide=0.0, bottleneck="none", close_empty=False)
-    evidence = []
-    for view in (images, images[:, ::-1, ::-1]):
-        lone = InfoMask(dataclasses.replace(model.config, half_turn=False), 3)
-        evidence.append(lone.apply({"params": params}, view, train=False)[1]["evidence"])
-    expected = ((evidence[0] - evidence[1][:, ::-1, ::-1]) ** 2).sum(axis=-1).mean(axis=(1, 2))
+@pytest.mark.parametrize("bottleneck", ["none", "vib"])
+def test_views_say_what_each_says_alone(bottleneck):
+    """Where both show every cell: the second one's logits, and the mean over cells of the difference of evidence."""
+    model, params, images = build(size=32, hide=0.0, bottleneck=bottleneck, close_empty=False)
+    if bottleneck == "vib":
+        params["mu"]["bias"] = jnp.linspace(-1.0, 1.0, 5)
+    alone = InfoMask(dataclasses.replace(model.config, half_turn=False), 3)
+    said = [evaluate(alone, params, view) for view in (images, images[:, ::-1, ::-1])]
+    evidence = said[0][1]["evidence"], said[1][1]["evidence"][:, ::-1, ::-1]
+    expected = ((evidence[0] - evidence[1]) ** 2).sum(axis=-1).mean(axis=(1, 2))
     _, out = model.apply({"params": params}, images, train=True, rngs={"sample": jax.random.key(5)})
     np.testing.assert_allclose(out["view_difference"], expected, rtol=1e-4)
+    np.testing.assert_allclose(out["hidden_logits"], said[1][0], rtol=1e-4)

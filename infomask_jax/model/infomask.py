@@ -243,6 +243,7 @@ class InfoMask(nn.Module):
             if train:
 
                 def draws(key, logits):  # of one image: [M, N] -> [S, M, N]
+                    # Stacked, not broadcast: XLA:CPU reduces a broadcast's gradient several times as slowly.
                     return masks.sample_mask(key, jnp.stack([logits] * c.mask_samples), c.sampler, c.temperature)
 
                 mask = jax.vmap(draws, out_axes=1)(key_mask, masks.cells_last(mask_logits))
