@@ -404,6 +404,16 @@ def test_runs_in_lockstep_are_what_they_are_one_after_the_other(base, monkeypatc
     assert [json.loads(line)["step"] for line in logged] == [1, 2, 3]
 
 
+def test_a_run_that_diverges_in_lockstep_costs_no_other(base, tmp_path):
+    data, (_, config) = datasets.load(base.dataset, base.data_dir), of(base, "default", 0)
+    configs = [dataclasses.replace(config, workdir=tmp_path / name) for name in "ab"]
+    configs[0] = dataclasses.replace(configs[0], train=dataclasses.replace(config.train, learning_rate=1e38))
+    with pytest.raises(FloatingPointError, match=r"(?s)a: step \d.*other runs have saved at step"):
+        ablation.train_together(configs, data)
+    assert checkpoint.load_params(configs[1].workdir)[1] > 0
+    assert not list(configs[0].workdir.glob("checkpoints/*"))
+
+
 def test_runs_in_lockstep_need_the_same_batches(base, tmp_path):
     data, (_, config) = datasets.load(base.dataset, base.data_dir), of(base, "default", 0)
     configs = [dataclasses.replace(config, workdir=tmp_path / name) for name in "ab"]

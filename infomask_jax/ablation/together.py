@@ -19,7 +19,7 @@ def train_together(configs: list[Config], data: Prepared) -> None:
     Runs of one seed take the same batches, which are read once, and the seeds of a variant the same program. Programs
     are compiled side by side. A checkpoint is written at the end and when told to stop (then monitor.Stopped is
     raised), not in between. ValueError if the runs do not agree in data settings and steps, or a folder is another
-    run's; FloatingPointError if a loss stops being finite.
+    run's; FloatingPointError if a loss stops being finite: the other runs are saved.
     """
     configs = [c for c in configs if not (Path(c.workdir) / "checkpoints").exists()]
     if not configs:
@@ -56,8 +56,8 @@ def train_together(configs: list[Config], data: Prepared) -> None:
             manifest.claim(config, data)
             logs.append(monitor.MetricsLog(Path(config.workdir) / "metrics.jsonl", 0, config.data.batch_size))
         progress.update(task, description=f"{len(configs)} runs together")
-        done = 0
-        while done < total and not stop.requested:
+        done, finite = 0, True
+        while done < total and finite and not stop.requested:
             if done:
                 batches = {seed: next(stream) for seed, stream in streams.items()}
             done += 1
@@ -65,14 +65,25 @@ def train_together(configs: list[Config], data: Prepared) -> None:
                 states[i], metrics = steps[i](states[i], batches[config.seed])
                 logs[i].add(done, metrics)
             if done % every == 0 or done == total:
-                rows = [log.flush() for log in logs]
-                progress.update(task, completed=done, status=f"default {monitor.status(rows[0])}")
+                try:
+                    rows = [log.flush() for log in logs]
+                except FloatingPointError:  # raised again below
+                    finite = False
+                else:
+                    progress.update(task, completed=done, status=f"{first.workdir} {monitor.status(rows[0])}")
+        broken = []
         for config, state, log in zip(configs, states, logs, strict=True):
-            if log.pending:
-                log.flush()
+            try:
+                if log.pending:
+                    log.flush()
+            except FloatingPointError as error:
+                broken.append(f"{config.workdir}: {error}")
+                continue
             with checkpoint.manager(config.workdir) as checkpoints:
                 checkpoint.save(checkpoints, done, state, streams[config.seed])
                 checkpoint.wait(checkpoints)
+    if broken:
+        raise FloatingPointError("\n".join([*broken, f"The other runs have saved at step {done}."]))
     if done < total:
         raise monitor.Stopped(f"stopped at step {done} of {total}; saved. The same command continues from there.")
 
