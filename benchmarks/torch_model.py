@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from infomask_jax.config import LossConfig, ModelConfig
-from infomask_jax.model.infomask import EMPTY_RANGE, LOGIT_BOUND
+from infomask_jax.model.infomask import LOGIT_BOUND
+from infomask_jax.model.views import EMPTY_RANGE
 
 RELU_GAIN = (2.0 / (1.0 - 1.0 / math.pi)) ** 0.5
 

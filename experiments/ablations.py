@@ -54,8 +54,8 @@ class Ablations:
     """Runs at once, each in a process with its share of the cores, on which its rounding depends; not beside an
     accelerator. What they print goes to WORKDIR/logs."""
     together: bool = False
-    """Train the runs that have not begun in lockstep, so that each batch is read once: for an accelerator,
-    where a step takes less time than its batch. Saves at the end, and when told to stop."""
+    """Train the runs that have not begun in lockstep in one process, each batch read once: for an accelerator. Saves
+    at the end, and when told to stop."""
     list: bool = False
     """Only list the variants and what they change."""
 

@@ -414,15 +414,18 @@ def test_a_run_that_diverges_in_lockstep_costs_no_other(base, tmp_path):
     assert not list(configs[0].workdir.glob("checkpoints/*"))
 
 
-def test_runs_in_lockstep_need_the_same_batches(base, tmp_path):
+def test_runs_in_lockstep_need_the_same_batches_and_one_process(base, tmp_path, monkeypatch):
     data, (_, config) = datasets.load(base.dataset, base.data_dir), of(base, "default", 0)
     configs = [dataclasses.replace(config, workdir=tmp_path / name) for name in "ab"]
     configs[1] = dataclasses.replace(configs[1], data=dataclasses.replace(config.data, contrast=0.0))
     with pytest.raises(ValueError, match=r"b: runs that train together need the same data settings"):
         ablation.train_together(configs, data)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ValueError, match=r"together.*found 2"):
+    with pytest.raises(ValueError, match=r"together.*found jobs 2, 1 processes"):
         ablation.run(base, data, ONLY, SEEDS, "test", "the command", jobs=2, together=True)
+    monkeypatch.setattr(ablation.jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"together.*found jobs 1, 2 processes"):
+        ablation.run(base, data, ONLY, SEEDS, "test", "the command", together=True)
 
 
 def test_processes_are_not_started_beside_an_accelerator_or_in_no_number(base, monkeypatch):

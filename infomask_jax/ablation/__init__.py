@@ -48,8 +48,9 @@ def run(
       jobs: runs at once, each in a process of its own, see workers.py; 1: all in this one.
       together: train all runs that have not begun in lockstep first, see together.py.
     """
-    if together and jobs > 1:
-        raise ValueError(f"together: runs train in one process, so jobs has to be 1, found {jobs}")
+    if together and (jobs > 1 or jax.process_count() > 1):
+        found = f"jobs {jobs}, {jax.process_count()} processes"
+        raise ValueError(f"together: runs train in one process on its own; expected jobs 1 and no other, found {found}")
     if jobs < 1 or (jobs > 1 and parallel.accelerated()):
         raise ValueError(
             f"jobs: expected at least 1, and 1 beside an accelerator, which processes cannot share well; found {jobs}. "

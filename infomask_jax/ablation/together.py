@@ -1,12 +1,11 @@
 """Many runs in one process, in lockstep: for an accelerator, whose step takes less time than reading its batch."""
 
-import json
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from infomask_jax import checkpoint, manifest, monitor, parallel, pipeline
-from infomask_jax.ablation.variants import fields
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
 from infomask_jax.train import create_state, parallel_step
@@ -37,21 +36,22 @@ def train_together(configs: list[Config], data: Prepared) -> None:
     }
     total, every = first.train.steps, first.train.log_every
     with monitor.Stop() as stop, monitor.progress_bar() as progress:
-        states, programs, logs = [], {}, []
+        states, programs, compiled, logs = [], {}, [], []
         batches = {seed: next(stream) for seed, stream in streams.items()}
         task = progress.add_task(f"compiling for {len(configs)} runs", total=total, status="")
         with ThreadPoolExecutor() as compiling:
             for config in configs:
                 state = create_state(config, len(data.findings))
-                if (same := _program(config)) in programs:
-                    shared, _, layout = programs[same]
-                    state = state.replace(apply_fn=shared.apply_fn, tx=shared.tx)
-                else:
+                same = dataclasses.replace(config, seed=0, workdir=first.workdir, map_shifts=1)  # as to the program
+                if same not in programs:
                     step, layout = parallel_step(config, state)
                     lowered = step.lower(parallel.place(state, layout), batches[config.seed])
-                    programs[same] = state, compiling.submit(lowered.compile), layout
+                    programs[same] = state, layout, compiling.submit(lowered.compile)
+                of_program, layout, program = programs[same]
+                state = state.replace(apply_fn=of_program.apply_fn, tx=of_program.tx)
                 states.append(parallel.place(state, layout))
-            steps = [programs[_program(config)][1].result() for config in configs]
+                compiled.append(program)
+            steps = [program.result() for program in compiled]
         for config in configs:
             manifest.claim(config, data)
             logs.append(monitor.MetricsLog(Path(config.workdir) / "metrics.jsonl", 0, config.data.batch_size))
@@ -86,9 +86,3 @@ def train_together(configs: list[Config], data: Prepared) -> None:
         raise FloatingPointError("\n".join([*broken, f"The other runs have saved at step {done}."]))
     if done < total:
         raise monitor.Stopped(f"stopped at step {done} of {total}; saved. The same command continues from there.")
-
-
-def _program(config: Config) -> str:
-    """Equal where the training program is: all but the seed and what only concerns files and maps."""
-    free = {"seed", "workdir", "data_dir", "map_shifts", "baseline"}
-    return json.dumps({k: v for k, v in fields(config).items() if k not in free}, default=str)
