@@ -117,8 +117,10 @@ class InfoMask(nn.Module):
         logits = torch.where(content > 0, logits, -LOGIT_BOUND)
         pi, m = content * torch.sigmoid(logits), torch.sigmoid(logits)[None]
         if train:
-            u = torch.rand(c.mask_samples, *logits.shape, device=x.device).clamp(1e-6, 1 - 1e-6)
-            m = torch.sigmoid((logits + torch.logit(u)) / c.temperature)
+            u = torch.rand((c.mask_samples + 1) // 2, *logits.shape, device=x.device).clamp(1e-6, 1 - 1e-6)
+            half = torch.logit(u)
+            noise = torch.cat([half, -half[: c.mask_samples // 2]])  # antithetic pairs
+            m = torch.sigmoid((logits + noise) / c.temperature)
         m = m * content
         around = torch.ones(1, 1, 3, 3, device=x.device)
         around[..., 1, 1] = 0

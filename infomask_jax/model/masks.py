@@ -11,11 +11,14 @@ GAMMA, ZETA = -0.1, 1.1  # interval to which the hard concrete distribution is s
 
 
 def sample_mask(key: jax.Array, logits: jax.Array, sampler: str, temperature: float) -> jax.Array:
-    """One reparameterized draw of the mask, differentiable in the logits.
+    """Reparameterized draws of the mask, differentiable in the logits: S samples in antithetic pairs.
+
+    The noise of the second half is minus that of the first: half as many random numbers are drawn. Each sample is
+    distributed as if it were the only one; the mean of a pair varies less than that of two independent samples.
 
     Args:
       key: typed PRNG key; unused by `sigmoid`.
-      logits: [..., h, w, M] posterior logits, pi = sigmoid(logits).
+      logits: [S, ...] posterior logits of each sample, pi = sigmoid(logits).
       sampler: `concrete` (Maddison et al. 2017), `hard_concrete` (Louizos et al. 2018), `straight_through` (Bengio et
         al. 2013: hard draw forward, gradient of the concrete draw backward), `gaussian_gate` (Yamada et al. 2020) or
         `sigmoid` (no noise).
@@ -26,11 +29,16 @@ def sample_mask(key: jax.Array, logits: jax.Array, sampler: str, temperature: fl
     """
     if sampler == "sigmoid":
         return jax.nn.sigmoid(logits)
+
+    def noise(draw):
+        samples, *shape = logits.shape
+        half = draw(key, ((samples + 1) // 2, *shape))
+        return jnp.concatenate([half, -half[: samples // 2]])
+
     if sampler == "gaussian_gate":
-        noise = temperature * jax.random.normal(key, logits.shape)
-        return jnp.clip(jax.nn.sigmoid(logits) + noise, 0.0, 1.0)
+        return jnp.clip(jax.nn.sigmoid(logits) + temperature * noise(jax.random.normal), 0.0, 1.0)
     # Logistic noise is the difference of two Gumbels: sigmoid((logit + noise) / tau) is binary Gumbel-softmax.
-    soft = jax.nn.sigmoid((logits + jax.random.logistic(key, logits.shape)) / temperature)
+    soft = jax.nn.sigmoid((logits + noise(jax.random.logistic)) / temperature)
     if sampler == "concrete":
         return soft
     if sampler == "hard_concrete":
