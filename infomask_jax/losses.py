@@ -85,8 +85,8 @@ def infomask_loss(config, logits: jax.Array, out: dict, batch: dict, scale: jax.
         return jnp.sum(per_image * batch["valid"]) / count
 
     labels = batch["labels"], batch["label_mask"], config.positive_weight
-    samples = out.get("sample_logits", logits[None])  # [S, B, K]
-    likelihood = mean(jax.vmap(nll, in_axes=(0, None, None, None))(samples, *labels).mean(axis=0))
+    samples = out.get("sample_logits", logits[:, None])  # [B, S, K]
+    likelihood = mean(jax.vmap(nll, in_axes=(1, None, None, None))(samples, *labels).mean(axis=0))
     rate_z = mean(out["kl_z"].sum(axis=(1, 2)))
     rate_m = mean(out["kl_m"].sum(axis=(1, 2, 3)))
     loss = likelihood

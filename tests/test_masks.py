@@ -28,6 +28,18 @@ def test_sample_mean_is_pi_in_the_limit(sampler, logit):
     np.testing.assert_allclose(draws.mean(), jax.nn.sigmoid(logit), atol=0.012)
 
 
+@pytest.mark.parametrize("sampler", ["concrete", "gaussian_gate"])
+@pytest.mark.parametrize("samples", [1, 4, 5])
+def test_samples_come_in_antithetic_pairs(sampler, samples):
+    """At pi = 1/2 the two of a pair are mirror images; each sample is distributed as alone, the middle one is alone."""
+    draws = np.asarray(masks.sample_mask(jax.random.key(8), jnp.zeros((samples, 2000)), sampler, 0.1))
+    half = samples // 2
+    np.testing.assert_allclose(draws[:half], 1.0 - draws[samples - half :], atol=1e-6)
+    quantiles = np.quantile(draws, [0.1, 0.5, 0.9], axis=1)
+    np.testing.assert_allclose(quantiles, quantiles[:, :1] * np.ones(samples), atol=0.15)
+    assert np.ptp(draws, axis=0).min() > 0 or samples == 1  # no two samples are the same
+
+
 def test_hard_samplers_reach_zero_and_one_exactly():
     logits = column(0.0, 4000)
     for sampler in ("hard_concrete", "straight_through"):

@@ -11,7 +11,7 @@ import pytest
 from infomask_jax.config import ModelConfig
 from infomask_jax.explain import heat_maps
 from infomask_jax.model.encoder import space_to_depth
-from infomask_jax.model.infomask import LOGIT_BOUND, InfoMask
+from infomask_jax.model.infomask import LOGIT_BOUND, InfoMask, affine_maps
 from infomask_jax.model.views import has_content, random_blocks
 
 TINY = ModelConfig(width=8, depth=1, stride=4, latent_channels=5)
@@ -43,11 +43,19 @@ def test_contract_of_outputs(bottleneck, per_finding, dtype):
     chex.assert_shape(out["features"], (2, 4, 4, 16))
     chex.assert_type([logits, *out.values()], jnp.float32)
     assert ("auxiliary_logits" in out) == (bottleneck == "infomask")
-    chex.assert_shape(out["sample_logits"], (4 if bottleneck == "infomask" else 1, 2, 3))
-    np.testing.assert_allclose(out["sample_logits"].mean(axis=0), logits, rtol=1e-6)
+    chex.assert_shape(out["sample_logits"], (2, 4 if bottleneck == "infomask" else 1, 3))
+    np.testing.assert_allclose(out["sample_logits"].mean(axis=1), logits, rtol=1e-6)
     for name, maps in heat_maps(out, bottleneck).items():
         chex.assert_shape(maps, (2, 4, 4, 3 if name in ("cam", "vib_evidence") else count))
         chex.assert_tree_all_finite(maps)
+
+
+def test_affine_maps_are_those_of_each_layer_alone():
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(2, 3, 4, 6)).astype(np.float32)
+    layers = [(rng.normal(size=(6, n)).astype(np.float32), rng.normal(size=n).astype(np.float32)) for n in (5, 2, 1)]
+    for values, (kernel, bias) in zip(affine_maps(features, layers), layers, strict=True):
+        np.testing.assert_allclose(values, features @ kernel + bias, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -373,8 +381,7 @@ def test_random_draws_belong_to_the_place_in_the_batch(fill):
     _, out = run(images, None)
     halves = [run(images[places], places)[1] for places in (jnp.arange(0, 4, 2), jnp.arange(1, 4, 2))]
     for name in ("mask", "sample_logits", "hidden_logits"):
-        axis = 1 if name == "sample_logits" else 0
-        joined = jnp.stack([half[name] for half in halves], axis=axis + 1).reshape(out[name].shape)
+        joined = jnp.stack([half[name] for half in halves], axis=1).reshape(out[name].shape)
         np.testing.assert_allclose(joined, out[name], atol=1e-5)
     assert np.abs(out["mask"][0] - out["mask"][2]).max() > 0.1  # the same image, at another place
 
