@@ -109,9 +109,9 @@ def shuffled_masks(seed: int):
 
     def shuffle(call, arguments, options, context):
         out = call(*arguments, **options)
-        if context.module.name != "mask":
+        if context.method_name != "mask_logits":
             return out
-        cells = out.reshape(len(out), -1, out.shape[-1])  # the mask's logits [B, h * w, M]
+        cells = out.reshape(len(out), -1, out.shape[-1])  # [B, h * w, M]
         keys = jax.random.split(jax.random.key(seed), len(cells))
         return jax.vmap(jax.random.permutation)(keys, cells).reshape(out.shape)
 

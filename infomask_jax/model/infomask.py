@@ -226,9 +226,7 @@ class InfoMask(nn.Module):
         mask, kl_m = jnp.ones((grid[0], 1, 1, grid[1] * grid[2])), jnp.zeros((*grid, 1))  # mask: [B, S, M, N] cells
         if c.bottleneck == "infomask":
             known = bounded(expected)  # [B, h, w, K]; the classifier learns it, the mask only reads it
-            if not c.mask_per_finding:
-                known = known.max(axis=-1, keepdims=True)
-            mask_logits = own_logits[0] + c.mask_evidence * (jax.lax.stop_gradient(known) if train else known)
+            mask_logits = self.mask_logits(own_logits[0], jax.lax.stop_gradient(known) if train else known)
             mask_logits = LOGIT_BOUND * jnp.tanh(mask_logits / LOGIT_BOUND)
             mask_logits = jnp.where(content > 0, mask_logits, -LOGIT_BOUND)
             if train:
@@ -293,3 +291,11 @@ class InfoMask(nn.Module):
             squares = jnp.sum((seen - alone) ** 2, axis=(1, 2, 3))
             out["view_difference"] = squares / jnp.maximum(jnp.sum(shown, axis=(1, 2, 3)), 1.0)
         return sample_logits.mean(axis=1), out
+
+    def mask_logits(self, own: jax.Array, evidence: jax.Array) -> jax.Array:
+        """What the mask learns itself plus a fixed share of what the classifier knows, not yet bounded.
+
+        own [B, h, w, M], evidence [B, h, w, K] -> [B, h, w, M], M = K or 1, where the largest evidence counts.
+        """
+        known = evidence if self.config.mask_per_finding else evidence.max(axis=-1, keepdims=True)
+        return own + self.config.mask_evidence * known
