@@ -52,7 +52,7 @@ class Affine(nn.Module):
 def affine_maps(features: jax.Array, layers: list[tuple[jax.Array, jax.Array]]) -> list[jax.Array]:
     """Maps of the same features as one matrix product: [B, h, w, D] -> [B, h, w, N] each.
 
-    One product for their gradients too, which costs half of what three do. Transposed twice, for XLA:CPU computes a
+    One product for their gradients too, see docs/tpu.md for what that saves. Transposed twice, for XLA:CPU computes a
     weight gradient of N x D faster than one of D x N.
     """
     *grid, inputs = features.shape
@@ -180,7 +180,7 @@ class InfoMask(nn.Module):
         if c.close_empty:  # features of empty cells are zero, those of others are not: no need of the image
             content = jnp.any(features != 0, axis=-1, keepdims=True).astype(jnp.float32)
 
-        to_mu = None  # kernel and bias
+        to_mu = None  # (kernel, bias) of mu = features @ kernel + bias
         if c.bottleneck == "none":
             mu = features
             log_sigma, kl_z = jnp.zeros_like(features), jnp.zeros(grid)
