@@ -213,17 +213,18 @@ def test_every_variant_shows_maps_of_its_grid():
         maps = jax.eval_shape(lambda out, b=config.model.bottleneck: heat_maps(out, b), out)
         found = table.shown(v, config, maps)
         names = [f"{v.name}/{what}" for what in two.get(v.name, ())] or [v.name]
-        assert list(found) == names + ["default/bits"] * (v.name == "default")
+        assert list(found) == names + ["default/bits", "default/evidence"] * (v.name == "default")
         side = 64 // config.model.stride
         per_finding = {"infomask": v.name == "mask_per_finding", "vib": False, "none": True}[config.model.bottleneck]
         for name, array in found.items():
-            count = 2 if per_finding or name == "no_mask/evidence" else 1
+            count = 2 if per_finding or name in ("default/evidence", "no_mask/evidence") else 1
             assert array.shape == (1, side, side, count), name
 
 
 def test_table_holds_every_row_once(rows):
     blind = [f"control/{name}" for name in (*controls.MAPS, *controls.BOXES)]
-    shown = ["default", "default/bits", "no_mask/bits", "no_mask/evidence", "cam", "cam/gradcam", "cam/gradient"]
+    of_two = [f"{name}/{what}" for name in ("default", "no_mask") for what in ("bits", "evidence")]
+    shown = ["default", *of_two, "cam", "cam/gradcam", "cam/gradient"]
     assert list(rows) == shown + blind
     for name in shown:
         assert all(len(score["by_seed"]) == 2 for score in rows[name]["scores"].values())

@@ -53,7 +53,7 @@ def test_work_directory_holds_the_contract(run):
     assert classification == set(scores["classification_plain"]["opacity"])
     rows = scores["localization"]["opacity"]
     blind = {f"control/{name}" for name in (*controls.MAPS, *controls.BOXES)}
-    assert set(rows) == {"infomask", "infomask_bits", "cam", "ceiling/16x16"} | blind
+    assert set(rows) == {"infomask", "infomask_bits", "infomask_evidence", "cam", "ceiling/16x16"} | blind
     for row in rows.values():
         assert set(row) == METRICS | {"threshold", "protocols"}
         assert set(row["protocols"]) == set(PROTOCOLS)
@@ -69,7 +69,7 @@ def test_maps_boxes_and_predictions_belong_to_the_same_images(run):
     ids = [source[i]["image_id"] for i in range(len(source))]
     with np.load(run / "maps" / "test.npz") as maps:
         assert list(maps["image_id"]) == ids
-        for method in ("infomask", "infomask_bits", "cam"):
+        for method in ("infomask", "infomask_bits", "infomask_evidence", "cam"):
             assert maps[method].shape == (20, 16, 16) and maps[method].dtype == np.float16
             assert np.isfinite(maps[method]).all()
     with (run / "predictions" / "test.csv").open() as file:
@@ -100,7 +100,7 @@ def test_faithfulness_holds_each_map_against_its_own_model(run):
     """The curves begin with the images as they are: there, the mean probability of the model itself."""
     experiment.evaluate_run(run, datasets.load("synthetic", run.parent / "data"), "test", faithfulness=True)
     found = read(run / "eval" / "test.json")["faithfulness"]["opacity"]
-    assert set(found) == {"infomask", "infomask_bits", "cam", "control/random"}
+    assert set(found) == {"infomask", "infomask_bits", "infomask_evidence", "cam", "control/random"}
     with (run / "predictions" / "test.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["opacity label"] == "1"]
     own = np.mean([float(row["opacity probability"]) for row in rows])

@@ -75,7 +75,7 @@ def test_exported_run_predicts_what_the_run_does(run, tmp_path, batch):
     params = checkpoint.load_params(config.workdir)[0]
     expected_logits, expected_maps = jax.jit(make_predict(config, 1))(params, images)
     np.testing.assert_allclose(logits, expected_logits, atol=1e-5)
-    assert set(maps) == {"infomask", "infomask_bits"}
+    assert set(maps) == {"infomask", "infomask_bits", "infomask_evidence"}
     for method, values in maps.items():
         assert values.shape == (batch, 16, 16, 1)
         np.testing.assert_allclose(values, expected_maps[method], rtol=1e-4, atol=1e-5)

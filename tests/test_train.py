@@ -27,6 +27,7 @@ from infomask_jax.parallel import shardings
 from infomask_jax.train import create_state, make_train_step, train
 
 ROOT = Path(__file__).parent.parent
+INFOMASK = ("infomask", "infomask_bits", "infomask_evidence")
 
 
 def tiny(workdir: Path, **changes) -> Config:
@@ -69,8 +70,8 @@ def test_step_traces_once_and_trains(tmp_path, examples):
         ({"bottleneck": "none", "pooling": "noisy_or", "closed_evidence": -6.0}, ("cam",)),
         ({"bottleneck": "none", "pooling": "attention"}, ("cam", "attention")),
         ({"bottleneck": "vib", "pooling": "lse"}, ("vib_bits", "vib_evidence")),
-        ({"sampler": "sigmoid", "mask_samples": 1}, ("infomask", "infomask_bits")),  # attention without a bottleneck
-        ({"pooling": "attention"}, ("infomask", "infomask_bits", "attention")),
+        ({"sampler": "sigmoid", "mask_samples": 1}, INFOMASK),  # attention without a bottleneck
+        ({"pooling": "attention"}, (*INFOMASK, "attention")),
     ],
     ids=str,
 )

@@ -15,12 +15,13 @@ MAP_SCORES, MODEL_SCORES = ("pxap", "pointing_game", "mean_iou"), ("auroc", "nll
 
 def shown(v: Variant, config: Config, maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The maps of a run that are rows of the table, by row: the mask, the evidence of a plain classifier, bits and
-    evidence of a bottleneck without mask, weights and evidence of attention pooling; and the default's bits."""
+    evidence of a bottleneck without mask, weights and evidence of attention pooling; of the default both, too."""
     if v.method:
         return {v.name: maps[v.method]}
     if config.model.bottleneck == "infomask":
         rows = {v.name: maps["infomask"]}
-        return rows | {"default/bits": maps["infomask_bits"]} if v.name == "default" else rows
+        both = {"default/bits": maps["infomask_bits"], "default/evidence": maps["infomask_evidence"]}
+        return rows | both if v.name == "default" else rows
     if config.model.bottleneck == "vib":
         return {f"{v.name}/bits": maps["vib_bits"], f"{v.name}/evidence": maps["vib_evidence"]}
     if "attention" in maps:

@@ -118,10 +118,11 @@ def heat_maps(out: dict[str, jax.Array], bottleneck: str) -> dict[str, jax.Array
     """Every map that one forward pass of InfoMask yields, by method name: [B, h, w, K], or [B, h, w, 1] shared by all.
 
     infomask: the mask, as used in evaluation. infomask_bits (vib_bits without a mask): pi KL_z + KL_m in bits; sums to
-    the rate of the image. cam: the per-cell class evidence of a plain classifier (vib_evidence: of the bottleneck
-    without a mask), which for a mean-pooled linear head is the class activation map of Zhou et al. 2016. attention:
-    with attention pooling, the weights of the cells (Ilse et al. 2018), which sum to 1 whether or not the finding is
-    there.
+    the rate of the image. infomask_evidence: what each cell of the masked representation says for the finding; one map
+    a finding, where the mask may be shared by all. cam: the per-cell class evidence of a plain classifier
+    (vib_evidence: of the bottleneck without a mask), which for a mean-pooled linear head is the class activation map of
+    Zhou et al. 2016. attention: with attention pooling, the weights of the cells (Ilse et al. 2018), which sum to 1
+    whether or not the finding is there.
 
     Args:
       out: second result of InfoMask, with train=False.
@@ -133,5 +134,5 @@ def heat_maps(out: dict[str, jax.Array], bottleneck: str) -> dict[str, jax.Array
     elif bottleneck == "vib":
         maps = {"vib_bits": bits, "vib_evidence": out["evidence"]}
     else:
-        maps = {"infomask": out["mask"], "infomask_bits": bits}
+        maps = {"infomask": out["mask"], "infomask_bits": bits, "infomask_evidence": out["evidence"]}
     return maps | {"attention": out["attention"]} if "attention" in out else maps

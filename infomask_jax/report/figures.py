@@ -23,6 +23,7 @@ TRUE, PREDICTED, HEAT = "#35d04a", "#ff9d1e", "inferno"
 NAMES = {
     "infomask": "InfoMask",
     "infomask_bits": "InfoMask bits",
+    "infomask_evidence": "InfoMask evidence",
     "vib_bits": "VIB bits",
     "vib_evidence": "VIB evidence",
     "cam": "CAM",
