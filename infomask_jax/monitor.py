@@ -147,7 +147,9 @@ class Profile:
         if self.folder and self.steps in (self.FIRST, self.LAST):
             jax.block_until_ready(metrics)
             if self.steps == self.FIRST:
-                jax.profiler.start_trace(self.folder)
+                options = jax.profiler.ProfileOptions()
+                options.python_tracer_level = 0  # it walks frames of all threads: one run in many crashed in it
+                jax.profiler.start_trace(self.folder, profiler_options=options)
                 self.running = True
             else:
                 self.__exit__()
