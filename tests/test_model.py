@@ -394,7 +394,7 @@ def test_hidden_view():
     # Which cells are hidden: those whose features do not depend on the second view.
     lone = dataclasses.replace(model.config, half_turn=False)
     first = InfoMask(lone, 3).apply({"params": params}, images, train=False)[1]["features"]
-    same = jnp.abs(out["features"] - first).max(axis=-1) < 1e-6  # [B, h, w]
+    same = jnp.abs(out["features"] - first).max(axis=-1) < 1e-4  # [B, h, w]; not to the bit, one is compiled
     share = np.asarray(same.mean(axis=(1, 2)))
     assert ((share > 0) & (share < 1)).all(), share
     changed = images + 3.0 * jnp.asarray(same)[..., None].repeat(4, axis=1).repeat(4, axis=2)
