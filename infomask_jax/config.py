@@ -61,7 +61,8 @@ class ModelConfig:
     temperature: float = 0.5
     """Temperature of the relaxed samplers; standard deviation of the Gaussian gate's noise. Ours."""
     mask_samples: int = 4
-    """Masks drawn per image and step; their losses are averaged, for a calmer gradient at the head's cost. Ours."""
+    """Masks drawn per image and step, in antithetic pairs; their losses are averaged: a calmer gradient at the head's
+    cost. Ours."""
     mask_per_finding: bool = False
     """One mask for each finding instead of one for all. Ours."""
     fill: Literal["zero", "noise"] = "zero"

@@ -148,7 +148,9 @@ class Profile:
             jax.block_until_ready(metrics)
             if self.steps == self.FIRST:
                 options = jax.profiler.ProfileOptions()
-                options.python_tracer_level = 0  # it walks frames of all threads: one run in many crashed in it
+                options.python_tracer_level = (
+                    0  # it walks the frames of all threads; a run with it on crashed in Python itself
+                )
                 jax.profiler.start_trace(self.folder, profiler_options=options)
                 self.running = True
             else:

@@ -11,7 +11,8 @@ import pytest
 from infomask_jax.config import ModelConfig
 from infomask_jax.explain import heat_maps
 from infomask_jax.model.encoder import space_to_depth
-from infomask_jax.model.infomask import LOGIT_BOUND, InfoMask, affine_maps
+from infomask_jax.model.heads import affine_maps
+from infomask_jax.model.infomask import LOGIT_BOUND, InfoMask
 from infomask_jax.model.views import has_content, random_blocks
 
 TINY = ModelConfig(width=8, depth=1, stride=4, latent_channels=5)
