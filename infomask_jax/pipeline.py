@@ -36,7 +36,9 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
 def standardise(image: np.ndarray, gain: float = 1.0, out: np.ndarray | None = None) -> np.ndarray:
     """Zero mean and standard deviation `gain` over the image, float32; a constant image becomes zeros."""
     mean, deviation = cv2.meanStdDev(image)
-    out = np.subtract(image, np.float32(mean.item()), out=out, dtype=np.float32)
+    out = np.empty(image.shape, np.float32) if out is None else out
+    np.copyto(out, image)  # and then in place: numpy subtracts from other types bit by bit, through a buffer
+    out -= np.float32(mean.item())
     out *= np.float32(gain / max(deviation.item(), 1e-3))
     return out
 
