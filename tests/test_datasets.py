@@ -10,8 +10,10 @@ import time
 from functools import partial
 from pathlib import Path
 
+import chex
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from infomask_jax.datasets import BadData, Folder, Synthetic, build, images, load, prepare, schema
 
@@ -100,6 +102,18 @@ def test_sixteen_bits_stay_sixteen(own):
     image = images.decode(examples(prepare(own), "train")["a.png"]["image"])
     np.testing.assert_array_equal(image, images.resize(deep, 16))
     assert image.dtype == np.uint16
+
+
+def test_fields_are_read_as_tfds_reads_them(own):
+    prepared = prepare(own)
+    parser = tfds.builder_from_directory(prepared.directory).info.features
+    for split in prepared.splits:
+        source = prepared.source(split)
+        for i in range(len(source)):
+            expected = parser.deserialize_example_np(source.records[i])
+            expected |= {name: expected[name].decode() for name in ("image_id", "patient_id", "view")}
+            chex.assert_trees_all_equal(source[i], expected, strict=True)
+            assert prepared.source(split, ["boxes"])[i].keys() == {"boxes"}
 
 
 def test_source_crosses_to_a_spawned_worker(own):

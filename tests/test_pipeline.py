@@ -57,6 +57,13 @@ def test_epochs_are_whole_and_differ(examples):
     assert (index[:64] != index[64:]).any()
 
 
+def test_epochs_end_within_a_batch(examples):
+    """A batch larger than the split holds several epochs; each has every image once."""
+    few = [examples[i] for i in range(3)]
+    index = np.concatenate([b["index"] for b in first(pipeline.train_batches(few, CONFIG, seed=0), 6)]).reshape(16, 3)
+    assert (np.sort(index, axis=1) == [0, 1, 2]).all() and len(np.unique(index, axis=0)) > 3
+
+
 def test_iterator_state_restores_the_stream(examples):
     iterator = iter(pipeline.train_batches(examples, CONFIG, seed=0))
     for _ in range(5):
@@ -97,6 +104,27 @@ def test_sixteen_bit_images_keep_their_depth():
     np.testing.assert_array_equal(pipeline.fit(pipeline.decode_gray(data), 16), image.astype(np.float32))
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.tuples(st.integers(9, 200), st.integers(9, 200)), st.integers(4, 64))
+def test_resizing_keeps_what_is_where(shape, size):
+    """Of a slope along either side it keeps the values at the centres of the new pixels, but beside the edges."""
+    for axis, length in enumerate(shape):
+        slope = np.indices(shape, np.float32)[axis] + 0.5
+        expected = (np.arange(size) + 0.5) * length / size
+        pixel = max(length / size, 1.0)
+        inner = (expected > pixel) & (expected < length - pixel)
+        found = pipeline.resize(slope, size).mean(axis=1 - axis)
+        np.testing.assert_allclose(found[inner], expected[inner], atol=0.02 * pixel)
+
+
+@pytest.mark.parametrize("length", range(64, 260, 7))
+def test_shrinking_averages_noise_as_areas_do(length):
+    """White noise keeps at most the standard deviation that averages over whole areas would, or 4/3 of it."""
+    noise = np.random.default_rng(length).normal(size=(length, length)).astype(np.float32)
+    areas = cv2.resize(noise, (64, 64), interpolation=cv2.INTER_AREA)
+    assert pipeline.resize(noise, 64).std() < 1.34 * areas.std()
+
+
 STILL = DataConfig(image_size=16, shift=0.0, scale=0.0, contrast=0.0)
 
 
@@ -119,7 +147,10 @@ def test_gains_are_the_deviations_of_the_images(examples):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.floats(-1, 1), min_size=3, max_size=3), st.floats(0, 0.5), st.floats(0, 0.5), st.sampled_from([32, 64])
+    st.lists(st.floats(-1, 1), min_size=3, max_size=3),
+    st.floats(0, 0.5),
+    st.floats(0, 0.5),
+    st.sampled_from([24, 32, 40, 64]),
 )
 def test_zoom_and_shift_move_a_spot_where_they_say(draw, scale, shift, size):
     """A spot at p lands at centre + zoom (p - centre) + shift, to the nearest stored pixel, edges repeated beyond."""

@@ -50,7 +50,7 @@ def _values(feature, info: tfds.features.TensorInfo):
     values = getattr(feature, feature.WhichOneof("kind")).value
     if info.shape == ():
         return values[0]
-    return np.array(values, info.np_dtype).reshape([-1 if n is None else n for n in info.shape])
+    return np.array(list(values), info.np_dtype).reshape([-1 if n is None else n for n in info.shape])
 
 
 @dataclass(frozen=True)
