@@ -74,6 +74,7 @@ def main(settings: Benchmark) -> None:
         "of_decode_limit": round(statistics.median(ratios), 4),
         "decode_images_per_s": round(statistics.median(rates["decode"]), 1),
         "dataset": data.name,
+        "stored_size": data.size,
         "stored_bytes": round(statistics.mean(map(len, images))),
         "image_size": settings.image_size,
         "batch_size": settings.batch_size,

@@ -46,7 +46,7 @@ class Source:
 
 
 def _values(feature, info: tfds.features.TensorInfo):
-    """A stored field, as TFDS's own parser gives it, which takes six times as long (see docs/tpu.md)."""
+    """A stored field, as the parser of TFDS gives it, which is several times slower (docs/tpu.md)."""
     values = getattr(feature, feature.WhichOneof("kind")).value
     if info.shape == ():
         return values[0]
