@@ -232,9 +232,11 @@ def test_hits_and_false_alarms_equal_a_plain_loop(seed):
 
 @settings(max_examples=30, deadline=None)
 @given(SEEDS)
-def test_resampled_auroc_and_auprc_equal_scikit_learn_on_repeated_images(seed):
+def test_auroc_and_auprc_equal_scikit_learn_also_on_repeated_images(seed):
     rng = np.random.default_rng(seed)
     labels, scores = rng.integers(0, 2, 30), rng.integers(0, 8, 30) / 8
+    expected = [score(labels, scores) for score in (roc_auc_score, average_precision_score)]
+    assert ranking.classification(labels, scores) == pytest.approx(expected)
     weights, index = bootstrap.patient_weights(np.arange(30) // 3, 7, seed)
     auroc, auprc = ranking.resampled_classification(labels, scores, weights, index, chunk=60)
     for row, a, p in zip(weights, auroc, auprc, strict=True):

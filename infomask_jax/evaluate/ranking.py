@@ -4,7 +4,6 @@ The first two are functions of counts per distinct score, so ties are exact: a t
 """
 
 import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from infomask_jax.evaluate.bootstrap import PerImage
 
@@ -36,7 +35,8 @@ def roc_area(positives: np.ndarray, totals: np.ndarray) -> np.ndarray:
 
 def classification(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
     """(AUROC, AUPRC) of labels [n] in {0,1} and scores [n]; both classes must be present."""
-    return float(roc_auc_score(labels, scores)), float(average_precision_score(labels, scores))
+    each_once = np.ones((1, 1)), np.zeros(len(labels), int)
+    return tuple(float(value.item()) for value in resampled_classification(labels, scores, *each_once))
 
 
 def resampled_classification(labels, scores, weights, index, chunk: int = 4_000_000) -> tuple[np.ndarray, np.ndarray]:
