@@ -78,53 +78,20 @@ class InfoMask(nn.Module):
           evidence, summed over findings. Without mask: mask 1, kl_m 0; without z: mu = features, kl_z 0.
         """
         c = self.config
-        views = None
+        key_hide = key_z = key_mask = key_fill = None  # [B] keys each
         if train and (c.bottleneck != "none" or (c.half_turn and c.hide)):
             positions = jnp.arange(len(images)) if positions is None else positions
             keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("sample"), positions)
-            key_hide, key_z, key_mask, key_fill = jax.vmap(lambda key: tuple(jax.random.split(key, 4)))(
-                keys
-            )  # [B] each
+            key_hide, key_z, key_mask, key_fill = jax.vmap(lambda key: tuple(jax.random.split(key, 4)))(keys)
+        views = None
         if features is None:
-            encoder = Encoder(
-                c.width, c.depth, c.stride, c.second_kernel, c.norm, dtype=jnp.dtype(c.dtype), name="encoder"
-            )
-            features = encoder(images).astype(jnp.float32)  # [B, h, w, D]
-            shown = has_content(images, c.stride) if c.close_empty else jnp.ones((*features.shape[:3], 1))
-            features *= shown
-            if c.half_turn:
-                other = images
-                if train and c.hide:
-                    kept = jax.vmap(partial(random_blocks, grid=features.shape[1:3], hide=c.hide))(key_hide)
-                    other = images * kept.repeat(c.stride, axis=1).repeat(c.stride, axis=2)
-                    shown *= kept  # cells that the second view shows, [B, h, w, 1]
-                turned = shown * encoder(other[:, ::-1, ::-1])[:, ::-1, ::-1].astype(jnp.float32)
-                views = features, turned, shown
-                features = mean_view(*views)
+            features, views = self.encode(images, key_hide)
         grid = features.shape[:3]
         content = jnp.ones((*grid, 1))
         if c.close_empty:  # features of empty cells are zero, those of others are not: no need of the image
             content = jnp.any(features != 0, axis=-1, keepdims=True).astype(jnp.float32)
-
-        to_mu = None  # (kernel, bias) of mu = features @ kernel + bias
-        if c.bottleneck == "none":
-            mu = features
-            log_sigma, kl_z = jnp.zeros_like(features), jnp.zeros(grid)
-        else:
-            sigma_bias = nn.initializers.constant(c.log_sigma_bias)
-            layers = [
-                Affine(c.latent_channels, name="mu"),
-                Affine(c.latent_channels, bias_init=sigma_bias, name="log_sigma"),
-            ]
-            if c.bottleneck == "infomask":
-                # What the mask learns itself starts at the bias and stays until the rates are charged (train.py).
-                mask_bias = nn.initializers.constant(c.mask_bias)
-                count = self.findings if c.mask_per_finding else 1
-                layers.append(Affine(count, nn.initializers.zeros, mask_bias, name="mask"))
-            to_mu, *others = [layer(features.shape[-1]) for layer in layers]
-            mu, log_sigma, *own_logits = affine_maps(features, [to_mu, *others])  # [B, h, w, C] twice, [B, h, w, M]
-            log_sigma = jnp.clip(log_sigma, -8.0, 2.0)  # exp(2 log_sigma) stays finite
-            kl_z = content[..., 0] * masks.kl_normal(mu, log_sigma)
+        mu, log_sigma, own_logits, to_mu = self.posteriors(features)
+        kl_z = jnp.zeros(grid) if c.bottleneck == "none" else content[..., 0] * masks.kl_normal(mu, log_sigma)
 
         bias = self.param("closed_evidence", nn.initializers.constant(c.closed_evidence), (self.findings,))
         head = Head(self.findings, name="head")
@@ -152,19 +119,10 @@ class InfoMask(nn.Module):
         mask, kl_m = jnp.ones((grid[0], 1, 1, grid[1] * grid[2])), jnp.zeros((*grid, 1))  # mask: [B, S, M, N] cells
         if c.bottleneck == "infomask":
             known = bounded(expected)  # [B, h, w, K]; the classifier learns it, the mask only reads it
-            mask_logits = self.mask_logits(own_logits[0], jax.lax.stop_gradient(known) if train else known)
+            mask_logits = self.mask_logits(own_logits, jax.lax.stop_gradient(known) if train else known)
             mask_logits = LOGIT_BOUND * jnp.tanh(mask_logits / LOGIT_BOUND)
             mask_logits = jnp.where(content > 0, mask_logits, -LOGIT_BOUND)
-            if train:
-
-                def draws(key, logits):  # of one image: [M, N] -> [S, M, N]
-                    # Stacked, not broadcast: XLA:CPU reduces a broadcast's gradient several times as slowly.
-                    return masks.sample_mask(key, jnp.stack([logits] * c.mask_samples), c.sampler, c.temperature)
-
-                mask = jax.vmap(draws)(key_mask, masks.cells_last(mask_logits))
-            else:
-                mask = masks.cells_last(masks.mean_mask(mask_logits, c.sampler))[:, None]
-            mask *= masks.cells_last(content)[:, None]
+            mask = self.mask_cells(mask_logits, key_mask) * masks.cells_last(content)[:, None]
             pi = content * jax.nn.sigmoid(mask_logits)
             kl_m = content * masks.kl_bernoulli(mask_logits, MaskPrior(c, name="prior")(pi))
             # A cell's z is irrelevant only when every mask over it is closed.
@@ -218,6 +176,45 @@ class InfoMask(nn.Module):
             out["view_difference"] = squares / jnp.maximum(jnp.sum(shown, axis=(1, 2, 3)), 1.0)
         return sample_logits.mean(axis=1), out
 
+    def encode(self, images: jax.Array, key: jax.Array | None) -> tuple[jax.Array, tuple[jax.Array, ...] | None]:
+        """Features [B, h, w, D]; with `half_turn` also each view's and what cells the second one shows [B, h, w, 1].
+
+        key [B]: of the blocks that are hidden from the second view; None hides nothing.
+        """
+        c = self.config
+        encoder = Encoder(c.width, c.depth, c.stride, c.second_kernel, c.norm, dtype=jnp.dtype(c.dtype), name="encoder")
+        features = encoder(images).astype(jnp.float32)
+        shown = has_content(images, c.stride) if c.close_empty else jnp.ones((*features.shape[:3], 1))
+        features *= shown
+        if not c.half_turn:
+            return features, None
+        if key is not None and c.hide:
+            kept = jax.vmap(partial(random_blocks, grid=features.shape[1:3], hide=c.hide))(key)
+            images = images * kept.repeat(c.stride, axis=1).repeat(c.stride, axis=2)
+            shown *= kept
+        turned = shown * encoder(images[:, ::-1, ::-1])[:, ::-1, ::-1].astype(jnp.float32)
+        return mean_view(features, turned, shown), (features, turned, shown)
+
+    def posteriors(self, features: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None, tuple | None]:
+        """mu and log sigma of z [B, h, w, C], what the mask learns itself [B, h, w, M], (kernel, bias) of mu.
+
+        The last two are None without a mask and without z.
+        """
+        c = self.config
+        if c.bottleneck == "none":
+            return features, jnp.zeros_like(features), None, None
+        sigma_bias = nn.initializers.constant(c.log_sigma_bias)
+        layers = [Affine(c.latent_channels, name="mu")]
+        layers += [Affine(c.latent_channels, bias_init=sigma_bias, name="log_sigma")]
+        if c.bottleneck == "infomask":
+            # What the mask learns itself starts at the bias and stays until the rates are charged (train.py).
+            count, bias = self.findings if c.mask_per_finding else 1, nn.initializers.constant(c.mask_bias)
+            layers += [Affine(count, nn.initializers.zeros, bias, name="mask")]
+        layers = [layer(features.shape[-1]) for layer in layers]
+        mu, log_sigma, *own = affine_maps(features, layers)
+        log_sigma = jnp.clip(log_sigma, -8.0, 2.0)  # exp(2 log_sigma) stays finite
+        return mu, log_sigma, own[0] if own else None, layers[0]
+
     def mask_logits(self, own: jax.Array, evidence: jax.Array) -> jax.Array:
         """What the mask learns itself plus a fixed share of what the classifier knows, not yet bounded.
 
@@ -225,3 +222,15 @@ class InfoMask(nn.Module):
         """
         known = evidence if self.config.mask_per_finding else evidence.max(axis=-1, keepdims=True)
         return own + self.config.mask_evidence * known
+
+    def mask_cells(self, logits: jax.Array, key: jax.Array | None) -> jax.Array:
+        """Samples of the mask, with key [B], or its mean, without: [B, h, w, M] -> [B, S, M, N] over the N cells."""
+        c = self.config
+        if key is None:
+            return masks.cells_last(masks.mean_mask(logits, c.sampler))[:, None]
+
+        def draw(key, logits):  # of one image: [M, N] -> [S, M, N]
+            # Stacked, not broadcast: XLA:CPU reduces a broadcast's gradient several times as slowly.
+            return masks.sample_mask(key, jnp.stack([logits] * c.mask_samples), c.sampler, c.temperature)
+
+        return jax.vmap(draw)(key, masks.cells_last(logits))
