@@ -175,7 +175,7 @@ class Config:
     dataset: str = "synthetic"
     """Name of the prepared dataset."""
     seed: int = 0
-    """Seed of initialisation, sampling, data order and augmentation."""
+    """Seed of initialisation, sampling, data order and augmentation, 0 to 2^32 - 1."""
     map_shifts: Literal[1, 2, 4] = 4
     """Heat maps, of the plain classifier too, are means over map_shifts x map_shifts shifts of the image by fractions
     of a cell, on a grid that many times as fine, at the cost of as many forward passes; 1: the image as it is. Logits
@@ -236,6 +236,8 @@ class Config:
             value = getattr(getattr(self, group), field_name)
             if not low <= value <= high:  # NaN fails too
                 wrong.append(f"{name}: expected {low:g} to {high:g}, found {value}")
+        if not 0 <= self.seed < 2**32:
+            wrong.append(f"seed: expected 0 to {2**32 - 1}, found {self.seed}")
         if not self.model.half_turn:
             for name in ("hidden", "consistency"):
                 if value := getattr(self.loss, name):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from infomask_jax.datasets import BadData, Folder, Synthetic, build, images, load, prepare, schema
+from infomask_jax.datasets import BadData, Folder, Source, Synthetic, build, images, load, prepare, schema
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -114,6 +114,13 @@ def test_fields_are_read_as_tfds_reads_them(own):
             expected |= {name: expected[name].decode() for name in ("image_id", "patient_id", "view")}
             chex.assert_trees_all_equal(source[i], expected, strict=True)
             assert prepared.source(split, ["boxes"])[i].keys() == {"boxes"}
+
+
+def test_absent_field_is_named(own):
+    records = prepare(own).source("train").records
+    flags = Source(records, {"flag": tfds.features.TensorInfo(shape=(), dtype=np.int32)})
+    with pytest.raises(ValueError, match="expected a field flag in the example, found box_labels, boxes"):
+        flags[0]
 
 
 def test_source_crosses_to_a_spawned_worker(own):

@@ -248,6 +248,14 @@ def test_auroc_and_auprc_equal_scikit_learn_also_on_repeated_images(seed):
             assert np.isnan(a)
 
 
+@pytest.mark.parametrize(
+    "labels, scores", [([0, 1], [0.5, np.nan]), ([1, 1], [0.1, 0.2]), ([0, -1], [0.1, 0.2]), ([], [])]
+)
+def test_auroc_of_one_class_or_of_no_number_is_refused(labels, scores):
+    with pytest.raises(ValueError, match="both present"):
+        ranking.classification(np.array(labels), np.array(scores))
+
+
 def test_resampled_means_and_pxap_equal_a_plain_loop():
     data, maps = scene(20)
     positive = np.flatnonzero(data["labels"][:, 0])

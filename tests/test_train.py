@@ -453,6 +453,12 @@ def test_settings_out_of_range_are_refused_by_name(tmp_path, group, field, value
         dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **{field: value})})
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seed_out_of_range_is_refused(tmp_path, seed):
+    with pytest.raises(ValueError, match=f"seed: expected 0 to 4294967295, found {seed}"):
+        dataclasses.replace(tiny(tmp_path), seed=seed)
+
+
 def test_settings_of_a_second_view_are_refused_without_one(tmp_path):
     config = tiny(tmp_path)
     one = dataclasses.replace(config.model, half_turn=False)

@@ -34,9 +34,17 @@ def roc_area(positives: np.ndarray, totals: np.ndarray) -> np.ndarray:
 
 
 def classification(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
-    """(AUROC, AUPRC) of labels [n] in {0,1} and scores [n]; both classes must be present."""
-    each_once = np.ones((1, 1)), np.zeros(len(labels), int)
-    return tuple(float(value.item()) for value in resampled_classification(labels, scores, *each_once))
+    """(AUROC, AUPRC) of labels [n] in {0,1} and scores [n].
+
+    Raises:
+      ValueError: a class is missing, or a score is not finite.
+    """
+    if set(np.unique(labels)) != {0, 1} or not np.isfinite(scores).all():
+        found = f"labels {np.unique(labels)}, {np.sum(~np.isfinite(scores))} scores that are not finite"
+        raise ValueError(f"expected labels 0 and 1, both present, and finite scores; found {found}")
+    once, one_patient = np.ones((1, 1)), np.zeros(len(labels), int)
+    areas, precisions = resampled_classification(labels, scores, once, one_patient)
+    return areas.item(), precisions.item()
 
 
 def resampled_classification(labels, scores, weights, index, chunk: int = 4_000_000) -> tuple[np.ndarray, np.ndarray]:

@@ -177,7 +177,8 @@ class InfoMask(nn.Module):
         return sample_logits.mean(axis=1), out
 
     def encode(self, images: jax.Array, key: jax.Array | None) -> tuple[jax.Array, tuple[jax.Array, ...] | None]:
-        """Features [B, h, w, D]; with `half_turn` also each view's and what cells the second one shows [B, h, w, 1].
+        """Features [B, h, w, D] and None, or with `half_turn` the mean of the views' features and, for the losses,
+        (features of the first view, of the second, turned back, cells that the second shows [B, h, w, 1]).
 
         key [B]: of the blocks that are hidden from the second view; None hides nothing.
         """
@@ -196,10 +197,8 @@ class InfoMask(nn.Module):
         return mean_view(features, turned, shown), (features, turned, shown)
 
     def posteriors(self, features: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None, tuple | None]:
-        """mu and log sigma of z [B, h, w, C], what the mask learns itself [B, h, w, M], (kernel, bias) of mu.
-
-        The last two are None without a mask and without z.
-        """
+        """mu and log sigma of z [B, h, w, C]; what the mask learns itself [B, h, w, M], None without a mask; and the
+        (kernel, bias) of mu, None without z, when mu is the features and log sigma 0."""
         c = self.config
         if c.bottleneck == "none":
             return features, jnp.zeros_like(features), None, None
