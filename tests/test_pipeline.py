@@ -119,7 +119,7 @@ def test_resizing_keeps_what_is_where(shape, size):
 
 @pytest.mark.parametrize("length", range(64, 260, 7))
 def test_shrinking_smooths_about_as_averages_over_areas_do(length):
-    """White noise is neither let through (aliasing) nor blurred away: it keeps .6 to 1.4 of what area averages leave."""
+    """White noise is neither let through (aliasing) nor blurred away: .6 to 1.4 of what area averages leave."""
     noise = np.random.default_rng(length).normal(size=(length, length)).astype(np.float32)
     areas = cv2.resize(noise, (64, 64), interpolation=cv2.INTER_AREA)
     assert 0.6 < pipeline.rescale(noise, 64).std() / areas.std() < 1.4
