@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -194,6 +195,7 @@ class Config:
 
     def __post_init__(self):
         bounds = {  # field: (lowest, highest), both allowed
+            "seed": (0, 2**32 - 1),
             "data.image_size": (8, 4096),
             "data.batch_size": (1, 2**20),
             "data.workers": (0, 1024),
@@ -232,12 +234,9 @@ class Config:
         }
         wrong = []
         for name, (low, high) in bounds.items():
-            group, field_name = name.split(".")
-            value = getattr(getattr(self, group), field_name)
+            value = attrgetter(name)(self)
             if not low <= value <= high:  # NaN fails too
-                wrong.append(f"{name}: expected {low:g} to {high:g}, found {value}")
-        if not 0 <= self.seed < 2**32:
-            wrong.append(f"seed: expected 0 to {2**32 - 1}, found {self.seed}")
+                wrong.append(f"{name}: expected {low:g} to {high:.10g}, found {value}")
         if not self.model.half_turn:
             for name in ("hidden", "consistency"):
                 if value := getattr(self.loss, name):
@@ -262,13 +261,7 @@ class Config:
     def from_dict(cls, values: dict[str, Any]) -> "Config":
         """Inverse of `to_dict`. Unknown fields raise TypeError, missing ones KeyError: a run need not have had our
         defaults of today."""
-        nested = {
-            "hosts": HostsConfig,
-            "data": DataConfig,
-            "model": ModelConfig,
-            "loss": LossConfig,
-            "train": TrainConfig,
-        }
+        nested = {f.name: f.type for f in dataclasses.fields(cls) if dataclasses.is_dataclass(f.type)}
         for kind, part in ((cls, values), *((nested[k], values[k]) for k in nested)):
             names = [f.name for f in dataclasses.fields(kind)]
             if missing := [name for name in names if name not in part]:

@@ -148,9 +148,8 @@ class Profile:
             jax.block_until_ready(metrics)
             if self.steps == self.FIRST:
                 options = jax.profiler.ProfileOptions()
-                options.python_tracer_level = (
-                    0  # it walks the frames of all threads; a run with it on crashed in Python itself
-                )
+                # The Python tracer walks the frames of all threads; a run with it on crashed in Python itself.
+                options.python_tracer_level = 0
                 jax.profiler.start_trace(self.folder, profiler_options=options)
                 self.running = True
             else:

@@ -106,7 +106,7 @@ def to_batch(source, index: np.ndarray, size: int, picture: Callable, gains: Seq
     }
 
 
-@lru_cache(maxsize=64)  # two epochs, where a batch ends one, of every seed that is trained side by side
+@lru_cache(maxsize=16)  # two epochs, where a batch ends one, of every seed that is trained side by side
 def _order(count: int, seed: int, epoch: int) -> np.ndarray:
     order = np.random.default_rng((seed, epoch)).permutation(count)
     order.flags.writeable = False
