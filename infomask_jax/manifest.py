@@ -64,6 +64,12 @@ def environment() -> dict:
     }
 
 
+def changes(workdir: Path) -> list[str]:
+    """What of `environment` is no longer as it was when the run began, one line each."""
+    then, now = json.loads((Path(workdir) / "manifest.json").read_text()), environment()
+    return differences({key: then.get(key) for key in now}, now)
+
+
 def _dataset(data: Prepared) -> dict:
     return {"name": data.name, "fingerprint": data.fingerprint, "findings": list(data.findings)}
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from infomask_jax import checkpoint, manifest, report
-from infomask_jax.config import HostsConfig, differences
+from infomask_jax.config import HostsConfig
 from infomask_jax.datasets import Prepared
 from infomask_jax.train import train
 
@@ -28,8 +28,7 @@ def reproduce(run: Path, data: Prepared) -> bool:
             f"{run} was trained on data with fingerprint {made['dataset']['fingerprint']}, {data.directory} has "
             f"{data.fingerprint}: prepare it as it was"
         )
-    now = manifest.environment()
-    if lines := differences({key: made.get(key) for key in now}, now):
+    if lines := manifest.changes(run):
         console.print("not as it was, and each of these can change the last bits:", *lines, sep="\n  ", markup=False)
     with tempfile.TemporaryDirectory(prefix="infomask-reproduce-") as folder:
         again = dataclasses.replace(

@@ -322,10 +322,13 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, data, capsys,
     whole = train(config, data)
     (path,) = (tmp_path / "checkpoints" / "12").glob(what)
     damage(path, kind)
+    begun = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**begun, "git_revision": "of_before"}))
     resumed = train(config, data)
     output = "".join(capsys.readouterr().out.split())  # lines wrap anywhere
     assert "cannotberead" in output and f"movedto{tmp_path}/broken-12" in output
     assert f"resumed{tmp_path}fromstep10of12" in output
+    assert "itmaynotendasitwouldhave:git_revision:" in output and "of_before" in output and "grain" not in output
     assert (tmp_path / "broken-12" / "state").is_dir()  # nothing is lost
     chex.assert_trees_all_equal(jax.device_get(whole.params), jax.device_get(resumed.params))
 
