@@ -31,7 +31,7 @@ class Variant:
 def variants(base: Config, findings: int) -> list[Variant]:
     """Every variant of a base config for data with that many findings, `default` first. Some only say why not.
 
-    `terms` keep the recipe's two views, so that what they lack is the term; `rivals` are methods as published, with one.
+    `terms` keep the recipe's two views, so that they lack the term alone; `rivals` are methods as published, with one.
     All share encoder, data, steps and shifts of the maps, and all but `cam` that empty cells are closed.
     Betas are not adapted to a finer or coarser grid, over whose cells the rates are summed.
     """
