@@ -214,20 +214,23 @@ def test_every_variant_shows_maps_of_its_grid():
             lambda key, m=model, x=image: m.init_with_output(key, x, train=False), jax.random.key(0)
         )[0]
         maps = jax.eval_shape(lambda out, b=config.model.bottleneck: heat_maps(out, b), out)
-        found = table.shown(v, config, maps)
+        found = table.shown(v, config, {name: np.full(m.shape, 3, np.float16) for name, m in maps.items()})
         names = [f"{v.name}/{what}" for what in two.get(v.name, ())] or [v.name]
+        if config.model.bottleneck != "infomask" and v.name not in ("cam", "cam_two_views"):
+            names += [f"{v.name}/probability"]
+            np.testing.assert_allclose(found[names[-1]], 1 / (1 + math.exp(-3)), rtol=1e-6)
         assert list(found) == names + ["default/bits", "default/evidence"] * (v.name == "default")
         side = 64 // config.model.stride
         per_finding = {"infomask": v.name == "mask_per_finding", "vib": False, "none": True}[config.model.bottleneck]
         for name, array in found.items():
-            count = 2 if per_finding or name.endswith("/evidence") else 1
+            count = 2 if per_finding or name.endswith(("/evidence", "/probability")) else 1
             assert array.shape == (1, side, side, count), name
 
 
 def test_table_holds_every_row_once(rows):
     blind = [f"control/{name}" for name in (*controls.MAPS, *controls.BOXES)]
     of_two = [f"{name}/{what}" for name in ("default", "no_mask") for what in ("bits", "evidence")]
-    shown = ["default", *of_two, "cam", "cam/gradcam", "cam/gradient"]
+    shown = ["default", *of_two, "no_mask/probability", "cam", "cam/gradcam", "cam/gradient"]
     assert list(rows) == shown + blind
     for name in shown:
         assert all(len(score["by_seed"]) == 2 for score in rows[name]["scores"].values())

@@ -1,6 +1,7 @@
 """The table of an ablation: every map and classifier scored on the same images, and paired with the default."""
 
 import numpy as np
+import scipy.special
 
 from infomask_jax.ablation.predictions import Split
 from infomask_jax.ablation.variants import Variant
@@ -14,8 +15,12 @@ MAP_SCORES, MODEL_SCORES = ("pxap", "pointing_game", "mean_iou"), ("auroc", "nll
 
 
 def shown(v: Variant, config: Config, maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The maps of a run that are rows of the table, by row: the mask, the evidence of a plain classifier, bits and
-    evidence of a bottleneck without mask, weights and evidence of attention pooling; of the default both, too."""
+    """The maps of a run that are rows of the table, by row: the mask, of the default its bits and evidence, too; the
+    evidence of the others, with the bits of a bottleneck and the weights of attention pooling.
+
+    `probability` is that evidence through a sigmoid, which an image cannot stretch (prepare_maps): a mask is no better
+    than its rival if this is as good. Evidence that is pooled by its mean is no logit of a cell and has no such row.
+    """
     if v.method:
         return {v.name: maps[v.method]}
     if config.model.bottleneck == "infomask":
@@ -23,10 +28,17 @@ def shown(v: Variant, config: Config, maps: dict[str, np.ndarray]) -> dict[str, 
         both = {"default/bits": maps["infomask_bits"], "default/evidence": maps["infomask_evidence"]}
         return rows | both if v.name == "default" else rows
     if config.model.bottleneck == "vib":
-        return {f"{v.name}/bits": maps["vib_bits"], f"{v.name}/evidence": maps["vib_evidence"]}
-    if "attention" in maps:
-        return {f"{v.name}/weights": maps["attention"], f"{v.name}/evidence": maps["cam"]}
-    return {v.name: maps["cam"]}
+        evidence = maps["vib_evidence"]
+        rows = {f"{v.name}/bits": maps["vib_bits"], f"{v.name}/evidence": evidence}
+    elif "attention" in maps:
+        evidence = maps["cam"]
+        rows = {f"{v.name}/weights": maps["attention"], f"{v.name}/evidence": evidence}
+    else:
+        evidence = maps["cam"]
+        rows = {v.name: evidence}
+    if config.model.pooling != "mean":
+        rows[f"{v.name}/probability"] = scipy.special.expit(np.asarray(evidence, np.float32))
+    return rows
 
 
 def of_finding(maps: np.ndarray, k: int) -> np.ndarray:
