@@ -71,7 +71,7 @@ def main(settings: Benchmark) -> None:
             for _ in range(settings.batches):
                 next(stream)
             rates["pipeline"].append(count / (time.perf_counter() - start))
-            time.sleep(1.0)  # until what is made ahead is made
+            time.sleep(1.0 + 2 * AHEAD * settings.batch_size / rates["pipeline"][-1])  # what is made ahead gets made
             start = time.perf_counter()
             for _ in pool.map(decode, stored):
                 pass

@@ -21,10 +21,12 @@ FREE = ("workdir", "data_dir", "hosts", "profile")
 def claim(config: Config, data: Prepared) -> None:
     """Write config.json and manifest.json, or check them against what is there.
 
-    ValueError listing every difference if the work directory was made with another config or other data.
+    Until a step is saved, manifest.json tells of the process that claims last. ValueError listing every difference if
+    the work directory was made with another config or other data.
     """
     workdir = Path(config.workdir)
     new = {"config": config.to_dict(), "dataset": _dataset(data)}
+    manifest = {"seed": config.seed, "dataset": new["dataset"], **environment()}
     config_path, manifest_path = workdir / "config.json", workdir / "manifest.json"
     if config_path.exists() and manifest_path.exists():
         old = {
@@ -40,12 +42,13 @@ def claim(config: Config, data: Prepared) -> None:
                 + "\nGive another --workdir, or the old settings."
             )
         if parallel.is_main():
+            if not _saved(workdir):
+                write_json(manifest_path, manifest)
             write_json(config_path, new["config"])
         return
     if (workdir / "checkpoints").exists():
         raise ValueError(f"{workdir} holds checkpoints but no config.json and manifest.json: give another --workdir.")
     workdir.mkdir(parents=True, exist_ok=True)
-    manifest = {"seed": config.seed, "dataset": new["dataset"], **environment()}
     # config.json last: a work directory counts as claimed only when both are there.
     write_json(manifest_path, manifest)
     write_json(config_path, new["config"])
@@ -65,9 +68,32 @@ def environment() -> dict:
 
 
 def changes(workdir: Path) -> list[str]:
-    """What of `environment` is no longer as it was when the run began, one line each."""
-    then, now = json.loads((Path(workdir) / "manifest.json").read_text()), environment()
-    return differences({key: then.get(key) for key in now}, now)
+    """What of `environment` is not as it was when the run began or was gone on with, one line each."""
+    now, found = environment(), []
+    for then in _sittings(workdir):
+        found += differences({key: then.get(key) for key in now}, now)
+    return list(dict.fromkeys(found))
+
+
+def going_on(workdir: Path, step: int) -> list[str]:
+    """`changes`, which manifest.json then holds too, under `continued`: from this step on the run is of another
+    environment."""
+    now, lines = environment(), changes(workdir)
+    last = _sittings(workdir)[-1]
+    if parallel.is_main() and any(last.get(key) != value for key, value in now.items()):
+        path = Path(workdir) / "manifest.json"
+        manifest = json.loads(path.read_text())
+        write_json(path, {**manifest, "continued": [*manifest.get("continued", []), {"step": step, **now}]})
+    return lines
+
+
+def _sittings(workdir: Path) -> list[dict]:
+    manifest = json.loads((Path(workdir) / "manifest.json").read_text())
+    return [manifest, *manifest.get("continued", [])]
+
+
+def _saved(workdir: Path) -> bool:
+    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
 
 
 def _dataset(data: Prepared) -> dict:

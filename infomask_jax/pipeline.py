@@ -66,8 +66,8 @@ def augment(image: np.ndarray, size: int, draw: Sequence[float], config: DataCon
     """Random zoom, translation and (if asked for) left-right flip: stored pixels [H, W] -> [size, size], same type.
 
     What is seen is a window of the stored image, to the nearest pixel, its sides to the nearest multiple of the blocks
-    that are averaged; beyond the edges they are repeated. `draw`: 4 numbers uniform in -1 .. 1, for zoom, shift down,
-    shift right and flip.
+    that are averaged (where the whole image is no such multiple, it is seen a pixel wider or narrower); beyond the
+    edges they are repeated. `draw`: 4 numbers uniform in -1 .. 1, for zoom, shift down, shift right and flip.
     """
     zoom, pads = 1.0 + config.scale * draw[0], []
     for axis, length in enumerate(image.shape):

@@ -179,7 +179,7 @@ def train(config: Config, data: Prepared) -> TrainState:
             state = parallel.stack(state)
         if step:
             progress.console.print(f"resumed {workdir} from step {step} of {total}")
-            if step < total and (lines := manifest.changes(workdir)):
+            if step < total and (lines := manifest.going_on(workdir, step)):
                 told = "not as when it began, so it may not end as it would have:"
                 progress.console.print(told, *lines, sep="\n  ", style="yellow", markup=False)
         log = monitor.MetricsLog(workdir / "metrics.jsonl", step, config.data.batch_size)

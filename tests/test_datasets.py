@@ -116,11 +116,14 @@ def test_fields_are_read_as_tfds_reads_them(own):
             assert prepared.source(split, ["boxes"])[i].keys() == {"boxes"}
 
 
-def test_absent_field_is_named(own):
+def test_field_that_is_absent_or_of_another_shape_is_named(own):
     records = prepare(own).source("train").records
     flags = Source(records, {"flag": tfds.features.TensorInfo(shape=(), dtype=np.int32)})
     with pytest.raises(ValueError, match="expected a field flag in the example, found box_labels, boxes"):
         flags[0]
+    boxes = Source(records, {"boxes": tfds.features.TensorInfo(shape=(), dtype=np.float32)})
+    with pytest.raises(ValueError, match=r"boxes: expected one value, found \d+; prepare it again"):
+        boxes[0]
 
 
 def test_source_crosses_to_a_spawned_worker(own):

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infomask_jax import checkpoint, monitor, parallel, pipeline
+from infomask_jax import checkpoint, manifest, monitor, parallel, pipeline
 from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 from infomask_jax.explain import heat_maps
 from infomask_jax.parallel import shardings
@@ -304,6 +304,16 @@ def test_resume_after_twenty_sigkills_is_bitwise(tmp_path, data):
     assert whole == resumed  # every step once, same losses
 
 
+def test_manifest_tells_of_the_process_that_saves_first(tmp_path, data):
+    """A run that was stopped before its first checkpoint begins anew: nothing of it is of the process before."""
+    config = tiny(tmp_path)
+    manifest.claim(config, data)
+    begun = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**begun, "git_revision": "of_before"}))
+    train(config, data)
+    assert json.loads((tmp_path / "manifest.json").read_text()) == begun
+
+
 def damage(path: Path, kind: str) -> None:
     data = bytearray(path.read_bytes())
     if kind == "removed":
@@ -323,12 +333,18 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, data, capsys,
     (path,) = (tmp_path / "checkpoints" / "12").glob(what)
     damage(path, kind)
     begun = json.loads((tmp_path / "manifest.json").read_text())
-    (tmp_path / "manifest.json").write_text(json.dumps({**begun, "git_revision": "of_before"}))
+    if kind == "cut":
+        (tmp_path / "manifest.json").write_text(json.dumps({**begun, "git_revision": "of_before"}))
     resumed = train(config, data)
     output = "".join(capsys.readouterr().out.split())  # lines wrap anywhere
     assert "cannotberead" in output and f"movedto{tmp_path}/broken-12" in output
     assert f"resumed{tmp_path}fromstep10of12" in output
-    assert "itmaynotendasitwouldhave:git_revision:" in output and "of_before" in output and "grain" not in output
+    now = json.loads((tmp_path / "manifest.json").read_text())
+    if kind == "cut":  # begun by another revision
+        assert "itmaynotendasitwouldhave:git_revision:" in output and "of_before" in output and "grain" not in output
+        assert now["git_revision"] == "of_before" and now["continued"] == [{"step": 10, **manifest.environment()}]
+    else:
+        assert "notaswhenitbegan" not in output and now == begun
     assert (tmp_path / "broken-12" / "state").is_dir()  # nothing is lost
     chex.assert_trees_all_equal(jax.device_get(whole.params), jax.device_get(resumed.params))
 

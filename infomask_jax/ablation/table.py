@@ -18,8 +18,9 @@ def shown(v: Variant, config: Config, maps: dict[str, np.ndarray]) -> dict[str, 
     """The maps of a run that are rows of the table, by row: the mask, of the default its bits and evidence, too; the
     evidence of the others, with the bits of a bottleneck and the weights of attention pooling.
 
-    `probability` is that evidence through a sigmoid, which an image cannot stretch (prepare_maps): a mask is no better
-    than its rival if this is as good. Evidence that is pooled by its mean is no logit of a cell and has no such row.
+    `probability` is that evidence through a sigmoid, as a mask is: it saturates where a cell is sure, so that each
+    image's min-max (prepare_maps) changes little. A mask that beats the evidence but not this wins by its range alone.
+    Evidence whose mean is pooled, weighed or not, is no logit of a cell and has no such row.
     """
     if v.method:
         return {v.name: maps[v.method]}
@@ -36,7 +37,7 @@ def shown(v: Variant, config: Config, maps: dict[str, np.ndarray]) -> dict[str, 
     else:
         evidence = maps["cam"]
         rows = {v.name: evidence}
-    if config.model.pooling != "mean":
+    if config.model.pooling not in ("mean", "attention"):
         rows[f"{v.name}/probability"] = scipy.special.expit(np.asarray(evidence, np.float32))
     return rows
 

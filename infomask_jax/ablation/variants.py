@@ -31,8 +31,8 @@ class Variant:
 def variants(base: Config, findings: int) -> list[Variant]:
     """Every variant of a base config for data with that many findings, `default` first. Some only say why not.
 
-    `terms` keep the recipe's two views, so that they lack the term alone; `rivals` are methods as published, with one.
-    All share encoder, data, steps and shifts of the maps, and all but `cam` that empty cells are closed.
+    `terms` keep the recipe's two views, so that they lack the term alone. `rivals` have one view, as published, and
+    otherwise our encoder, pooling, bound and closed empty cells, unless they name their own.
     Betas are not adapted to a finer or coarser grid, over whose cells the rates are summed.
     """
     base = dataclasses.replace(base, baseline=False)

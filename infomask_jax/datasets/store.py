@@ -55,8 +55,9 @@ def _values(stored, name: str, info: tfds.features.TensorInfo):
         raise ValueError(f"expected a field {name} in the example, found {', '.join(sorted(stored))}; prepare it again")
     values = getattr(stored[name], kind).value
     if info.shape == ():
-        (value,) = values
-        return value
+        if len(values) != 1:
+            raise ValueError(f"{name}: expected one value, found {len(values)}; prepare it again")
+        return values[0]
     return np.array(list(values), info.np_dtype).reshape([-1 if n is None else n for n in info.shape])
 
 
