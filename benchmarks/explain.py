@@ -1,6 +1,6 @@
 """Speed of every attribution method on the demo's model: images per second, and time as a multiple of one forward pass.
 
-python benchmarks/explain.py
+    python benchmarks/explain.py
 
 Untrained parameters and noise images: speed does not depend on either. Prints one JSON object on the last line:
 {METHOD: {"images_per_s", "over_forward"}, ...}, medians over the repeats, compilation not counted.

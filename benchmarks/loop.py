@@ -1,6 +1,6 @@
 """Speed of training from stored files: images per second of the loop against the bare step on one batch in memory.
 
-python benchmarks/loop.py --data-dir data --dataset rsna --image-size 112
+    python benchmarks/loop.py --data-dir data --dataset rsna --image-size 112
 
 The loop is the training loop's: stored PNGs through the pipeline, batches placed ahead, metrics left on the device. The
 bare step is fed the same batch again and again. They take turns; figures are medians over the rounds. Prints one JSON

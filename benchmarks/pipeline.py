@@ -1,6 +1,6 @@
 """Speed of the input pipeline: images per second against nothing but decoding the same stored bytes.
 
-python benchmarks/pipeline.py --data-dir data --dataset rsna --image-size 112
+    python benchmarks/pipeline.py --data-dir data --dataset rsna --image-size 112
 
 The decode limit is cv2.imdecode of the stored PNG bytes, already in memory, a batch at a time in as many threads as
 the pipeline reads with (two). The pipeline reads, decodes, cuts out, rescales, standardises and batches. They take

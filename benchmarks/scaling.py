@@ -1,6 +1,6 @@
 """Speed of the training step over virtual CPU devices and over processes, as a multiple of one device.
 
-python benchmarks/scaling.py
+    python benchmarks/scaling.py
 
 Every count runs in processes of its own, with the same global batch. On one machine all of them share the same cores:
 this shows what dividing costs, not what more hardware gains. Prints one JSON object:

@@ -1,6 +1,6 @@
 """Speed of training several seeds side by side in one program, as a multiple of training them one after the other.
 
-python benchmarks/seeds.py
+    python benchmarks/seeds.py
 
 The demo's model on noise images: speed does not depend on the data. One program takes the stacked states and batches of
 all seeds: `vmap` batches the step (convolutions become grouped ones), `map` loops over it, `unroll` writes it out once

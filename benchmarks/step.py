@@ -1,7 +1,7 @@
 """Speed of one training step: InfoMask against the plain classifier with the same encoder, and against PyTorch.
 
-python benchmarks/step.py --image-size 128
-python benchmarks/step.py --image-size 224 --dtypes bfloat16 --widths 16 64   (on an accelerator)
+    python benchmarks/step.py --image-size 128
+    python benchmarks/step.py --image-size 224 --dtypes bfloat16 --widths 16 64   (on an accelerator)
 
 The candidates take turns in one process, so that a busy machine slows all of them; figures are medians over the rounds,
 `infomask_over_plain_ci95` is a bootstrap over rounds. `flops_per_s` is what XLA counts for the step as it is given to

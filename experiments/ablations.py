@@ -1,8 +1,8 @@
 """Which part of the method does what: variants of one config over seeds, scored together and paired.
 
-python experiments/ablations.py --base synthetic --data-dir data --workdir runs/ablations
-python experiments/ablations.py --base synthetic --only terms,rivals,beta --seeds 0 1 2 --jobs 2
-python experiments/ablations.py --base rsna --list
+    python -m infomask_jax prepare synthetic --data-dir data
+    python experiments/ablations.py --base synthetic --data-dir data --workdir runs/ablations --only rivals
+    python experiments/ablations.py --base rsna --list
 
 Every run is an ordinary run in WORKDIR/VARIANT/seedS: the same command again continues where it stopped and trains
 nothing twice. Writes WORKDIR/ablations.json, ablations.md and figures/.
@@ -47,7 +47,7 @@ class Ablations:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Seeds of every variant."""
     split: str = "test"
-    """What is scored."""
+    """Split to score: train, val or test."""
     steps: int | None = None
     """Optimizer steps in place of the base config's."""
     jobs: int = 1

@@ -1,10 +1,11 @@
 """The paper's task: localize pneumonia on NIH ChestX-ray14, official patient-wise split, image labels only.
 
-python -m infomask_jax prepare nih --source DIR --data-dir data --size 256 --findings Pneumonia
-python experiments/nih_pneumonia.py --data-dir data --workdir runs/nih
+    python -m infomask_jax prepare nih --source DIR --data-dir data --size 256 --findings Pneumonia
+    python experiments/nih_pneumonia.py --data-dir data --workdir runs/nih
 
-Hardware: one accelerator and 8 loader cores. Time and expected score: not measured yet; the settings are those of the
-RSNA experiment at 224 px, with positives weighed 20 to 1, so its probabilities are not calibrated.
+Hardware: one accelerator and 8 loader cores. It has not been run: time and score are not known. Grid and bound on the
+evidence are those of the RSNA experiment; 224 px, width 32, batches of 64, 20,000 steps and positives weighed 20 to 1
+(so that probabilities are not calibrated) are guesses.
 """
 
 from pathlib import Path

@@ -1,11 +1,12 @@
 """InfoMask on the RSNA Pneumonia Detection Challenge: image labels in, boxes only for scoring.
 
-python -m infomask_jax prepare rsna --source DIR --data-dir data --size 128 --matched
-python experiments/rsna_pneumonia.py --data-dir data --workdir runs/rsna
+    python -m infomask_jax prepare rsna --source DIR --data-dir data --size 128 [--matched]
+    python experiments/rsna_pneumonia.py --data-dir data --workdir runs/rsna
 
-Hardware and time: 2 CPU cores, about 10 minutes for the 4,730 matched training images; under 1.3 GiB of memory.
-Reached before the learned prior and the finer maps (seeds 0, 1, 2; test): PxAP of the mask .371 +- .025, of CAM .115 +-
-.039; AUROC .656 +- .003. Now: experiments/README.md.
+`--matched` needs a split.csv in DIR with a column `matched`, which the challenge does not have. The scores below are of
+such a split (4,730 training images, 1:1, matched by view) of films in which all but the lungs is black; for the
+challenge's whole films there is none yet. Hardware and time: 2 CPU cores, about 10 minutes; under 1.3 GiB of memory.
+@RSNA@ Every rival: experiments/README.md.
 """
 
 from pathlib import Path

@@ -15,6 +15,11 @@ import tyro
 from infomask_jax import datasets
 
 
+def default(text: str):
+    """What --help says of an option whose None stands for something else."""
+    return tyro.conf.arg(help_behavior_hint=f"(default: {text})")
+
+
 @dataclass(frozen=True)
 class Prepare:
     """Read a raw release, check all of it, and store it for training; `prepare DATASET --help` lists the options."""
@@ -28,12 +33,12 @@ class Evaluate:
 
     run: Annotated[Path | None, tyro.conf.Positional] = None
     """Work directory of a run, scored together with its plain classifier; or else --maps and --boxes."""
-    data_dir: Path | None = None
-    """RUN: folder given to `prepare`; by default the one that the run was trained on."""
-    dataset: str | None = None
-    """RUN: name of the prepared dataset; by default the one that the run was trained on."""
-    split: str | None = None
-    """RUN: split to score, by default test. Thresholds come from the same data's val split, never from the scored
+    data_dir: Annotated[Path | None, default("that of the run")] = None
+    """RUN: folder given to `prepare`."""
+    dataset: Annotated[str | None, default("that of the run")] = None
+    """RUN: name of the prepared dataset. Its findings need the names of the run's."""
+    split: Annotated[str | None, default("test")] = None
+    """RUN: split to score: train, val or test. Thresholds come from the same data's val split, never from the scored
     one."""
     faithfulness: bool = False
     """RUN: also measure deletion and insertion, 42 forward passes an image and method."""
@@ -41,9 +46,9 @@ class Evaluate:
     """Heat maps, an .npz of image_id [N] and for each method an array [N,h,w] or [N,h,w,K]; optional patient_id [N],
     findings [K], probability and label (1, 0, -1 unknown) [N] or [N,K]. maps/SPLIT.npz of a run is one."""
     boxes: tuple[Path, ...] = ()
-    """Tables of boxes: CSV of image, finding, x, y, w, h (pixels, top left corner; all empty: negative; without a
-    finding: for all) and image_width, image_height (or --images), optional patient; or NIH's BBox_List_2017.csv; or
-    RSNA's stage_2_train_labels.csv."""
+    """Tables of boxes: CSV of image, finding, x, y, w, h (pixels, top left corner; all empty: the image is
+    negative for that finding, or, where the finding is empty too, for all) and image_width, image_height (or --images),
+    optional patient; or NIH's BBox_List_2017.csv; or RSNA's stage_2_train_labels.csv."""
     tune_on: Path | None = None
     """Heat maps of validation images, same methods, boxes in the same tables: thresholds are tuned on them. Without it
     they are fixed."""
@@ -54,14 +59,14 @@ class Evaluate:
     scored and written, and none is printed."""
     images: Path | None = None
     """Folder with the image files: draws hits and misses."""
-    frame: int | None = None
-    """Side of the frame in which maps are scored, pixels, 8 to 4096, by default 224."""
-    out: Path | None = None
-    """Folder for eval.json, table.md, table.tex, per_image.csv and figures/, by default evaluation."""
-    seed: int | None = None
-    """Of the bootstrap and of the random control, by default 0."""
-    resamples: int | None = None
-    """Of the bootstrap, by default 1000."""
+    frame: Annotated[int | None, default("224")] = None
+    """Side of the frame in which maps are scored, pixels, 8 to 4096."""
+    out: Annotated[Path | None, default("evaluation")] = None
+    """Folder for eval.json, table.md, table.tex, per_image.csv and figures/."""
+    seed: Annotated[int | None, default("0")] = None
+    """Random seed of the bootstrap and of the random control."""
+    resamples: Annotated[int | None, default("1000")] = None
+    """Resamples of the patients in the bootstrap."""
 
 
 RUN_ONLY = ("data_dir", "dataset", "split", "faithfulness")
@@ -75,10 +80,10 @@ class Audit:
 
     run: Annotated[Path, tyro.conf.Positional]
     """Work directory of a run with a bottleneck."""
-    data_dir: Path | None = None
-    """Folder given to `prepare`; by default the one that the run was trained on."""
-    dataset: str | None = None
-    """Name of the prepared dataset; by default the one that the run was trained on."""
+    data_dir: Annotated[Path | None, default("that of the run")] = None
+    """Folder given to `prepare`."""
+    dataset: Annotated[str | None, default("that of the run")] = None
+    """Name of the prepared dataset."""
     split: str = "test"
     """Split to audit."""
     lungs: Path | None = None
@@ -95,21 +100,22 @@ class Reproduce:
 
     run: Annotated[Path, tyro.conf.Positional]
     """Work directory of the run; its plain classifier is a run of its own, RUN/plain."""
-    data_dir: Path | None = None
-    """Folder given to `prepare`; by default the one that the run was trained on."""
-    dataset: str | None = None
-    """Name of the prepared dataset; by default the one that the run was trained on."""
+    data_dir: Annotated[Path | None, default("that of the run")] = None
+    """Folder given to `prepare`."""
+    dataset: Annotated[str | None, default("that of the run")] = None
+    """Name of the prepared dataset."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """Write a trained run as one StableHLO file: standardised images [b, H, W, 1] of any number b -> logits and maps,
-    for CPU, CUDA and TPU. Read it with jax.export.deserialize."""
+    """Write a trained run as one StableHLO file: images [b, S, S, 1] of any number b -> logits and maps, for CPU, CUDA
+    and TPU. Read it with jax.export.deserialize. Images: whole films resized to squares of S = data.image_size pixels,
+    float32, of each its mean taken off and divided by its standard deviation."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Work directory of the run."""
-    out: Path | None = None
-    """File to write, by default RUN/model.stablehlo."""
+    out: Annotated[Path | None, default("RUN/model.stablehlo")] = None
+    """File to write."""
 
 
 @dataclass(frozen=True)

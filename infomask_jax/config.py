@@ -13,7 +13,7 @@ class DataConfig:
     """What the pipeline reads and how it augments (train split only)."""
 
     image_size: int = 64
-    """Side of the square model input, pixels. Ours."""
+    """Side of the square model input, pixels: stored images (prepare --size) are shrunk or enlarged to it. Ours."""
     batch_size: int = 32
     """Images in one optimizer step, over all devices. Ours."""
     shift: float = 0.05
@@ -160,9 +160,9 @@ class HostsConfig:
     """HOST:PORT of process 0; auto: ask the cluster's scheduler (SLURM, Open MPI, Kubernetes); empty: one process, or
     all hosts of a TPU pod."""
     processes: int = 0
-    """How many there are."""
+    """How many there are; 0: not given."""
     process: int = -1
-    """Which one this is, 0 to processes - 1."""
+    """Which one this is, 0 to processes - 1; -1: not given."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class Config:
     workdir: Path
     """Folder of this run; the same command again resumes it."""
     dataset: str = "synthetic"
-    """Name of the prepared dataset."""
+    """Name of the prepared dataset: synthetic, implanted, rsna, nih or folder."""
     seed: int = 0
     """Seed of initialisation, sampling, data order and augmentation, 0 to 2^32 - 1."""
     map_shifts: Literal[1, 2, 4] = 4

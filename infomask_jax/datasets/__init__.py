@@ -51,13 +51,14 @@ class Synthetic(PhantomConfig):
     the images that they call negative are used, in their splits; otherwise every image, each as a patient of its own.
     Each is used once."""
     contrast: float | None = None
-    """Attenuation added at the heart of an opacity; by default 0.35, with backgrounds 0.25. (ours)"""
+    """Attenuation, as -log of the light let through, at the heart of an opacity; if None 0.35, with backgrounds 0.25.
+    (ours)"""
     train: int | None = None
-    """Training images; by default 6144, with backgrounds as many as there are. (ours)"""
+    """Training images; if None 6144, with backgrounds as many as there are. (ours)"""
     val: int | None = None
-    """Validation images; by default 512, with backgrounds as many as there are. (ours)"""
+    """Validation images; if None 512, with backgrounds as many as there are. (ours)"""
     test: int | None = None
-    """Test images; by default 512, with backgrounds as many as there are. (ours)"""
+    """Test images; if None 512, with backgrounds as many as there are. (ours)"""
     data_dir: Path = Path("data")
     """Where prepared data sets are kept."""
     workers: int = 0

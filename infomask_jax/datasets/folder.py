@@ -28,7 +28,7 @@ class Folder:
     findings: tuple[str, ...] = ()
     """Findings to keep (boxes of the others are dropped, their images stay); none: every column."""
     skip_bad: bool = False
-    """Leave out whatever is wrong and list it in skipped.csv, instead of stopping."""
+    """Leave out bad rows and images and list them in skipped.csv, instead of stopping."""
     overwrite: bool = False
     """Replace what was prepared before."""
 

@@ -32,7 +32,8 @@ class Rsna:
     allow_missing: bool = False
     """Go on without the images that are listed but absent."""
     skip_bad: bool = False
-    """Leave out whatever is wrong and list it in skipped.csv, instead of stopping."""
+    """Leave out bad rows and images and list them in skipped.csv, instead of stopping. For images that
+    are listed but absent: --allow-missing."""
     overwrite: bool = False
     """Replace what was prepared before."""
 
