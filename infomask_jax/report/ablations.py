@@ -30,7 +30,8 @@ def markdown(result: dict) -> str:
     lines += [
         f"{result['dataset']}/{result['split']}, seeds {', '.join(map(str, seeds))}: mean ± standard deviation over "
         "seeds. Thresholds of mean IoU are tuned on validation, where it has boxes. Rates are bits an image; a plain "
-        "classifier has none: nothing bounds it. Attributions explain the runs of `cam`. Controls need no seed.",
+        "classifier has none: nothing bounds it. Rows NAME/MAP are maps of one classifier; `probability` is the "
+        "evidence through a sigmoid. Attributions explain the runs of `cam`. Controls need no seed.",
         "",
     ]
     for finding, found in result["findings"].items():
