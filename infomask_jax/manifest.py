@@ -76,18 +76,17 @@ def changes(workdir: Path) -> list[str]:
 
 
 def going_on(workdir: Path, step: int) -> list[str]:
-    """`changes`, which manifest.json then holds too, under `continued`: from this step on the run is of another
-    environment."""
-    now, lines = environment(), changes(workdir)
-    last = _sittings(workdir)[-1]
-    if parallel.is_main() and any(last.get(key) != value for key, value in now.items()):
-        path = Path(workdir) / "manifest.json"
-        manifest = json.loads(path.read_text())
-        write_json(path, {**manifest, "continued": [*manifest.get("continued", []), {"step": step, **now}]})
+    """`changes`; if the environment is another than that of the last sitting, manifest.json gets it under `continued`,
+    with the step from which on it made the run."""
+    lines, now = changes(workdir), environment()
+    first, *others = _sittings(workdir)
+    if parallel.is_main() and any([first, *others][-1].get(key) != value for key, value in now.items()):
+        write_json(Path(workdir) / "manifest.json", {**first, "continued": [*others, {"step": step, **now}]})
     return lines
 
 
 def _sittings(workdir: Path) -> list[dict]:
+    # The manifest, with the environment in which the run began, and each other one in which it was gone on with.
     manifest = json.loads((Path(workdir) / "manifest.json").read_text())
     return [manifest, *manifest.get("continued", [])]
 

@@ -28,14 +28,12 @@ def shown(v: Variant, config: Config, maps: dict[str, np.ndarray]) -> dict[str, 
         rows = {v.name: maps["infomask"]}
         both = {"default/bits": maps["infomask_bits"], "default/evidence": maps["infomask_evidence"]}
         return rows | both if v.name == "default" else rows
+    evidence = maps["vib_evidence" if config.model.bottleneck == "vib" else "cam"]
     if config.model.bottleneck == "vib":
-        evidence = maps["vib_evidence"]
         rows = {f"{v.name}/bits": maps["vib_bits"], f"{v.name}/evidence": evidence}
     elif "attention" in maps:
-        evidence = maps["cam"]
         rows = {f"{v.name}/weights": maps["attention"], f"{v.name}/evidence": evidence}
     else:
-        evidence = maps["cam"]
         rows = {v.name: evidence}
     if config.model.pooling not in ("mean", "attention"):
         rows[f"{v.name}/probability"] = scipy.special.expit(np.asarray(evidence, np.float32))
