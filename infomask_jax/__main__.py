@@ -1,5 +1,6 @@
 """Localize chest disease from image-level labels: prepare a dataset, score a run or anyone's maps,
-audit where a run's information comes from, train it again to the last bit, export it, redraw a report.
+predict new X-rays, audit where a run's information comes from, train it again to the last bit, export it,
+redraw a report.
 
 Training is in experiments/: each script there is one configuration and takes --help.
 """
@@ -18,6 +19,9 @@ from infomask_jax import datasets
 def default(text: str):
     """What --help says of an option whose None stands for something else."""
     return tyro.conf.arg(help_behavior_hint=f"(default: {text})")
+
+
+ONE_OR_MORE = tyro.conf.arg(metavar="X-RAY...", help_behavior_hint="(one or more)")
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,21 @@ class Evaluate:
 
 RUN_ONLY = ("data_dir", "dataset", "split", "faithfulness")
 MAPS_ONLY = ("tune_on", "findings", "protocol", "images", "frame", "out", "seed", "resamples")
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Find disease on X-rays with a trained run: probabilities, heat maps, boxes and a picture of each. For research:
+    not a medical device."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Work directory of the run."""
+    xrays: Annotated[tuple[Path, ...], tyro.conf.Positional, ONE_OR_MORE]
+    """PNG, JPEG or DICOM files, or folders of them with all sub-folders. Whole films, as in training."""
+    out: Path
+    """New or empty folder for predictions.csv, boxes.json (COCO, pixels of the file), maps.npz and pictures/."""
+    skip_bad: bool = False
+    """Leave out files that cannot be read and list them in skipped.csv, instead of stopping."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +187,7 @@ def open_data(options: Evaluate | Audit | Reproduce) -> datasets.Prepared:
 
 
 def main() -> None:
-    kinds = (Prepare, Evaluate, Audit, Reproduce, Export, Report)
+    kinds = (Prepare, Evaluate, Predict, Audit, Reproduce, Export, Report)
     verbs = reduce(or_, (Annotated[v, tyro.conf.subcommand(v.__name__.lower())] for v in kinds))
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     verb = tyro.cli(verbs, prog="python -m infomask_jax", description=__doc__, config=config)
@@ -178,6 +197,10 @@ def main() -> None:
             return
         if isinstance(verb, Evaluate):
             evaluate(verb)
+        elif isinstance(verb, Predict):
+            from infomask_jax.predict import predict_files
+
+            predict_files(verb.run, verb.xrays, verb.out, verb.skip_bad)
         elif isinstance(verb, Audit):
             audit(verb)
         elif isinstance(verb, Reproduce):

@@ -5,7 +5,7 @@ import csv
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -164,23 +164,30 @@ def predict_split(workdir: Path, data: Prepared, split: str, findings: list[str]
 def predict(config: Config, params, source, findings: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Logits [N, K] float32 and heat maps {method: [N, h, w, 1 or K]} float16 of every image, in the source's order; h
     and w are the grid's times config.map_shifts."""
+    logits, maps = [], {}
+    for batch_logits, batch_maps in predicted_batches(config, params, source, findings):
+        logits.append(batch_logits)
+        for method, values in batch_maps.items():
+            maps.setdefault(method, []).append(values)
+    return np.concatenate(logits), {method: np.concatenate(values) for method, values in maps.items()}
+
+
+def predicted_batches(config: Config, params, source, findings: int) -> Iterator[tuple[np.ndarray, dict]]:
+    """What `predict` returns, a batch of images at a time."""
     devices, place = jax.device_count(), (jax.process_index(), jax.process_count())
     batch_size = -(-config.data.batch_size // devices) * devices  # padding takes up what does not divide
     replicated, split = parallel.shardings(batch_size)
     forward = jax.jit(make_predict(config, findings))
-    params, logits, maps = parallel.place(params, replicated), [], {}
+    params = parallel.place(params, replicated)
     batches = -(-len(source) // batch_size)
     name = "plain classifier" if config.model.bottleneck == "none" else config.model.bottleneck
     stream = pipeline.eval_batches(source, config.data.image_size, batch_size, *place)
     for batch in track(stream, f"maps of {name}", total=batches, disable=not parallel.is_main()):
         placed = parallel.to_devices({key: batch[key] for key in ("image", "valid")}, split)
-        valid, (batch_logits, batch_maps) = parallel.fetch((placed["valid"], forward(params, placed["image"])))
+        valid, (logits, maps) = parallel.fetch((placed["valid"], forward(params, placed["image"])))
+        limit = np.finfo(np.float16).max  # a map beyond it stays finite and keeps its order up to there
         keep = valid > 0
-        logits.append(batch_logits[keep])
-        for method, values in batch_maps.items():
-            limit = np.finfo(np.float16).max  # a map beyond it stays finite and keeps its order up to there
-            maps.setdefault(method, []).append(np.clip(values[keep], -limit, limit).astype(np.float16))
-    return np.concatenate(logits), {method: np.concatenate(values) for method, values in maps.items()}
+        yield logits[keep], {name: np.clip(m[keep], -limit, limit).astype(np.float16) for name, m in maps.items()}
 
 
 def deletion_and_insertion(workdir, data, split, findings, examples, maps, seed) -> dict:

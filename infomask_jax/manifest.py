@@ -26,7 +26,7 @@ def claim(config: Config, data: Prepared) -> None:
     """
     workdir = Path(config.workdir)
     new = {"config": config.to_dict(), "dataset": _dataset(data)}
-    manifest = {"seed": config.seed, "dataset": new["dataset"], **environment()}
+    manifest = {"seed": config.seed, "dataset": new["dataset"], "stored_size": data.size, **environment()}
     config_path, manifest_path = workdir / "config.json", workdir / "manifest.json"
     if config_path.exists() and manifest_path.exists():
         old = {

@@ -4,6 +4,7 @@ table.py sheet.py  scores -> sheets: titles, headings, rows of text
 render.py          sheets on the screen, in Markdown, in LaTeX
 export.py          scores as files
 figures.py         galleries and curves
+overlay.py         the picture of one predicted film
 audit.py           tables and figure of the shortcut audit
 """
 
@@ -19,6 +20,7 @@ from infomask_jax.config import Config
 from infomask_jax.report.audit import audit_figure, audit_sheets
 from infomask_jax.report.export import render, write_all, write_scores
 from infomask_jax.report.figures import galleries, training_curves
+from infomask_jax.report.overlay import overlay, shrink
 from infomask_jax.report.render import as_markdown, print_scores, screen
 from infomask_jax.report.sheet import rank
 
@@ -29,10 +31,13 @@ __all__ = [
     "audit_sheets",
     "console",
     "draw",
+    "overlay",
     "print_scores",
     "render",
     "report",
     "screen",
+    "shrink",
+    "unit_boxes",
     "write_all",
     "write_scores",
 ]
@@ -90,7 +95,7 @@ def draw(output: Path, workdir: Path, data: datasets.Prepared, split: str) -> li
     for finding in scores["localization"]:
         k = list(scores["classification"]).index(finding)  # the run's order, in which maps are stored
         own = data.findings.index(finding)  # the data's order
-        boxes = [_unit(predicted.get((finding, e["image_id"]), []), e["height"], e["width"]) for e in examples]
+        boxes = [unit_boxes(predicted.get((finding, e["image_id"]), []), e["height"], e["width"]) for e in examples]
         figures |= galleries(
             images,
             {name: maps[name][chosen] if maps[name].ndim == 3 else maps[name][chosen, ..., k] for name in order},
@@ -107,7 +112,7 @@ def draw(output: Path, workdir: Path, data: datasets.Prepared, split: str) -> li
     return write_all({**figures, output / "figures" / "training.png": training_curves(curves)})
 
 
-def _unit(boxes: list[list[float]], height: int, width: int) -> np.ndarray:
+def unit_boxes(boxes: list[list[float]], height: int, width: int) -> np.ndarray:
     """COCO [x, y, w, h] in pixels -> [n, 4] (ymin, xmin, ymax, xmax) in 0..1."""
     x, y, w, h = np.reshape(boxes, (-1, 4)).T
     return np.stack([y / height, x / width, (y + h) / height, (x + w) / width], axis=-1)

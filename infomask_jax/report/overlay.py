@@ -1,0 +1,58 @@
+"""The picture of one film: the film, and a heat map over it for each finding, with predicted boxes."""
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from infomask_jax.localize import resize_map
+from infomask_jax.report.figures import PREDICTED
+
+LONGEST, STRIP, COLUMNS = 512, 24, 4  # longer side of a panel, height of its caption, pixels; panels in a row
+
+
+def panel_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width of a panel for a film of this shape: the same proportions, the longer side LONGEST."""
+    scale = LONGEST / max(height, width)
+    return max(round(height * scale), 1), max(round(width * scale), 1)
+
+
+def shrink(film: np.ndarray) -> np.ndarray:
+    """uint8 or uint16 [H, W] -> uint8 of `panel_size`, stretched from black to white."""
+    height, width = panel_size(*film.shape)
+    shrinks = height < film.shape[0]
+    film = cv2.resize(film, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return cv2.normalize(film, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)
+
+
+def overlay(film: np.ndarray, name: str, maps: list[tuple[str, np.ndarray, np.ndarray]]) -> bytes:
+    """PNG of a film beside its maps, four panels in a row, each with its caption above.
+
+    Args:
+      film: uint8 [H, W], see `shrink`. name: its caption.
+      maps: of each finding, the caption, the map [h, w] in 0..1, drawn as it is (not stretched), and the boxes [n, 4]
+        (ymin, xmin, ymax, xmax) in 0..1.
+    """
+    height, width = film.shape
+    gray = np.repeat(film[..., None], 3, axis=-1)
+    panels = [(name, gray)]
+    for caption, heat, boxes in maps:
+        heat = resize_map(heat, height, width).clip(0, 1)
+        color = cv2.applyColorMap((heat * 255).round().astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+        alpha = (0.15 + 0.5 * heat)[..., None]
+        panel = np.ascontiguousarray((gray * (1 - alpha) + color * alpha).round().astype(np.uint8))
+        for ymin, xmin, ymax, xmax in np.reshape(boxes, (-1, 4)) * (height, width, height, width):
+            corners = (round(xmin), round(ymin)), (max(round(xmax) - 1, 0), max(round(ymax) - 1, 0))
+            cv2.rectangle(panel, *corners, tuple(bytes.fromhex(PREDICTED[1:])), 2)
+        panels.append((caption, panel))
+    columns = min(len(panels), COLUMNS)
+    rows = -(-len(panels) // columns)
+    page = Image.new("RGB", (columns * width, rows * (height + STRIP)), "white")
+    font, pen = ImageFont.load_default(14), ImageDraw.Draw(page)
+    for i, (caption, panel) in enumerate(panels):
+        left, top = i % columns * width, i // columns * (height + STRIP)
+        caption = " ".join(caption.split())
+        while pen.textlength(caption, font) > width - 8 and len(caption) > 1:
+            caption = caption[:-2] + "…"
+        pen.text((left + 4, top + 4), caption, "black", font)
+        page.paste(Image.fromarray(panel), (left, top + STRIP))
+    return cv2.imencode(".png", np.asarray(page)[..., ::-1])[1].tobytes()

@@ -1,0 +1,186 @@
+"""Films from files: the same numbers as from prepared data, in the file's own pixels, whole or not at all."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from infomask_jax import datasets, experiment, predict
+from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+from infomask_jax.report import overlay, shrink
+from infomask_jax.score_files import score_files
+
+FINDINGS = ("mass", "effusion")
+
+
+def draw(folder: Path, count: int) -> None:
+    """Films that are not square and larger than what is stored, and their tables."""
+    (folder / "images" / "sub").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    rows, boxes = [], []
+    for i in range(count):
+        film = rng.integers(0, 60, (90, 70), np.uint8)
+        name, label = f"{'sub/' if i % 3 == 0 else ''}{i:03d}.{'png' if i % 2 else 'jpg'}", i % 2
+        if label:
+            film[10:40, 5:30] += 120
+            boxes.append(f"{name},mass,5,10,25,30")
+        cv2.imwrite(str(folder / "images" / name), film)
+        rows.append(f"{name},{label},{(i // 2) % 2},{('train', 'train', 'test', 'val')[i // 8 % 4]}")
+    (folder / "labels.csv").write_text("\n".join([f"image,{','.join(FINDINGS)},split", *rows]))
+    (folder / "boxes.csv").write_text("\n".join(["image,finding,x,y,w,h", *boxes]))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run of two findings, trained on films of 48 pixels that it takes as 32, and scored."""
+    folder = tmp_path_factory.mktemp("predict")
+    draw(folder / "release", 32)
+    datasets.prepare(datasets.Folder(source=folder / "release", data_dir=folder / "data", size=48))
+    config = Config(
+        dataset="folder",
+        data_dir=folder / "data",
+        workdir=folder / "run",
+        baseline=False,
+        map_shifts=2,
+        data=DataConfig(image_size=32, batch_size=8),
+        model=ModelConfig(width=8, depth=1, stride=4, latent_channels=4),
+        loss=LossConfig(delay=0.2),
+        train=TrainConfig(steps=6, log_every=2),
+    )
+    experiment.run(config)
+    return folder / "run"
+
+
+@pytest.fixture
+def films(run) -> Path:
+    return run.parent / "release" / "images"
+
+
+def table(path: Path) -> dict[str, dict]:
+    with path.open(newline="") as file:
+        return {row["image_id"]: row for row in csv.DictReader(file)}
+
+
+def test_files_have_the_scores_of_the_prepared_images(run, films, tmp_path):
+    predict.predict_files(run, [films], tmp_path / "out")
+    rows, prepared = table(tmp_path / "out" / "predictions.csv"), table(run / "predictions" / "test.csv")
+    assert len(rows) == 32 and len(prepared) == 8
+    with np.load(tmp_path / "out" / "maps.npz") as found, np.load(run / "maps" / "test.npz") as scored:
+        assert list(found["findings"]) == list(FINDINGS) and found["probability"].shape == (32, 2)
+        at = [list(found["image_id"]).index(name) for name in scored["image_id"]]
+        for method in set(scored.files) - {"image_id"}:
+            np.testing.assert_allclose(found[method][at], scored[method], atol=2e-3)
+    for name, row in prepared.items():
+        for finding in FINDINGS:
+            np.testing.assert_allclose(
+                float(rows[name][f"{finding} probability"]), float(row[f"{finding} probability"]), rtol=1e-4
+            )
+        assert (rows[name]["height"], rows[name]["width"]) == ("90", "70")
+    ours, scored = (json.loads(path.read_text()) for path in (tmp_path / "out/boxes.json", run / "boxes/test.json"))
+    ours = [box for box in ours if box["image_id"] in prepared and box["category"] == "mass"]
+    assert {box["image_id"]: box["bbox"] for box in ours} == {box["image_id"]: box["bbox"] for box in scored}
+    pictures = {p.relative_to(tmp_path / "out" / "pictures").as_posix() for p in (tmp_path / "out").rglob("*.png")}
+    assert pictures == {name if name.endswith(".png") else f"{name}.png" for name in rows}
+
+
+def test_maps_can_be_scored_as_anyones(run, films, tmp_path):
+    predict.predict_files(run, [films], tmp_path / "out")
+    size = {"image_width": "70", "image_height": "90"}
+    lines = (run.parent / "release" / "boxes.csv").read_text().splitlines()
+    (tmp_path / "boxes.csv").write_text(
+        "\n".join([f"{lines[0]},{','.join(size)}", *[f"{line},{','.join(size.values())}" for line in lines[1:]]])
+    )
+    files = tmp_path / "out" / "maps.npz", [tmp_path / "boxes.csv"]
+    score_files(*files, out=tmp_path / "scored", findings=("mass",), resamples=5)
+    assert json.loads((tmp_path / "scored" / "eval.json").read_text())["localization"]["mass"]["infomask"]["pxap"]["n"]
+
+
+def test_bad_files_are_all_named_and_nothing_is_written(run, films, tmp_path, capsys):
+    mine = tmp_path / "mine"
+    shutil.copytree(films, mine)
+    (mine / "000.png").write_bytes(b"")
+    (mine / "sub" / "torn.png").write_bytes((films / "001.png").read_bytes()[:100])
+    (mine / "notes.txt").write_text("no film")
+    with pytest.raises(ValueError, match=r"(?s)2 problems.*000\.png.*empty.*torn\.png.*truncated.*--skip-bad"):
+        predict.predict_files(run, [mine], tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+    predict.predict_files(run, [mine], tmp_path / "out", skip_bad=True)
+    told = capsys.readouterr().out
+    assert "1 files left out" in told and "left out: 2 files" in told
+    assert len(table(tmp_path / "out" / "predictions.csv")) == 32
+    with np.load(tmp_path / "out" / "maps.npz") as maps:
+        assert "000.png" not in maps["image_id"] and len(maps["infomask"]) == 32
+    with (tmp_path / "out" / "skipped.csv").open() as file:
+        assert [Path(row["file"]).name for row in csv.DictReader(file)] == ["000.png", "torn.png"]
+    with pytest.raises(ValueError, match="expected a new or an empty folder"):
+        predict.predict_files(run, [films], tmp_path / "out")
+    with pytest.raises(ValueError, match="1 problem"):
+        predict.predict_files(run, [mine / "000.png"], tmp_path / "none", skip_bad=True)
+
+
+def test_what_is_asked_for_is_found_once(films, tmp_path):
+    found = predict.find([films, films / "001.png"])
+    assert len(found) == 32 and found["sub/003.png"] == films / "sub" / "003.png"
+    (tmp_path / "001.png").write_bytes(b"another film")
+    with pytest.raises(ValueError, match=r"expected names that differ.*\n.*are both 001\.png"):
+        predict.find([films, tmp_path / "001.png"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="found none in this folder"):
+        predict.find([tmp_path / "empty"])
+    with pytest.raises(ValueError, match="found none"):
+        predict.find([])
+
+
+def test_command_says_what_is_wrong(run, films, tmp_path):
+    command = [sys.executable, "-m", "infomask_jax", "predict", str(run), "absent.png", "--out", str(tmp_path / "out")]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 1 and "absent.png: expected a file, found none" in found.stderr
+    assert "Traceback" not in found.stderr and not (tmp_path / "out").exists()
+
+
+def test_unscored_run_and_run_of_before_still_predict(run, films, tmp_path, capsys):
+    old = tmp_path / "run"
+    shutil.copytree(run, old)
+    shutil.rmtree(old / "eval")
+    facts = json.loads((old / "manifest.json").read_text())
+    assert facts.pop("stored_size") == 48
+    (old / "manifest.json").write_text(json.dumps(facts))
+    predict.predict_files(old, [films / "001.png"], tmp_path / "out")
+    told = capsys.readouterr().out
+    assert "boxes are cut at 0.5" in told and "straight to 32" in told and "of 1 X-rays" in told
+    unfinished = json.loads((old / "config.json").read_text())
+    unfinished["train"]["steps"] = 7
+    (old / "config.json").write_text(json.dumps(unfinished))
+    with pytest.raises(ValueError, match="stopped at step 6 of 7"):
+        predict.predict_files(old, [films / "001.png"], tmp_path / "other")
+
+
+def test_picture_is_not_upside_down():
+    film = np.zeros((300, 200), np.uint16)
+    film[:150] = 65535  # bright above
+    heat = np.zeros((8, 8))
+    heat[:2, 6:] = 1  # hot at the top right
+    png = overlay(shrink(film), "a film", [("mass: p = 0.900", heat, np.array([[0.0, 0.75, 0.25, 1.0]]))])
+    page = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR).astype(int)
+    height, width = page.shape[0] - 24, page.shape[1] // 2
+    assert (height, width) == (512, 341)
+    plain, mapped = page[24:, :width], page[24:, width:]
+    assert plain[10:240].min() == 255 and plain[270:].max() == 0
+    change = np.abs(mapped[:240].astype(int) - plain[:240] * 0.85).sum(-1)
+    row, column = np.argwhere(change > 0.9 * change.max()).mean(0) / (512, width)
+    assert row < 0.25 and column > 0.7
+    orange = np.argwhere(np.abs(mapped - (0x1E, 0x9D, 0xFF)).max(-1) == 0)
+    assert orange[:, 1].min() in range(254, 258) and orange[:, 0].max() in range(125, 131)
+
+
+def test_panels_wrap_and_long_names_are_cut():
+    film, blank = np.zeros((64, 64), np.uint8), np.zeros((4, 4))
+    png = overlay(shrink(film), "x" * 500, [("ünbekannt\n" * 40, blank, np.zeros((0, 4)))] * 14)
+    page = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+    assert page.shape == (4 * (512 + 24), 4 * 512, 3)
