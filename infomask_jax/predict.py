@@ -94,7 +94,7 @@ def predict_files(run: Path, xrays: Sequence[Path], out: Path, skip_bad: bool = 
             found = {name: values[rows] for name, values in found.items()} | {"image_id": [ids[i] for i in good]}
             for name, values in found.items():
                 kept.setdefault(name, []).extend(values)
-            boxes, panels = _find_boxes(found, drawn, [films.sizes[i] for i in good], findings, cuts, side)
+            boxes, panels = find_boxes(found, drawn, [films.sizes[i] for i in good], findings, cuts, side)
             detections += boxes
             shown = [films.shown.pop(i) for i in good]
             list(pool.map(partial(_draw, scratch / "pictures"), found["image_id"], shown, panels))
@@ -157,7 +157,7 @@ def _building(out: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _find_boxes(found: dict, drawn: str, sizes: list, findings: list[str], cuts: dict, side: int) -> tuple[list, list]:
+def find_boxes(found: dict, drawn: str, sizes: list, findings: list[str], cuts: dict, side: int) -> tuple[list, list]:
     """COCO detections of a batch, and of each image what `report.overlay` draws of each finding."""
     detections, panels = [], [[] for _ in sizes]
     for k, name in enumerate(findings):

@@ -166,17 +166,29 @@ def test_picture_is_not_upside_down():
     film[:150] = 65535  # bright above
     heat = np.zeros((8, 8))
     heat[:2, 6:] = 1  # hot at the top right
-    png = overlay(shrink(film), "a film", [("mass: p = 0.900", heat, np.array([[0.0, 0.75, 0.25, 1.0]]))])
+    nothing, box = np.zeros((0, 4)), np.array([[0.0, 0.75, 0.25, 1.0]])
+    png = overlay(shrink(film), "a film", [("mass", heat, nothing), ("mass", np.zeros((8, 8)), box)])
     page = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR).astype(int)
-    height, width = page.shape[0] - 24, page.shape[1] // 2
-    assert (height, width) == (512, 341)
-    plain, mapped = page[24:, :width], page[24:, width:]
-    assert plain[10:240].min() == 255 and plain[270:].max() == 0
-    change = np.abs(mapped[:240].astype(int) - plain[:240] * 0.85).sum(-1)
-    row, column = np.argwhere(change > 0.9 * change.max()).mean(0) / (512, width)
+    plain, hot, boxed = np.split(page[24:], 3, axis=1)
+    assert plain.shape == (512, 341, 3) and plain[:240].min() == 255 and plain[270:].max() == 0
+    change = np.abs(hot - plain * 0.85).sum(-1)
+    row, column = np.argwhere(change > 0.9 * change.max()).mean(0) / change.shape
     assert row < 0.25 and column > 0.7
-    orange = np.argwhere(np.abs(mapped - (0x1E, 0x9D, 0xFF)).max(-1) == 0)
+    orange = np.argwhere((boxed == (0x1E, 0x9D, 0xFF)).all(-1))
     assert orange[:, 1].min() in range(254, 258) and orange[:, 0].max() in range(125, 131)
+
+
+def test_boxes_are_listed_of_all_and_drawn_of_what_is_probable():
+    maps = np.zeros((2, 8, 8, 1), np.float16)
+    maps[:, 2:4, 4:6] = 0.9
+    found = {"image_id": ["a", "b"], "probability": np.array([[0.4], [0.6]]), "infomask": maps}
+    cuts = {"mass": {"infomask": 0.5}}
+    boxes, panels = predict.find_boxes(found, "infomask", [(80, 160), (160, 80)], ["mass"], cuts, 64)
+    assert [box["image_id"] for box in boxes] == ["a", "b"]
+    assert [caption for ((caption, _, _),) in panels] == ["mass: p = 0.400", "mass: p = 0.600"]
+    (_, heat, none), (_, _, drawn) = panels[0][0], panels[1][0]
+    assert len(none) == 0 and np.array_equal(heat, maps[0, ..., 0])
+    np.testing.assert_allclose(drawn, [[0.25, 0.5, 0.5, 0.75]], atol=0.05)
 
 
 def test_panels_wrap_and_long_names_are_cut():
