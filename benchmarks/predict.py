@@ -89,12 +89,12 @@ def main(settings: Benchmark) -> None:
             out = forward(*placed)
         jax.block_until_ready(out)
         forwarded.append(-(-settings.films // batch) * batch / (time.perf_counter() - start))
-    rate, decode, model = (float(np.median(x)) for x in (rates, decoded, forwarded))
+    rate, decoding, model = (float(np.median(x)) for x in (rates, decoded, forwarded))
     result = {
         "images_per_s": round(rate, 1),
-        "of_limit": round(rate / min(decode, model), 3),
+        "of_limit": round(rate / min(decoding, model), 3),
         "peak_mib": round(peak),
-        "decode_images_per_s": round(decode, 1),
+        "decode_images_per_s": round(decoding, 1),
         "forward_images_per_s": round(model, 1),
         "film_bytes": round(float(np.mean([len(data) for data in stored]))),
         "image_size": config.data.image_size,
