@@ -44,7 +44,7 @@ def tiny(workdir: Path, **changes) -> Config:
 @pytest.fixture
 def data(examples):
     return SimpleNamespace(
-        name="squares", fingerprint="f0", findings=("bright",), source=lambda split, fields=None: examples
+        name="squares", fingerprint="f0", findings=("bright",), size=16, source=lambda split, fields=None: examples
     )
 
 
@@ -243,7 +243,7 @@ sys.path.insert(0, {root!r}); sys.path.insert(0, {tests!r})
 import conftest, test_train
 from types import SimpleNamespace
 source = lambda split, fields=None: conftest.Examples()
-data = SimpleNamespace(name="squares", fingerprint="f0", findings=("bright",), source=source)
+data = SimpleNamespace(name="squares", fingerprint="f0", findings=("bright",), size=16, source=source)
 settings = test_train.TrainConfig(steps={steps}, log_every=1, checkpoint_every=7)
 config = test_train.tiny(pathlib.Path({workdir!r}), train=settings)
 try:
