@@ -139,7 +139,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Report:
-    """Print the tables of a scored run again and redraw its figures."""
+    """Print the tables of a scored run again, redraw its figures and its page, report.html."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Work directory of the run."""

@@ -60,7 +60,7 @@ def audit_run(
         output / "eval" / f"audit_{split}.md": report.as_markdown(title, sheets, remarks),
         output / "figures" / f"audit_{split}.png": report.audit_figure(result, means),
     }
-    paths = report.write_all(files)
+    paths = [*report.write_all(files), report.write_page(output, workdir)]
     console.print(report.screen(title, sheets, remarks))
     console.print("written:", *map(str, paths), sep="\n  ", soft_wrap=True)
     return output

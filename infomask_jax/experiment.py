@@ -85,10 +85,10 @@ def baseline_config(config: Config) -> Config:
 def evaluate_run(workdir: Path, data: Prepared, split: str, faithfulness: bool = False) -> Path:
     """Score a trained run (and its plain classifier, if it has one) on a split of prepared data.
 
-    Writes eval/SPLIT.json (its tables as .md and .tex, scores of each image as .csv), maps/SPLIT.npz, boxes/SPLIT.json
-    and figures/ into the run, or into its sub-folder on-NAME-FINGERPRINT if the data is not what the run was trained
-    on; prints the tables; returns that folder. Thresholds are tuned on the data's `val` split. ValueError if the data
-    lacks a finding that the run predicts.
+    Writes eval/SPLIT.json (its tables as .md and .tex, scores of each image as .csv), maps/SPLIT.npz, boxes/SPLIT.json,
+    figures/ and report.html into the run, or into its sub-folder on-NAME-FINGERPRINT if the data is not what the run
+    was trained on; prints the tables; returns that folder. Thresholds are tuned on the data's `val` split. ValueError
+    if the data lacks a finding that the run predicts.
 
     Args:
       faithfulness: also measure deletion and insertion (42 forward passes an image and method).
@@ -119,7 +119,7 @@ def evaluate_run(workdir: Path, data: Prepared, split: str, faithfulness: bool =
     write_json(output / "boxes" / f"{split}.json", detections)
     report.print_scores(scores, console)
     save_predictions(output / "predictions" / f"{split}.csv", findings, examples)
-    figures = report.draw(output, workdir, data, split)
+    figures = [*report.draw(output, workdir, data, split), report.write_page(output, workdir)]
     files = {"maps": "npz", "boxes": "json", "predictions": "csv"}
     paths = [*written, *[output / folder / f"{split}.{ending}" for folder, ending in files.items()], *figures]
     console.print("written:", *map(str, paths), sep="\n  ", soft_wrap=True)

@@ -85,7 +85,10 @@ def test_figures_are_drawn_and_redrawn(run):
     first = {path.name for path in (run / "figures").glob("*.png")}
     assert "training.png" in first and first & {"hits.png", "misses.png"}
     (run / "figures" / "training.png").unlink()
-    assert {path.name for path in report.report(run, "test")} == first
+    page = (run / "report.html").read_text()
+    (run / "report.html").unlink()
+    assert {path.name for path in report.report(run, "test")} == first | {"report.html"}
+    assert (run / "report.html").read_text() == page and page.count("<img ") == len(first)
     with pytest.raises(FileNotFoundError, match=r"score this split first"):
         report.report(run, "val")
 

@@ -1,9 +1,11 @@
 """Tables fit, agree and say what is oracle; galleries sort hits from misses upright; curves survive resumes."""
 
+import base64
 import csv
 import io
 import json
 import re
+from html.parser import HTMLParser
 
 import cv2
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from infomask_jax.evaluate import score
-from infomask_jax.report import figures, write_all, write_scores
+from infomask_jax.report import figures, write_all, write_page, write_scores
 from infomask_jax.report.render import escape, latex, markdown, tables
 from infomask_jax.report.sheet import number
 from infomask_jax.report.table import sheets
@@ -199,6 +201,54 @@ def test_scores_are_written_as_four_files_that_agree(scored, tmp_path):
         for row in sheet.rows:
             for cell in row.cells:
                 assert cell.text in paths[1].read_text()
+
+
+class Page(HTMLParser):
+    """The tables of a page as texts, its open elements and what it loads."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables, self.open, self.loads = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.loads += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if set(self.open) & {"td", "th"}:
+            self.tables[-1][-1][-1] += data
+
+
+def test_page_holds_every_cell_and_needs_nothing_else(result, tmp_path):
+    named = json.loads(json.dumps(hostile(result)).replace("[cam]", "<script src=x>{{ 7 * 7 }}</script>"))
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "figures" / "mass").mkdir(parents=True)
+    (tmp_path / "eval" / "test.json").write_text(json.dumps(named))
+    (tmp_path / "eval" / "val.json").write_text(json.dumps(result))
+    (tmp_path / "figures" / "mass" / "hits.png").write_bytes(b"a picture")
+    (tmp_path / "config.json").write_text("{}")
+    manifest = {"seed": 3, "dataset": {"name": "<i>rsna"}, "git_revision": None, "libraries": {"jax": "0.1"}}
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "devices": ["TPU v5e"] * 4}))
+    page = Page(write_page(tmp_path, tmp_path).read_text())
+    assert page.open == ["html"] or not page.open
+    assert page.loads == ["data:image/png;base64," + base64.b64encode(b"a picture").decode()]
+    order = [s for r in (named, result) for kind in (False, True) for s in sheets(r) if (s.kind == "protocol") == kind]
+    for sheet, table in zip(order, page.tables, strict=True):
+        rows = [cells for cells in table if len(cells) > 1]
+        assert rows[0] == list(sheet.headings)
+        for row, cells in zip(sheet.rows, rows[1:], strict=True):
+            assert cells == [row.name, *(cell.text + cell.mark + cell.below for cell in row.cells)]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ render.py          sheets on the screen, in Markdown, in LaTeX
 export.py          scores as files
 figures.py         galleries and curves
 overlay.py         the picture of one predicted film
+page.py            report.html: all of a run on one page
 audit.py           tables and figure of the shortcut audit
 """
 
@@ -21,6 +22,7 @@ from infomask_jax.report.audit import audit_figure, audit_sheets
 from infomask_jax.report.export import render, write_all, write_scores
 from infomask_jax.report.figures import galleries, training_curves
 from infomask_jax.report.overlay import overlay, shrink
+from infomask_jax.report.page import run_page
 from infomask_jax.report.render import as_markdown, print_scores, screen
 from infomask_jax.report.sheet import rank
 
@@ -39,6 +41,7 @@ __all__ = [
     "shrink",
     "unit_boxes",
     "write_all",
+    "write_page",
     "write_scores",
 ]
 
@@ -52,12 +55,12 @@ def console() -> Console:
 
 
 def report(workdir: Path, split: str) -> list[Path]:
-    """Print the tables of a scored run and redraw its figures. FileNotFoundError if the split was not scored."""
+    """Print the tables of a scored run, redraw its figures and page. FileNotFoundError if the split was not scored."""
     workdir = Path(workdir)
     config = Config.load(workdir)
     data = datasets.load(config.dataset, config.data_dir)
     print_scores(json.loads(_scored(workdir / "eval" / f"{split}.json").read_text()), console())
-    paths = draw(workdir, workdir, data, split)
+    paths = [*draw(workdir, workdir, data, split), write_page(workdir, workdir)]
     print("written:", *paths, sep="\n  ")
     return paths
 
@@ -110,6 +113,11 @@ def draw(output: Path, workdir: Path, data: datasets.Prepared, split: str) -> li
     curves = {"InfoMask": workdir / "metrics.jsonl", "plain": workdir / "plain" / "metrics.jsonl"}
     curves = {name: path for name, path in curves.items() if path.exists()}
     return write_all({**figures, output / "figures" / "training.png": training_curves(curves)})
+
+
+def write_page(output: Path, workdir: Path) -> Path:
+    """Write report.html of what `output` holds, see `page.run_page`; return its path."""
+    return write_all({output / "report.html": run_page(output, Path(workdir))})[0]
 
 
 def unit_boxes(boxes: list[list[float]], height: int, width: int) -> np.ndarray:
