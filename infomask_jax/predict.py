@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import scipy.special
 
-from infomask_jax import checkpoint, experiment, localize, report
+from infomask_jax import checkpoint, datasets, experiment, localize, report
+from infomask_jax.config import Config
 from infomask_jax.datasets import images, schema
 from infomask_jax.datasets.images import BadImage
 from infomask_jax.evaluate.scoring import FIXED_THRESHOLD
@@ -22,6 +24,7 @@ from infomask_jax.manifest import write_json
 
 PROBABLE = 0.5  # probability from which on boxes are drawn
 TOLD = 20  # films of which each is told on the screen
+LONGEST_NAME = 250  # bytes of a file name, so that a picture of that name and .png can be written
 
 
 class Films:
@@ -42,15 +45,22 @@ class Films:
     def __getitem__(self, i: int) -> dict:
         if i == 0 and self._first:  # with which batches are padded
             return self._first
-        try:
-            film = images.decode(self.paths[i])
+        film = self.decode(i)
+        if i in self.problems:
+            film = np.zeros((1, 1), np.uint8)
+        else:
             self.sizes[i], self.shown[i] = film.shape, report.shrink(film)
-        except BadImage as error:
-            film, self.problems[i] = np.zeros((1, 1), np.uint8), str(error)
         example = {"image": images.encode(images.resize(film, self.size)), "labels": np.zeros(0)}
         if i == 0:
             self._first = example
         return example
+
+    def decode(self, i: int) -> np.ndarray | None:
+        """Film i as it is in its file; None, and a problem more, where it cannot be read."""
+        try:
+            return images.decode(self.paths[i])
+        except BadImage as error:
+            self.problems[i] = str(error)
 
 
 def predict_files(run: Path, xrays: Sequence[Path], out: Path, skip_bad: bool = False) -> None:
@@ -59,7 +69,7 @@ def predict_files(run: Path, xrays: Sequence[Path], out: Path, skip_bad: bool = 
 
       predictions.csv   image_id, height, width and, for each finding, probability and number of boxes
       maps.npz          image_id [N], findings [K], probability [N, K], float16 maps [N, h, w] or [N, h, w, K] by method
-      boxes.json        COCO detections in pixels of the file, cut at the threshold that the run was scored with
+      boxes.json        COCO detections in pixels of the file, cut where the run was scored, else at .5
       pictures/         each film beside its map of each finding, with boxes where the finding is probable
       skipped.csv       file and reason, if bad files were left out
 
@@ -68,104 +78,159 @@ def predict_files(run: Path, xrays: Sequence[Path], out: Path, skip_bad: bool = 
       skip_bad: leave out files that cannot be read, in place of stopping.
 
     Raises:
-      ValueError: an unfinished run, no X-ray, two of one name, something in `out`, or files that cannot be read, all of
-        them listed.
+      ValueError: an unfinished run, no X-ray, two of one name, an `out` that holds something or lies among the X-rays,
+        or files that cannot be read, all of them listed.
     """
-    run, out = Path(run), Path(out).absolute()
+    run, out = Path(run), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out: expected a new or an empty folder, found something in {out}; give another one")
     config, params = checkpoint.finished(run)
     facts = json.loads((run / "manifest.json").read_text())
-    findings, cuts, side = facts["dataset"]["findings"], thresholds(run), config.data.image_size
-    if "stored_size" not in facts:
-        print(f"{run} was made by a version that did not note the size of prepared images: films go straight to {side}")
-    paths = find(xrays)
-    ids, films = list(paths), Films(list(paths.values()), facts.get("stored_size", side))
-    done, kept, detections = 0, {"image_id": []}, []
+    findings, side, paths = facts["dataset"]["findings"], config.data.image_size, find(xrays)
+    for folder in xrays:
+        if Path(folder).resolve() in (out.resolve(), *out.resolve().parents):
+            raise ValueError(f"--out: expected a folder outside of {folder}, which is searched for X-rays; found {out}")
+    cuts, ids, films = thresholds(run, findings), list(paths), Films(list(paths.values()), stored_size(run))
+    done, kept, detections = 0, {}, []
     with _building(out) as scratch, ThreadPoolExecutor() as pool:
         for logits, maps in experiment.predicted_batches(config, params, films, len(findings)):
+            if films.problems and not skip_bad:
+                break
             good = [i for i in range(done, done + len(logits)) if i not in films.problems]
             rows, done = [i - done for i in good], done + len(logits)
-            if films.problems and not skip_bad:
-                films.shown.clear()
-                continue  # nothing will be written: only what else cannot be read is still to be found
+            if not good:
+                continue
             drawn = experiment.DRAWN if experiment.DRAWN in maps else next(iter(maps))
             found = {"probability": scipy.special.expit(logits.astype(np.float64))} | maps
-            found = {name: values[rows] for name, values in found.items()} | {"image_id": [ids[i] for i in good]}
+            found = {name: values[rows] for name, values in found.items()}
             for name, values in found.items():
-                kept.setdefault(name, []).extend(values)
-            boxes, panels = find_boxes(found, drawn, [films.sizes[i] for i in good], findings, cuts, side)
+                kept.setdefault(name, []).append(values)
+            names, sizes, shown = zip(*[(ids[i], films.sizes[i], films.shown.pop(i)) for i in good], strict=True)
+            boxes, panels = find_boxes(found, drawn, names, sizes, findings, cuts, side)
             detections += boxes
-            shown = [films.shown.pop(i) for i in good]
-            list(pool.map(partial(_draw, scratch / "pictures"), found["image_id"], shown, panels))
-        if films.problems and (not skip_bad or len(films.problems) == len(films)):
+            list(pool.map(partial(_draw, scratch / "pictures"), names, shown, panels))
+        if films.problems and not skip_bad:  # nothing will be written: what else cannot be read?
+            for _ in pool.map(lambda i: films.decode(i) is None, range(done, len(films))):
+                pass
+        problems = [reason for _, reason in sorted(films.problems.items())]
+        if problems and (not skip_bad or len(problems) == len(films)):
             hint = "" if skip_bad else "\nMend them, or pass --skip-bad to leave them out and list them in skipped.csv."
-            raise ValueError(f"{schema.describe(list(films.problems.values()))}{hint}")
-        _write(scratch, kept, films, findings, detections)
-    _tell(out, kept, films, findings)
+            raise ValueError(f"{schema.describe(problems)}{hint}")
+        probability = np.concatenate(kept.pop("probability"))
+        kept_ids = [name for i, name in enumerate(ids) if i not in films.problems]
+        _write_maps(scratch / "maps.npz", kept_ids, kept, probability, findings)
+        write_json(scratch / "boxes.json", detections)
+        _write_tables(scratch, kept_ids, films, probability, findings, detections)
+    _tell(out, kept_ids, films, probability, findings)
+
+
+def stored_size(run: Path) -> int:
+    """Side of the images that the run was trained and scored on, as prepared; where neither the run nor its data tells
+    it, what its model takes, and a line that says so."""
+    config, facts = Config.load(run), json.loads((run / "manifest.json").read_text())
+    if "stored_size" in facts:
+        return facts["stored_size"]
+    with contextlib.suppress(FileNotFoundError):
+        data = datasets.load(config.dataset, config.data_dir)
+        if data.fingerprint == facts["dataset"]["fingerprint"]:
+            return data.size
+    side = config.data.image_size
+    print(f"{run} does not tell the size of its prepared images, nor is its data here: films go straight to {side} px")
+    return side
 
 
 def find(xrays: Sequence[Path]) -> dict[str, Path]:
-    """{image_id: file}: of a file its name, of those in a folder their place in it. ValueError where there is none, or
-    two different files have one name. Prints how many files of other kinds folders hold."""
+    """{image_id: file}: of a file its name, of those in a folder their place in it; each file once.
+
+    Says which files and linked folders in folders are left out. ValueError where there is none, two different files
+    have one name, or a name cannot be written; OSError for a folder that cannot be entered.
+    """
     if not xrays:
         raise ValueError("expected X-rays or folders of them after the RUN, found none")
-    found, clashes = {}, []
+    found, seen, wrong = {}, set(), []
     for given in map(Path, xrays):
-        files = [given]
-        if given.is_dir():
-            index = schema.index_images(given, "name", images.SUFFIXES)
-            files = sorted(path for those in index.values() for path in those)
-            others = sum(len(names) for _, _, names in os.walk(given)) - len(files)
-            if others:
-                kinds = ", ".join(images.SUFFIXES)
-                print(f"{given}: {others} files left out whose names do not end in {kinds}; name X-rays among them")
-            if not files:
-                raise ValueError(f"{given}: expected X-rays ({', '.join(images.SUFFIXES)}), found none in this folder")
+        files = _files(given) if given.is_dir() else [given]
         for path in files:
             image_id = path.relative_to(given).as_posix() if given.is_dir() else path.name
-            if os.path.realpath(found.setdefault(image_id, path)) != os.path.realpath(path):
-                clashes.append(f"{found[image_id]} and {path} are both {image_id}")
-    if clashes:
-        lines = "\n  ".join(clashes[:TOLD])
-        raise ValueError(f"expected names that differ; give the folder above them, or rename:\n  {lines}")
+            if os.path.realpath(path) in seen:
+                continue
+            seen.add(os.path.realpath(path))
+            if not image_id.isprintable() or "\\" in image_id or len(os.fsencode(path.name)) > LONGEST_NAME:
+                wrong.append(f"{image_id!r}: not printable, with a backslash, or of over {LONGEST_NAME} bytes")
+            elif found.setdefault(image_id, path) != path:
+                wrong.append(f"{found[image_id]} and {path} are both {image_id}: give the folder above them")
+    if wrong:
+        raise ValueError(f"names of X-rays: {schema.describe(wrong)}\nRename them.")
     return found
 
 
-def thresholds(run: Path) -> dict[str, dict[str, float]]:
-    """{finding: {method: threshold}} as the run was scored, on the test split if it was on several; {} if on none."""
-    for split in ("test", "val", "train"):
-        if (path := run / "eval" / f"{split}.json").exists():
-            rows = json.loads(path.read_text())["localization"]
-            return {name: {m: e["threshold"]["value"] for m, e in methods.items()} for name, methods in rows.items()}
-    print(f"{run} was not scored: boxes are cut at {FIXED_THRESHOLD}; `python -m infomask_jax evaluate` tunes that")
-    return {}
+def _files(folder: Path) -> list[Path]:
+    """X-rays in a folder and its sub-folders, by name; says what is left out."""
+    files, others, linked = [], 0, 0
+
+    def fail(error: OSError):
+        raise error
+
+    for place, folders, names in os.walk(folder, onerror=fail):
+        own = [Path(place, name) for name in names if name.lower().endswith(images.SUFFIXES)]
+        files, others = files + own, others + len(names) - len(own)
+        linked += sum(os.path.islink(os.path.join(place, name)) for name in folders)
+    left_out = [f"{others} files whose names do not end in {', '.join(images.SUFFIXES)}"] if others else []
+    left_out += [f"{linked} linked folders"] if linked else []
+    if left_out:
+        print(f"{folder}: left out {' and '.join(left_out)}; give X-rays among them by name")
+    if not files:
+        raise ValueError(f"{folder}: expected X-rays ({', '.join(images.SUFFIXES)}), found none in this folder")
+    return sorted(files)
+
+
+def thresholds(run: Path, findings: Sequence[str]) -> dict[str, dict[str, float]]:
+    """{finding: {method: threshold}} as the run was scored, on the test split if it was on several. Says which findings
+    have none, because the run was not scored, or on no boxes of theirs."""
+    found = {}
+    scored = run.parent if run.name == experiment.BASELINE else run  # a plain classifier is scored with its run
+    for split in ("train", "val", "test"):
+        if (path := scored / "eval" / f"{split}.json").exists():
+            found = json.loads(path.read_text())["localization"]
+    if missing := [name for name in findings if name not in found]:
+        how = "not scored on boxes (`python -m infomask_jax evaluate` does that)"
+        print(f"{', '.join(missing)}: {how}: its maps are cut at {FIXED_THRESHOLD}")
+    return {name: {m: e["threshold"]["value"] for m, e in methods.items()} for name, methods in found.items()}
 
 
 @contextlib.contextmanager
 def _building(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when all has gone well, and is gone otherwise."""
-    scratch = out.with_name(f".{out.name}.building")
-    shutil.rmtree(scratch, ignore_errors=True)  # of an earlier call that was killed
-    scratch.mkdir(parents=True)
+    """A folder in `out` whose contents move up into it when all has gone well; otherwise they are gone, and `out`, too,
+    if it was not there."""
+    new = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=out))
     try:
         yield scratch
-        if out.exists():
-            out.rmdir()
-        scratch.rename(out)
+        for path in sorted(scratch.iterdir(), key=lambda path: path.name == "predictions.csv"):
+            path.rename(out / path.name)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        if new and not any(out.iterdir()):
+            out.rmdir()
 
 
-def find_boxes(found: dict, drawn: str, sizes: list, findings: list[str], cuts: dict, side: int) -> tuple[list, list]:
-    """COCO detections of a batch, and of each image what `report.overlay` draws of each finding."""
-    detections, panels = [], [[] for _ in sizes]
+def find_boxes(
+    found: dict, drawn: str, ids: Sequence[str], sizes: Sequence, findings: Sequence[str], cuts: dict, side: int
+) -> tuple[list[dict], list[list]]:
+    """COCO detections of a batch, and of each image what `report.overlay` draws of each finding.
+
+    Args:
+      found: probability [B, K] and, under the name `drawn`, maps [B, h, w, 1 or K]. ids, sizes: of the B files.
+      cuts: see `thresholds`. side: of the square in which maps are cut, pixels.
+    """
+    detections, panels = [], [[] for _ in ids]
     for k, name in enumerate(findings):
         heat, p = found[drawn][..., min(k, found[drawn].shape[-1] - 1)], found["probability"][:, k]
-        cut, ids = cuts.get(name, {}).get(drawn, FIXED_THRESHOLD), found["image_id"]
+        cut = cuts.get(name, {}).get(drawn, FIXED_THRESHOLD)
         boxes = localize.detections(ids, heat, sizes, cut, (side, side), k, name, p)
-        for j, size in enumerate(sizes):
-            own = [box["bbox"] for box in boxes if box["image_id"] == ids[j] and p[j] >= PROBABLE]
+        for j, (image_id, size) in enumerate(zip(ids, sizes, strict=True)):
+            own = [box["bbox"] for box in boxes if box["image_id"] == image_id and p[j] >= PROBABLE]
             shown = heat[j] if drawn == experiment.DRAWN else localize.normalise(heat[j])
             panels[j].append((f"{name}: p = {p[j]:.3f}", shown, report.unit_boxes(own, *size)))
         detections += boxes
@@ -173,44 +238,49 @@ def find_boxes(found: dict, drawn: str, sizes: list, findings: list[str], cuts: 
 
 
 def _draw(folder: Path, image_id: str, film: np.ndarray, panels: list) -> None:
-    path = folder / (image_id if image_id.endswith(".png") else f"{image_id}.png")
+    path = folder / f"{image_id}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(report.overlay(film, image_id, panels))
 
 
-def _write(folder: Path, kept: dict, films: Films, findings: list[str], detections: list[dict]) -> None:
-    """Everything but the pictures."""
-    maps = {name: np.array(values) for name, values in kept.items() if name != "image_id"}
-    maps = {name: a[..., 0] if a.ndim == 4 and a.shape[-1] == 1 else a for name, a in maps.items()}
-    experiment.save_maps(folder / "maps.npz", kept["image_id"], maps | {"findings": np.array(findings)})
-    write_json(folder / "boxes.json", detections)
+def _write_maps(path: Path, ids: list[str], kept: dict, probability: np.ndarray, findings: list[str]) -> None:
+    """maps.npz of batches of maps, which are taken out of `kept`: there is memory for them once only."""
+    maps = {}
+    for name in list(kept):
+        values = np.concatenate(kept.pop(name))
+        maps[name] = values[..., 0] if values.shape[-1] == 1 else values
+    experiment.save_maps(path, ids, maps | {"probability": probability, "findings": np.array(findings)})
+
+
+def _write_tables(
+    folder: Path, ids: list[str], films: Films, probability: np.ndarray, findings: list[str], detections: list[dict]
+) -> None:
+    """predictions.csv and, if files were left out, skipped.csv."""
     boxes = Counter((box["image_id"], box["category"]) for box in detections)
     sizes = [films.sizes[i] for i in range(len(films)) if i not in films.problems]
-    with (folder / "predictions.csv").open("w", newline="") as file:
+    with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         columns = [f"{name} {what}" for name in findings for what in ("probability", "boxes")]
         writer.writerow(["image_id", "height", "width", *columns])
-        for image_id, size, probabilities in zip(kept["image_id"], sizes, kept["probability"], strict=True):
+        for image_id, size, probabilities in zip(ids, sizes, probability, strict=True):
             cells = [(f"{p:.6g}", boxes[image_id, name]) for name, p in zip(findings, probabilities, strict=True)]
             writer.writerow([image_id, *size, *(cell for pair in cells for cell in pair)])
     if films.problems:
-        with (folder / "skipped.csv").open("w", newline="") as file:
+        with (folder / "skipped.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["file", "reason"])
             writer.writerows((films.paths[i], reason) for i, reason in sorted(films.problems.items()))
 
 
-def _tell(out: Path, kept: dict, films: Films, findings: list[str]) -> None:
+def _tell(out: Path, ids: list[str], films: Films, probability: np.ndarray, findings: list[str]) -> None:
     """What was found, on the screen."""
-    count = len(kept["image_id"])
-    for image_id, probabilities in zip(kept["image_id"][:TOLD], kept["probability"], strict=False):
+    for image_id, probabilities in zip(ids[:TOLD], probability, strict=False):
         parts = [f"{name} {p:.3f}" for name, p in zip(findings, probabilities, strict=True)]
         print(f"  {image_id}: {', '.join(parts)}")
-    if count > TOLD:
-        print(f"  ... and {count - TOLD} more")
-    for k, name in enumerate(findings):
-        probable = sum(p[k] >= PROBABLE for p in kept["probability"])
-        print(f"{name}: probable (p >= {PROBABLE}) on {probable} of {count} X-rays")
+    if len(ids) > TOLD:
+        print(f"  ... and {len(ids) - TOLD} more")
+    for name, count in zip(findings, (probability >= PROBABLE).sum(axis=0), strict=True):
+        print(f"{name}: probable (p >= {PROBABLE}) on {count} of {len(ids)} X-rays")
     if films.problems:
         print(f"left out: {len(films.problems)} files, see {out / 'skipped.csv'}")
     print(f"written: {out}")

@@ -67,6 +67,10 @@ def table(path: Path) -> dict[str, dict]:
         return {row["image_id"]: row for row in csv.DictReader(file)}
 
 
+def order(boxes: list[dict]) -> list[tuple]:
+    return sorted((box["image_id"], *np.round(box["bbox"], 2), round(box["score"], 3)) for box in boxes)
+
+
 def test_files_have_the_scores_of_the_prepared_images(run, films, tmp_path):
     predict.predict_files(run, [films], tmp_path / "out")
     rows, prepared = table(tmp_path / "out" / "predictions.csv"), table(run / "predictions" / "test.csv")
@@ -84,9 +88,9 @@ def test_files_have_the_scores_of_the_prepared_images(run, films, tmp_path):
         assert (rows[name]["height"], rows[name]["width"]) == ("90", "70")
     ours, scored = (json.loads(path.read_text()) for path in (tmp_path / "out/boxes.json", run / "boxes/test.json"))
     ours = [box for box in ours if box["image_id"] in prepared and box["category"] == "mass"]
-    assert {box["image_id"]: box["bbox"] for box in ours} == {box["image_id"]: box["bbox"] for box in scored}
+    assert len(scored) >= 8 and order(ours) == order(scored)
     pictures = {p.relative_to(tmp_path / "out" / "pictures").as_posix() for p in (tmp_path / "out").rglob("*.png")}
-    assert pictures == {name if name.endswith(".png") else f"{name}.png" for name in rows}
+    assert pictures == {f"{name}.png" for name in rows}
 
 
 def test_maps_can_be_scored_as_anyones(run, films, tmp_path):
@@ -107,29 +111,46 @@ def test_bad_files_are_all_named_and_nothing_is_written(run, films, tmp_path, ca
     (mine / "000.png").write_bytes(b"")
     (mine / "sub" / "torn.png").write_bytes((films / "001.png").read_bytes()[:100])
     (mine / "notes.txt").write_text("no film")
+    (mine / "linked").symlink_to(films)
+    out = tmp_path / "out"
     with pytest.raises(ValueError, match=r"(?s)2 problems.*000\.png.*empty.*torn\.png.*truncated.*--skip-bad"):
-        predict.predict_files(run, [mine], tmp_path / "out")
-    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
-    predict.predict_files(run, [mine], tmp_path / "out", skip_bad=True)
+        predict.predict_files(run, [mine], out)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    predict.predict_files(run, [mine], out, skip_bad=True)
     told = capsys.readouterr().out
-    assert "1 files left out" in told and "left out: 2 files" in told
-    assert len(table(tmp_path / "out" / "predictions.csv")) == 32
-    with np.load(tmp_path / "out" / "maps.npz") as maps:
+    assert "left out 1 files" in told and "1 linked folders" in told and "left out: 2 files" in told
+    assert len(table(out / "predictions.csv")) == 32
+    with np.load(out / "maps.npz") as maps:
         assert "000.png" not in maps["image_id"] and len(maps["infomask"]) == 32
-    with (tmp_path / "out" / "skipped.csv").open() as file:
+    with (out / "skipped.csv").open() as file:
         assert [Path(row["file"]).name for row in csv.DictReader(file)] == ["000.png", "torn.png"]
-    with pytest.raises(ValueError, match="expected a new or an empty folder"):
-        predict.predict_files(run, [films], tmp_path / "out")
     with pytest.raises(ValueError, match="1 problem"):
         predict.predict_files(run, [mine / "000.png"], tmp_path / "none", skip_bad=True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_out_is_an_empty_folder_apart_from_the_films(run, films, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "link")
+    predict.predict_files(run, [films / "001.png"], Path("."))
+    written = {"predictions.csv", "maps.npz", "boxes.json", "pictures"}
+    assert {path.name for path in Path.cwd().iterdir()} == written  # the folder itself is still there
+    with pytest.raises(ValueError, match="expected a new or an empty folder"):
+        predict.predict_files(run, [films], Path("."))
+    with pytest.raises(ValueError, match="expected a folder outside of"):
+        predict.predict_files(run, [films], films / "found")
+    assert not (films / "found").exists()
 
 
 def test_what_is_asked_for_is_found_once(films, tmp_path):
-    found = predict.find([films, films / "001.png"])
+    found = predict.find([films, films / "001.png", films / "sub", films / "sub" / "003.png"])
     assert len(found) == 32 and found["sub/003.png"] == films / "sub" / "003.png"
     (tmp_path / "001.png").write_bytes(b"another film")
-    with pytest.raises(ValueError, match=r"expected names that differ.*\n.*are both 001\.png"):
+    with pytest.raises(ValueError, match=r"1 problem.*\n.*are both 001\.png"):
         predict.find([films, tmp_path / "001.png"])
+    with pytest.raises(ValueError, match=r"(?s)3 problems.*a\\nb.*x{99}.*not printable"):
+        predict.find([tmp_path / "a\nb.png", tmp_path / ("x" * 251), tmp_path / "caf\udce9.png"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="found none in this folder"):
         predict.find([tmp_path / "empty"])
@@ -147,13 +168,23 @@ def test_command_says_what_is_wrong(run, films, tmp_path):
 def test_unscored_run_and_run_of_before_still_predict(run, films, tmp_path, capsys):
     old = tmp_path / "run"
     shutil.copytree(run, old)
-    shutil.rmtree(old / "eval")
+    assert predict.stored_size(old) == 48
     facts = json.loads((old / "manifest.json").read_text())
     assert facts.pop("stored_size") == 48
     (old / "manifest.json").write_text(json.dumps(facts))
+    assert predict.stored_size(old) == 48  # that of its data
+    facts["dataset"]["fingerprint"] = "other"
+    (old / "manifest.json").write_text(json.dumps(facts))
+    capsys.readouterr()
+    assert predict.stored_size(old) == 32 and "straight to 32" in capsys.readouterr().out
+    cuts = predict.thresholds(old, FINDINGS)
+    assert set(cuts) == {"mass"} and "effusion: not scored" in capsys.readouterr().out
+    (old / "plain").mkdir()
+    assert predict.thresholds(old / "plain", ["mass"]) == cuts
+    shutil.rmtree(old / "eval")
     predict.predict_files(old, [films / "001.png"], tmp_path / "out")
     told = capsys.readouterr().out
-    assert "boxes are cut at 0.5" in told and "straight to 32" in told and "of 1 X-rays" in told
+    assert "mass, effusion: not scored" in told and "cut at 0.5" in told and "of 1 X-rays" in told
     unfinished = json.loads((old / "config.json").read_text())
     unfinished["train"]["steps"] = 7
     (old / "config.json").write_text(json.dumps(unfinished))
@@ -178,17 +209,25 @@ def test_picture_is_not_upside_down():
     assert orange[:, 1].min() in range(254, 258) and orange[:, 0].max() in range(125, 131)
 
 
-def test_boxes_are_listed_of_all_and_drawn_of_what_is_probable():
-    maps = np.zeros((2, 8, 8, 1), np.float16)
-    maps[:, 2:4, 4:6] = 0.9
-    found = {"image_id": ["a", "b"], "probability": np.array([[0.4], [0.6]]), "infomask": maps}
-    cuts = {"mass": {"infomask": 0.5}}
-    boxes, panels = predict.find_boxes(found, "infomask", [(80, 160), (160, 80)], ["mass"], cuts, 64)
-    assert [box["image_id"] for box in boxes] == ["a", "b"]
-    assert [caption for ((caption, _, _),) in panels] == ["mass: p = 0.400", "mass: p = 0.600"]
-    (_, heat, none), (_, _, drawn) = panels[0][0], panels[1][0]
-    assert len(none) == 0 and np.array_equal(heat, maps[0, ..., 0])
-    np.testing.assert_allclose(drawn, [[0.25, 0.5, 0.5, 0.75]], atol=0.05)
+@pytest.mark.parametrize("masks", [1, 2])
+def test_boxes_are_listed_of_all_and_drawn_of_what_is_probable(masks):
+    """With one mask for all findings or one for each; those of other models are stretched to be seen."""
+    maps = np.zeros((2, 8, 8, masks), np.float16)
+    maps[:, 2:4, 4:6, 0] = 0.8
+    maps[:, 6:, :2, masks - 1] = 0.8 if masks == 2 else 0.0
+    found = {"probability": np.array([[0.4, 0.9], [0.6, 0.1]]), "infomask": maps, "cam": maps}
+    asked = ["a", "b"], [(80, 160), (160, 80)], ["mass", "effusion"], {"mass": {"infomask": 0.5, "cam": 0.5}}, 64
+    boxes, panels = predict.find_boxes(found, "infomask", *asked)
+    names = [(box["image_id"], box["category"]) for box in boxes]
+    assert names == [("a", "mass"), ("b", "mass"), ("a", "effusion"), ("b", "effusion")]
+    captions = [[caption for caption, _, _ in own] for own in panels]
+    assert captions == [["mass: p = 0.400", "effusion: p = 0.900"], ["mass: p = 0.600", "effusion: p = 0.100"]]
+    assert [[len(drawn) for _, _, drawn in own] for own in panels] == [[0, 1], [1, 0]]
+    upper, lower = [0.25, 0.5, 0.5, 0.75], [0.75, 0.0, 1.0, 0.25]
+    np.testing.assert_allclose(panels[1][0][2], [upper], atol=0.05)
+    np.testing.assert_allclose(panels[0][1][2], [lower if masks == 2 else upper], atol=0.05)
+    np.testing.assert_array_equal(panels[0][1][1], maps[0, ..., -1])
+    assert predict.find_boxes(found, "cam", *asked)[1][0][0][1].max() == 1
 
 
 def test_panels_wrap_and_long_names_are_cut():

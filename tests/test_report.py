@@ -236,11 +236,14 @@ def test_page_holds_every_cell_and_needs_nothing_else(result, tmp_path):
     (tmp_path / "figures" / "mass").mkdir(parents=True)
     (tmp_path / "eval" / "test.json").write_text(json.dumps(named))
     (tmp_path / "eval" / "val.json").write_text(json.dumps(result))
+    (tmp_path / "eval" / "train.json").write_text("{}")
     (tmp_path / "figures" / "mass" / "hits.png").write_bytes(b"a picture")
     (tmp_path / "config.json").write_text("{}")
     manifest = {"seed": 3, "dataset": {"name": "<i>rsna"}, "git_revision": None, "libraries": {"jax": "0.1"}}
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "devices": ["TPU v5e"] * 4}))
-    page = Page(write_page(tmp_path, tmp_path).read_text())
+    text = write_page(tmp_path, tmp_path).read_text()
+    assert "train.json is not of this version" in text
+    page = Page(text)
     assert page.open == ["html"] or not page.open
     assert page.loads == ["data:image/png;base64," + base64.b64encode(b"a picture").decode()]
     order = [s for r in (named, result) for kind in (False, True) for s in sheets(r) if (s.kind == "protocol") == kind]

@@ -79,11 +79,13 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def _read(path: Path, name: str) -> bytes:
-    if not path.is_file():
-        raise BadImage(f"{name}: expected a file, found {'a folder' if path.is_dir() else 'none'}; correct the name")
-    if (size := path.stat().st_size) > MAX_BYTES:
-        raise BadImage(f"{name}: expected at most {MAX_BYTES} bytes, found {size}; is it a picture?")
     try:
+        if not path.is_file():
+            raise BadImage(
+                f"{name}: expected a file, found {'a folder' if path.is_dir() else 'none'}; correct the name"
+            )
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise BadImage(f"{name}: expected at most {MAX_BYTES} bytes, found {size}; is it a picture?")
         return path.read_bytes()
     except OSError as error:
         raise BadImage(f"{name}: cannot be read: {error.strerror}; check its permissions") from error
