@@ -13,6 +13,7 @@ import pytest
 
 from infomask_jax import datasets, experiment, predict
 from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+from infomask_jax.localize import boxes_from_map
 from infomask_jax.report import overlay, shrink
 from infomask_jax.score_files import score_files
 
@@ -46,7 +47,6 @@ def run(tmp_path_factory) -> Path:
         dataset="folder",
         data_dir=folder / "data",
         workdir=folder / "run",
-        baseline=False,
         map_shifts=2,
         data=DataConfig(image_size=32, batch_size=8),
         model=ModelConfig(width=8, depth=1, stride=4, latent_channels=4),
@@ -78,7 +78,7 @@ def test_files_have_the_scores_of_the_prepared_images(run, films, tmp_path):
     with np.load(tmp_path / "out" / "maps.npz") as found, np.load(run / "maps" / "test.npz") as scored:
         assert list(found["findings"]) == list(FINDINGS) and found["probability"].shape == (32, 2)
         at = [list(found["image_id"]).index(name) for name in scored["image_id"]]
-        for method in set(scored.files) - {"image_id"}:
+        for method in ("infomask", "infomask_bits", "infomask_evidence"):
             np.testing.assert_allclose(found[method][at], scored[method], atol=2e-3)
     for name, row in prepared.items():
         for finding in FINDINGS:
@@ -141,6 +141,16 @@ def test_out_is_an_empty_folder_apart_from_the_films(run, films, tmp_path, monke
     with pytest.raises(ValueError, match="expected a folder outside of"):
         predict.predict_files(run, [films], films / "found")
     assert not (films / "found").exists()
+
+
+def test_plain_classifier_is_cut_as_it_was_scored_with_its_run(run, films, tmp_path, capsys):
+    predict.predict_files(run / "plain", [films / "001.png", films / "sub" / "003.png"], tmp_path / "out")
+    assert "mass: not scored" not in capsys.readouterr().out
+    cut = json.loads((run / "eval" / "test.json").read_text())["localization"]["mass"]["cam"]["threshold"]["value"]
+    with np.load(tmp_path / "out" / "maps.npz") as maps:
+        expected, _ = boxes_from_map(maps["cam"][1, ..., 0], cut, (32, 32))
+    boxes = [b for b in json.loads((tmp_path / "out" / "boxes.json").read_text()) if b["category"] == "mass"]
+    assert len([b for b in boxes if b["image_id"] == "003.png"]) == len(expected) > 0
 
 
 def test_what_is_asked_for_is_found_once(films, tmp_path):
