@@ -189,7 +189,6 @@ def test_unscored_run_and_run_of_before_still_predict(run, films, tmp_path, caps
     assert predict.stored_size(old) == 32 and "straight to 32" in capsys.readouterr().out
     cuts = predict.thresholds(old, FINDINGS)
     assert set(cuts) == {"mass"} and "effusion: not scored" in capsys.readouterr().out
-    (old / "plain").mkdir()
     assert predict.thresholds(old / "plain", ["mass"]) == cuts
     shutil.rmtree(old / "eval")
     predict.predict_files(old, [films / "001.png"], tmp_path / "out")
