@@ -1,5 +1,7 @@
 """The picture of one film: the film, and a heat map over it for each finding, with predicted boxes."""
 
+from functools import cache
+
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -36,10 +38,10 @@ def overlay(film: np.ndarray, name: str, maps: list[tuple[str, np.ndarray, np.nd
     gray = np.repeat(film[..., None], 3, axis=-1)
     panels = [(name, gray)]
     for caption, heat, boxes in maps:
-        heat = resize_map(heat, height, width).clip(0, 1)
-        color = cv2.applyColorMap((heat * 255).round().astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
-        alpha = (0.15 + 0.5 * heat)[..., None]
-        panel = np.ascontiguousarray((gray * (1 - alpha) + color * alpha).round().astype(np.uint8))
+        heat = resize_map(heat, height, width).clip(0, 1).astype(np.float32)
+        color = cv2.applyColorMap((heat * 255).round().astype(np.uint8), cv2.COLORMAP_INFERNO)
+        alpha = 0.15 + 0.5 * heat
+        panel = cv2.blendLinear(gray, np.ascontiguousarray(color[..., ::-1]), 1 - alpha, alpha)
         for ymin, xmin, ymax, xmax in np.reshape(boxes, (-1, 4)) * (height, width, height, width):
             corners = (round(xmin), round(ymin)), (max(round(xmax) - 1, 0), max(round(ymax) - 1, 0))
             cv2.rectangle(panel, *corners, tuple(bytes.fromhex(PREDICTED[1:])), 2)
@@ -47,7 +49,7 @@ def overlay(film: np.ndarray, name: str, maps: list[tuple[str, np.ndarray, np.nd
     columns = min(len(panels), COLUMNS)
     rows = -(-len(panels) // columns)
     page = Image.new("RGB", (columns * width, rows * (height + STRIP)), "white")
-    font, pen = ImageFont.load_default(14), ImageDraw.Draw(page)
+    font, pen = _font(), ImageDraw.Draw(page)
     for i, (caption, panel) in enumerate(panels):
         left, top = i % columns * width, i // columns * (height + STRIP)
         caption = " ".join(caption.split())
@@ -56,3 +58,8 @@ def overlay(film: np.ndarray, name: str, maps: list[tuple[str, np.ndarray, np.nd
         pen.text((left + 4, top + 4), caption, "black", font)
         page.paste(Image.fromarray(panel), (left, top + STRIP))
     return cv2.imencode(".png", np.asarray(page)[..., ::-1])[1].tobytes()
+
+
+@cache
+def _font():
+    return ImageFont.load_default(14)
