@@ -278,10 +278,14 @@ def save_predictions(path: Path, findings: list[str], examples: dict) -> None:
     temporary.replace(path)
 
 
+def drawn_method(maps: dict[str, np.ndarray]) -> str:
+    """Of a model's maps the one whose boxes are written and drawn."""
+    return DRAWN if DRAWN in maps else next(iter(maps))
+
+
 def detect(findings: list[str], examples: dict, maps: dict, scores: dict, frame: int) -> list[dict]:
     """boxes/SPLIT.json: COCO detections of the run's own map on every image, at the threshold that was scored."""
-    method = DRAWN if DRAWN in maps else next(iter(maps))
-    found = []
+    method, found = drawn_method(maps), []
     for k, finding in enumerate(findings):
         if finding in scores["localization"]:
             threshold = scores["localization"][finding][method]["threshold"]["value"]

@@ -49,7 +49,7 @@ class Films:
         if i in self.problems:
             film = np.zeros((1, 1), np.uint8)
         else:
-            self.sizes[i], self.shown[i] = film.shape, report.shrink(film)
+            self.sizes[i], self.shown[i] = film.shape, report.as_panel(film)
         example = {"image": images.encode(images.resize(film, self.size)), "labels": np.zeros(0)}
         if i == 0:
             self._first = example
@@ -100,7 +100,7 @@ def predict_files(run: Path, xrays: Sequence[Path], out: Path, skip_bad: bool = 
             rows, done = [i - done for i in good], done + len(logits)
             if not good:
                 continue
-            drawn = experiment.DRAWN if experiment.DRAWN in maps else next(iter(maps))
+            drawn = experiment.drawn_method(maps)
             found = {"probability": scipy.special.expit(logits.astype(np.float64))} | maps
             found = {name: values[rows] for name, values in found.items()}
             for name, values in found.items():

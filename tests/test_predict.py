@@ -1,6 +1,7 @@
 """Films from files: the same numbers as from prepared data, in the file's own pixels, whole or not at all."""
 
 import csv
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -10,11 +11,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from test_experiment import config
 
 from infomask_jax import datasets, experiment, predict
-from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 from infomask_jax.localize import boxes_from_map
-from infomask_jax.report import overlay, shrink
+from infomask_jax.report import as_panel, overlay
 from infomask_jax.score_files import score_files
 
 FINDINGS = ("mass", "effusion")
@@ -43,17 +44,7 @@ def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("predict")
     draw(folder / "release", 32)
     datasets.prepare(datasets.Folder(source=folder / "release", data_dir=folder / "data", size=48))
-    config = Config(
-        dataset="folder",
-        data_dir=folder / "data",
-        workdir=folder / "run",
-        map_shifts=2,
-        data=DataConfig(image_size=32, batch_size=8),
-        model=ModelConfig(width=8, depth=1, stride=4, latent_channels=4),
-        loss=LossConfig(delay=0.2),
-        train=TrainConfig(steps=6, log_every=2),
-    )
-    experiment.run(config)
+    experiment.run(dataclasses.replace(config(folder), dataset="folder"))
     return folder / "run"
 
 
@@ -207,7 +198,7 @@ def test_picture_is_not_upside_down():
     heat = np.zeros((8, 8))
     heat[:2, 6:] = 1  # hot at the top right
     nothing, box = np.zeros((0, 4)), np.array([[0.0, 0.75, 0.25, 1.0]])
-    png = overlay(shrink(film), "a film", [("mass", heat, nothing), ("mass", np.zeros((8, 8)), box)])
+    png = overlay(as_panel(film), "a film", [("mass", heat, nothing), ("mass", np.zeros((8, 8)), box)])
     page = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR).astype(int)
     plain, hot, boxed = np.split(page[24:], 3, axis=1)
     assert plain.shape == (512, 341, 3) and plain[:240].min() == 255 and plain[270:].max() == 0
@@ -241,6 +232,6 @@ def test_boxes_are_listed_of_all_and_drawn_of_what_is_probable(masks):
 
 def test_panels_wrap_and_long_names_are_cut():
     film, blank = np.zeros((64, 64), np.uint8), np.zeros((4, 4))
-    png = overlay(shrink(film), "x" * 500, [("ünbekannt\n" * 40, blank, np.zeros((0, 4)))] * 14)
+    png = overlay(as_panel(film), "x" * 500, [("ünbekannt\n" * 40, blank, np.zeros((0, 4)))] * 14)
     page = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
     assert page.shape == (4 * (512 + 24), 4 * 512, 3)

@@ -21,7 +21,7 @@ from infomask_jax.config import Config
 from infomask_jax.report.audit import audit_figure, audit_sheets
 from infomask_jax.report.export import render, write_all, write_scores
 from infomask_jax.report.figures import galleries, training_curves
-from infomask_jax.report.overlay import overlay, shrink
+from infomask_jax.report.overlay import as_panel, overlay
 from infomask_jax.report.page import run_page
 from infomask_jax.report.render import as_markdown, print_scores, screen
 from infomask_jax.report.sheet import rank
@@ -29,6 +29,7 @@ from infomask_jax.report.sheet import rank
 __all__ = [
     "MOST",
     "as_markdown",
+    "as_panel",
     "audit_figure",
     "audit_sheets",
     "console",
@@ -38,7 +39,6 @@ __all__ = [
     "render",
     "report",
     "screen",
-    "shrink",
     "unit_boxes",
     "write_all",
     "write_page",

@@ -27,7 +27,7 @@ TEMPLATE = """<!doctype html>
   tr.group th { color: var(--dim); font-style: italic }
   td small { display: block; color: var(--dim); white-space: nowrap }
   .green { color: var(--good) } .red { color: var(--bad) }
-  p.note, dd { color: var(--dim); margin: .1rem 0; font-size: .9rem }
+  p.note { color: var(--dim); margin: .1rem 0; font-size: .9rem }
   figure { margin: 1.5rem 0 } img { max-width: 100%; height: auto; background: #fff }
   summary { cursor: pointer; margin: 1rem 0; font-weight: 600 } pre { overflow-x: auto; font-size: .85rem }
 </style>
