@@ -48,6 +48,9 @@ class Ablations:
     """Seeds of every variant."""
     split: str = "test"
     """Split to score: train, val or test."""
+    scored_dir: Path | None = None
+    """Folder given to `prepare` for other data of the same name, whose split is scored in place of DATA_DIR's, and
+    whose val tunes thresholds: fresh images, or another hospital's. The table goes to WORKDIR/on-NAME-FINGERPRINT/."""
     steps: int | None = None
     """Optimizer steps in place of the base config's."""
     jobs: int = 1
@@ -74,7 +77,9 @@ def main(arguments: Ablations) -> None:
     flags |= {"--only": arguments.only or None, "--jobs": arguments.jobs if arguments.jobs > 1 else None}
     command = command_line("experiments/ablations.py", flags)
     data = datasets.load(base.dataset, base.data_dir)
-    ablation.run(base, data, only, arguments.seeds, arguments.split, command, arguments.jobs, arguments.together)
+    scored = arguments.scored_dir and datasets.load(base.dataset, arguments.scored_dir)
+    options = {"jobs": arguments.jobs, "together": arguments.together, "scored": scored}
+    ablation.run(base, data, only, arguments.seeds, arguments.split, command, **options)
 
 
 if __name__ == "__main__":

@@ -389,6 +389,36 @@ def test_processes_train_and_score_what_one_does(base, rows):
     assert written(base) == before
 
 
+def test_other_data_is_scored_by_the_runs_that_are_there(base, tmp_path, monkeypatch):
+    """In this process and in others; the table of their own data stays."""
+    data, before = datasets.load(base.dataset, base.data_dir), written(base)
+    fresh = datasets.prepare(Synthetic(data_dir=tmp_path, size=48, train=8, val=16, test=20, seed=1, workers=1))
+    monkeypatch.setattr(predictions, "train", lambda *_: pytest.fail("trained again"))
+    run = partial(ablation.run, base, data, ("cam/iba",), SEEDS, "test", "the command", scored=fresh)
+    found = run()
+    assert (found["fingerprint"], found["trained_on"]) == (fresh.fingerprint, data.fingerprint)
+    folder = base.workdir / f"on-synthetic-{fresh.fingerprint[:8]}"
+    assert json.loads((folder / "ablations.json").read_text()) == found and written(base) == before
+    assert "other data" in (folder / "ablations.md").read_text()
+    default, iba = (
+        next(r for r in found["findings"]["opacity"]["rows"] if r["method"] == m) for m in ("default", "cam/iba")
+    )
+    (split, val), (_, config) = predictions.read_splits(fresh, "test", 32), of(base, "default", SEEDS[1])
+    params, _ = checkpoint.load_params(config.workdir)
+    truth, maps = split.truths[0], experiment.predict(config, params, fresh.source("test"), 1)[1]["infomask"][..., 0]
+    prepared = scoring.Prediction(maps).prepared(truth.scored, 32, split.examples["image_id"])
+    wanted = average_precision_score(truth.mask.ravel(), prepared.ravel())
+    assert default["scores"]["pxap"]["by_seed"][1] == pytest.approx(wanted, abs=2e-3)
+    assert len(val.examples["image_id"]) == 16 and 0 < iba["scores"]["pxap"]["mean"] < 1
+    for maps in base.workdir.glob("*/seed*/maps/*-on-*"):
+        maps.unlink()
+    assert run(jobs=2) == found
+    with pytest.raises(ValueError, match=r"findings of the training, opacity; .* is labelled with mass"):
+        run(scored=dataclasses.replace(fresh, findings=("mass",)))
+    with pytest.raises(ValueError, match="has no split 'fresh'"):
+        ablation.run(base, data, ONLY, SEEDS, "fresh", "the command", scored=fresh)
+
+
 def test_runs_in_lockstep_are_what_they_are_one_after_the_other(base, monkeypatch):
     """Stopped after one step all have saved; what has begun goes on alone, what has not trains in lockstep."""
     data, before = datasets.load(base.dataset, base.data_dir), written(base)
@@ -474,9 +504,9 @@ def test_what_is_kept_is_of_these_parameters_settings_and_bytes(base, splits, mo
     asked, real = [], experiment.predict
     monkeypatch.setattr(experiment, "predict", lambda *a: asked.append(1) or real(*a))
 
-    def count(config=config, params=params, data=data) -> int:
+    def count(config=config, params=params, split=splits[0]) -> int:
         asked.clear()
-        predictions.maps_of(v, config, params, data, splits[0])
+        predictions.maps_of(v, config, params, data, split)
         return len(asked)
 
     assert count() == 0
@@ -485,7 +515,8 @@ def test_what_is_kept_is_of_these_parameters_settings_and_bytes(base, splits, mo
     assert count(params=other) == 1 and count() == 1 and count() == 0
     shifts = dataclasses.replace(config, map_shifts=1)
     assert count(config=shifts) == 1 and count() == 1
-    assert count(data=dataclasses.replace(data, fingerprint="other")) == 1 and count() == 1
+    other = splits[0]._replace(data=dataclasses.replace(data, fingerprint="other"))
+    assert count(split=other) == 1 and count(split=other) == 0 and count() == 0  # beside each other
     path = config.workdir / "maps" / "test.npz"
     experiment.save_maps(path, splits[0].examples["image_id"], {"infomask": np.zeros((24, 32, 32), np.float16)})
     assert count() == 1 and count() == 0
@@ -555,12 +586,14 @@ def test_script_lists_variants_and_takes_steps(capsys, monkeypatch, tmp_path):
     out = capsys.readouterr().out
     assert "delay_0.5" in out and "loss.delay 0.5" in out and "skipped: the data has one finding" in out
     calls = []
-    monkeypatch.setattr(script.datasets, "load", lambda *_: "data")
-    monkeypatch.setattr(script.ablation, "run", lambda *a: calls.append(a))
+    monkeypatch.setattr(script.datasets, "load", lambda name, folder: f"{name} in {folder}")
+    monkeypatch.setattr(script.ablation, "run", lambda *a, **options: calls.append((*a, options)))
     script.main(script.Ablations("implanted", data_dir=tmp_path, workdir=Path("w"), only="beta", seeds=(2,), steps=9))
-    base, data, *rest, command, jobs, together = calls[0]
+    base, data, *rest, command, options = calls[0]
     assert (base.dataset, base.train.steps, base.data_dir) == ("implanted", 9, tmp_path)
-    assert (data, rest, jobs, together) == ("data", [("beta",), (2,), "test"], 1, False)
+    assert (data, rest) == (f"implanted in {tmp_path}", [("beta",), (2,), "test"])
+    assert options == {"jobs": 1, "together": False, "scored": None}
     assert command.endswith("--workdir w --only beta --seeds 2 --split test --steps 9")
-    script.main(script.Ablations("implanted", together=True))
-    assert calls[1][-1] is True and calls[1][-3].endswith("--split test --together")
+    script.main(script.Ablations("implanted", together=True, scored_dir=Path("fresh")))
+    assert calls[1][-1] == {"jobs": 1, "together": True, "scored": "implanted in fresh"}
+    assert calls[1][-2].endswith("--split test --scored-dir fresh --together")

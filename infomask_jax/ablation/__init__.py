@@ -37,17 +37,22 @@ def run(
     command: str,
     jobs: int = 1,
     together: bool = False,
+    scored: Prepared | None = None,
 ) -> dict:
     """Train or resume every run, score all of them together, write ablations.json, ablations.md and figures/ into
-    base.workdir; return what the JSON holds.
+    base.workdir (of other data into its sub-folder on-NAME-FINGERPRINT); return what the JSON holds.
 
-    ValueError for an unknown name, an absent split, `jobs` that cannot be, or a run directory with another config (it
-    names the fields).
+    ValueError for an unknown name, an absent split, other findings, `jobs` that cannot be, or a run directory with
+    another config (it names the fields).
 
     Args:
       jobs: runs at once, each in a process of its own, see workers.py; 1: all in this one.
       together: train all runs that have not begun in lockstep first, see together.py.
+      scored: other data, with the same findings, whose `split` is scored and whose `val` tunes thresholds.
     """
+    folder, scored = Path(base.workdir), scored or data
+    if scored.fingerprint != data.fingerprint:
+        folder /= f"on-{scored.name}-{scored.fingerprint[:8]}"
     if together and (jobs > 1 or jax.process_count() > 1):
         found = f"jobs {jobs}, {jax.process_count()} processes"
         raise ValueError(f"together: runs train in one process on its own; expected jobs 1 and no other, found {found}")
@@ -56,8 +61,11 @@ def run(
             f"jobs: expected at least 1, and 1 beside an accelerator, which processes cannot share well; found {jobs}. "
             "JAX_PLATFORMS=cpu trains on the cores."
         )
-    if split not in data.splits:
-        raise ValueError(f"{data.name} has no split {split!r}; it has {', '.join(data.splits)}")
+    if split not in scored.splits:
+        raise ValueError(f"{scored.directory} has no split {split!r}; it has {', '.join(scored.splits)}")
+    if scored.findings != data.findings:
+        found = f"{scored.directory} is labelled with {', '.join(scored.findings)}"
+        raise ValueError(f"expected the findings of the training, {', '.join(data.findings)}; {found}")
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: expected different numbers, found {seeds}")
     console, chosen = report.console(), select(variants(base, len(data.findings)), only)
@@ -65,48 +73,49 @@ def run(
         if v.skip:
             console.print(f"skipped {v.name}: {v.skip}")
     there = [v for v in chosen if not v.skip]
-    splits, weights = read(data, split, base.data.image_size)
-    scored = list(weights)
-    tables, strips = {k: {} for k in scored}, {k: {} for k in scored}
+    splits, weights = read(scored, split, base.data.image_size)
+    tables, strips = {k: {} for k in weights}, {k: {} for k in weights}
     runs = {}  # attributions share the run of `cam`
     for seed in seeds:
         for v in there:
             runs.setdefault(config_of(base, v, seed).workdir, (seed, []))[1].append(v)
-    tasks = [(base, those, seed, split) for seed, those in runs.values()]
+    place = scored.directory.parents[1]
+    tasks = [(base, those, seed, split, place) for seed, those in runs.values()]
     if together:
-        train_together([config_of(base, those[0], seed) for _, those, seed, _ in tasks], data)
-    in_turn = (score_run(base, data, those, seed, splits, weights) for _, those, seed, _ in tasks)
+        train_together([config_of(base, those[0], seed) for _, those, seed, *_ in tasks], data)
+    in_turn = (score_run(base, data, those, seed, splits, weights) for _, those, seed, *_ in tasks)
     with contextlib.closing(side_by_side(tasks, jobs, Path(base.workdir) / "logs") if jobs > 1 else in_turn) as found:
-        for number, (_, those, seed, _) in enumerate(tasks, 1):
+        for number, (_, those, seed, *_) in enumerate(tasks, 1):
             console.print(f"[{number}/{len(tasks)}] {those[0].name} seed {seed}", markup=False, highlight=False)
             rows = next(found)
             if number == len(tasks) or tasks[number][2] != seed:
                 jax.clear_caches()  # so that memory does not grow with the seeds
-            for k in scored:
+            for k in weights:
                 merge(tables[k], rows[k][0])
                 if seed == seeds[0]:
                     strips[k] |= rows[k][1]
     result = {
         "command": command,
-        "dataset": data.name,
-        "fingerprint": data.fingerprint,
+        "dataset": scored.name,
+        "fingerprint": scored.fingerprint,
+        "trained_on": data.fingerprint,
         "split": split,
         "seeds": list(seeds),
         "bootstrap": {"resamples": RESAMPLES, "unit": "seed and patient" if len(seeds) > 1 else "patient"},
         "skipped": {v.name: v.skip for v in chosen if v.skip},
         "findings": {},
     }
-    folder, figures = Path(base.workdir), {}
-    for k in scored:
+    figures = {}
+    for k in weights:
         name, table = data.findings[k], tables[k]
         add_controls(table, splits, k, weights[k])
         rows = [as_row(row, table["default"], len(seeds)) for row in table.values()]
         result["findings"][name] = {"rows": rows}
-        suffix = f"-{name}" if len(scored) > 1 else ""
+        suffix = f"-{name}" if len(weights) > 1 else ""
         figures[folder / "figures" / f"forest{suffix}.png"] = drawing.forest(rows, name)
         if len(strips[k]) > 1:
             truth = splits[0].truths[k]
-            image = pipeline.decode_gray(data.source(split)[int(truth.scored[0])]["image"])
+            image = pipeline.decode_gray(scored.source(split)[int(truth.scored[0])]["image"])
             image = pipeline.fit(image, base.data.image_size)
             picture = drawing.rate_distortion(rows, image, truth.mask[0], strips[k])
             figures[folder / "figures" / f"rate_distortion{suffix}.png"] = picture

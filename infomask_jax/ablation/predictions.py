@@ -28,6 +28,7 @@ STORED = 2  # raise it when what a run predicts changes for the same parameters
 class Split(NamedTuple):
     """One split that is scored or tunes thresholds."""
 
+    data: Prepared
     name: str
     examples: dict  # see experiment.read_examples
     truths: list[Truth]  # of each finding
@@ -38,7 +39,7 @@ def read_splits(data: Prepared, split: str, frame: int) -> list[Split]:
     names, findings = [split, *(["val"] if "val" in data.splits and split != "val" else [])], list(data.findings)
     examples = [experiment.read_examples(data, name, findings) for name in names]
     return [
-        Split(name, e, [finding_truth(e, k, frame) for k in range(len(findings))])
+        Split(data, name, e, [finding_truth(e, k, frame) for k in range(len(findings))])
         for name, e in zip(names, examples, strict=True)
     ]
 
@@ -57,7 +58,7 @@ def trained(config: Config, data: Prepared) -> Any:
     return checkpoint.load_params(config.workdir)[0]
 
 
-def maps_of(v: Variant, config: Config, params, data: Prepared, split: Split) -> tuple[dict, dict]:
+def maps_of(v: Variant, config: Config, params, trained_on: Prepared, split: Split) -> tuple[dict, dict]:
     """({name: float16 [N, h, w] or [N, h, w, K]}, {"logits": [N][K], "rates": [N][2]}) of a run.
 
     From its files if they are of these parameters, settings and data, else computed and written there.
@@ -66,7 +67,8 @@ def maps_of(v: Variant, config: Config, params, data: Prepared, split: Split) ->
     scored, and no numbers. Rates are bits per image of representation and mask, null for a plain classifier, which has
     no bound.
     """
-    source, findings, path = data.source(split.name, pipeline.FIELDS), len(data.findings), Path(config.workdir) / "maps"
+    data, path = split.data, Path(config.workdir) / "maps"
+    source, findings = data.source(split.name, pipeline.FIELDS), len(data.findings)
     facts = fields(config) | {"workdir": "", "data_dir": ""}
     leaves = jax.tree_util.tree_leaves_with_path(params)
     digest = hashlib.sha256(json.dumps([STORED, facts, data.fingerprint, split.name, v.method], default=str).encode())
@@ -76,12 +78,14 @@ def maps_of(v: Variant, config: Config, params, data: Prepared, split: Split) ->
 
     def compute() -> tuple[dict, dict]:
         if v.method:
-            return {v.method: attribute(v.method, config, params, data, split)}, {}
+            return {v.method: attribute(v.method, config, params, trained_on, split)}, {}
         logits, maps = experiment.predict(config, params, source, findings)
         rates = mean_rates(config, params, source, findings)
         return maps, {"logits": logits.tolist(), "rates": rates.tolist()}
 
     stem = f"{split.name}-{v.method}" if v.method else split.name
+    if data.fingerprint != trained_on.fingerprint:
+        stem = f"{stem}-on-{data.name}-{data.fingerprint[:8]}"
     return _stored(path / f"{stem}.npz", digest.hexdigest(), split.examples["image_id"], compute)
 
 
@@ -119,15 +123,16 @@ def mean_rates(config: Config, params, source, findings: int) -> np.ndarray:
     return np.concatenate([jax.device_get(rates(params, batch["image"]))[batch["valid"] > 0] for batch in batches])
 
 
-def attribute(method: str, config: Config, params, data: Prepared, split: Split) -> np.ndarray:
+def attribute(method: str, config: Config, params, trained_on: Prepared, split: Split) -> np.ndarray:
     """Maps of an attribution method for every finding, float16 [N, h, w, K] with largest magnitude 1, on scored images.
 
     Maps on the latent grid are means over the shifts of `map_shifts`, as CAM's are; those on pixels are as they are.
     """
-    source, size, findings = data.source(split.name, pipeline.FIELDS), config.data.image_size, len(data.findings)
+    source, size = split.data.source(split.name, pipeline.FIELDS), config.data.image_size
+    findings = len(split.data.findings)
     variables = {"params": params}
     if method == "iba":
-        batches = pipeline.eval_batches(data.source("train", pipeline.FIELDS), size, config.data.batch_size)
+        batches = pipeline.eval_batches(trained_on.source("train", pipeline.FIELDS), size, config.data.batch_size)
         images = (batch["image"][batch["valid"] > 0] for batch in batches)
         variables["feature_statistics"] = feature_statistics(config.model, findings, variables, images)
     explain, out = attribution(method, config.model, findings), None

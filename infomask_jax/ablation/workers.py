@@ -31,8 +31,8 @@ def score_run(
 ) -> dict[int, tuple[dict, dict]]:
     """Train (or resume, or find) the one run that `those` variants share and score it.
 
-    Returns {finding: (rows, strip)}: rows as `table.add_rows` makes them; strip {variant: map of the first scored
-    image} of the default and of other betas.
+    data: what it is trained on. Returns {finding: (rows, strip)}: rows as `table.add_rows` makes them; strip {variant:
+    map of the first scored image} of the default and of other betas.
     """
     config = config_of(base, those[0], seed)
     params, found = trained(config, data), {k: ({}, {}) for k in weights}
@@ -47,7 +47,8 @@ def score_run(
 
 
 def side_by_side(tasks: list[tuple], jobs: int, logs: Path) -> Iterator[dict]:
-    """The results of `score_run` for tasks (base, variants, seed, split), in their order, each from its own process.
+    """The results of `score_run` for tasks (base, variants, seed, split, place), in their order, each from its own
+    process; scored is the split of the data prepared in `place`.
 
     Up to `jobs` processes at once, each on its share of the cores. What a run prints goes to logs/VARIANT-seedS.log.
     Whatever ends this ends them, and what is trained by then is saved, as in any run that is told to stop. SIGINT and
@@ -111,11 +112,11 @@ def _work(sender, task: tuple, log: Path, slot: int, jobs: int, parent: int) -> 
         share = max(len(cores) // jobs, 1)
         first = slot * share % len(cores)
         os.sched_setaffinity(0, cores[first : first + share])
-    base, those, seed, split = task
+    base, those, seed, split, place = task
     try:
         parallel.start(base.hosts)
-        data = datasets.load(base.dataset, base.data_dir)
-        outcome = score_run(base, data, those, seed, *read(data, split, base.data.image_size))
+        data, scored = (datasets.load(base.dataset, folder) for folder in (base.data_dir, place))
+        outcome = score_run(base, data, those, seed, *read(scored, split, base.data.image_size))
     except (Exception, monitor.Stopped) as error:
         outcome = error
     sender.send(outcome)
