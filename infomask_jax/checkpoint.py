@@ -16,14 +16,27 @@ from infomask_jax.config import Config
 def manager(workdir: Path, keep: int = 2) -> ocp.CheckpointManager:
     """Checkpoints live in workdir/checkpoints/STEP; a write becomes visible only when it is complete."""
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
-    return ocp.CheckpointManager(_directory(workdir), options=options)
+    return ocp.CheckpointManager(_directory(workdir), options=options, item_handlers=_handlers())
+
+
+def _handlers() -> dict[str, Any]:
+    """Of the two items. Processes share the writing of an array; devices of one do not, as orbax would have it: eight
+    slices of each, whose programs are compiled at the first save, and one disk all the same."""
+    arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=jax.process_count() > 1)
+    kinds = (
+        (jax.Array, arrays),
+        (np.ndarray, ocp.type_handlers.NumpyHandler()),
+    )  # what is saved; what params are read as
+    registry = ocp.type_handlers.create_type_handler_registry(*kinds)
+    state = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    return {"state": state, "data": grain.checkpoint.CheckpointHandler()}
 
 
 def save(checkpoints: ocp.CheckpointManager, step: int, state: Any, iterator) -> None:
     """Write both under `step`, in the background; `wait` waits for the disk. OSError if this write, or the one before,
     fails: what was complete stays."""
     arguments = ocp.args.Composite(
-        state=ocp.args.StandardSave(storable(state)), data=grain.checkpoint.CheckpointSave(iterator)
+        state=ocp.args.PyTreeSave(storable(state)), data=grain.checkpoint.CheckpointSave(iterator)
     )
     with _writing(checkpoints):
         checkpoints.save(step, args=arguments, force=True)
@@ -77,7 +90,8 @@ def restore(checkpoints: ocp.CheckpointManager, step: int, state: Any, iterator)
     """The state saved under `step`, with the shardings of `state`; `iterator` is wound to where it stood."""
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), storable(state))
     arguments = ocp.args.Composite(
-        state=ocp.args.StandardRestore(abstract), data=grain.checkpoint.CheckpointRestore(iterator)
+        state=ocp.args.PyTreeRestore(abstract, ocp.checkpoint_utils.construct_restore_args(abstract)),
+        data=grain.checkpoint.CheckpointRestore(iterator),
     )
     stored = checkpoints.restore(step, args=arguments)["state"]
     at = iterator.get_state()
@@ -105,8 +119,7 @@ def load_params(workdir: Path) -> tuple[Any, int]:
     directory = _directory(workdir)
     if not directory.exists():
         raise FileNotFoundError(f"{workdir} holds no checkpoint: train it first, or give another run.")
-    handlers = {"state": ocp.PyTreeCheckpointHandler(), "data": grain.checkpoint.CheckpointHandler()}
-    with ocp.CheckpointManager(directory, item_handlers=handlers) as checkpoints:
+    with ocp.CheckpointManager(directory, item_handlers=_handlers()) as checkpoints:
         step = checkpoints.latest_step()
         if step is None:
             raise FileNotFoundError(f"{workdir} holds no checkpoint: train it first, or give another run.")

@@ -372,7 +372,7 @@ def test_iterator_that_stands_elsewhere_is_damage(tmp_path, data, capsys):
 FULL = """
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))  # writing a larger file fails, as on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (25_000, 25_000))  # writing a larger file fails, as on a full disk
 """
 
 
