@@ -13,7 +13,6 @@ from pathlib import Path
 
 import cv2
 import jax
-import jax.experimental.compilation_cache.compilation_cache
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -98,26 +97,12 @@ def tiny(folder: Path) -> Config:
     )
 
 
-@pytest.fixture(scope="module")
-def compile_once(tmp_path_factory):
-    """The seeds of a variant share their programs."""
-    options = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled"))}
-    options |= {"jax_persistent_cache_min_compile_time_secs": 0.0}
-    before = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    jax.experimental.compilation_cache.compilation_cache.reset_cache()
-
-
 def again(base: Config) -> dict:
     return ablation.run(base, datasets.load(base.dataset, base.data_dir), ONLY, SEEDS, "test", "the command")
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory, compile_once) -> Config:
+def base(tmp_path_factory) -> Config:
     found = tiny(tmp_path_factory.mktemp("ablations"))
     datasets.prepare(Synthetic(data_dir=found.data_dir, size=32, train=16, val=16, test=24, workers=1))
     again(found)

@@ -249,7 +249,7 @@ def test_smoothgrad_is_the_magnitude_of_the_mean_gradient_over_noisy_images():
 def test_integrated_gradients_are_complete(baseline):
     variables, images = random_variables(CURVED), 2.0 * random_images()
     start = 0.0 if baseline == "gray" else random_images(1, 9)[0]
-    maps = attribution("integrated_gradients", CURVED, 2, steps=400, baseline=start)(variables, images, 1)
+    maps = attribution("integrated_gradients", CURVED, 2, steps=200, baseline=start)(variables, images, 1)
     ends = np.broadcast_to(start, images.shape)
     gained = forward(variables, images, CURVED)[0][:, 1] - forward(variables, ends, CURVED)[0][:, 1]
     assert np.abs(gained).min() > 0.05

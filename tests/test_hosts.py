@@ -20,7 +20,8 @@ from infomask_jax.monitor import STOPPED
 ROOT = Path(__file__).parent.parent
 STEPS = 30
 FLAGS = f"""
-  --data.image-size 32 --data.batch-size 16 --model.width 8 --model.depth 1 --model.latent-channels 4 --no-baseline
+  --data.image-size 32 --data.batch-size 16 --model.width 8 --model.depth 1 --model.latent-channels 4
+  --no-baseline --map-shifts 1
   --train.steps {STEPS} --train.log-every 2 --train.checkpoint-every 7 --loss.delay 0 --loss.ramp 0.1
 """.split()
 
@@ -44,7 +45,6 @@ def start(folder: Path, name: str, *flags: str, processes: int = 2) -> list[subp
         hosts = ["--hosts.coordinator", f"localhost:{port}", "--hosts.processes", str(processes)]
         hosts = [*hosts, "--hosts.process", str(i)] if processes > 1 else []
         environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(8 // processes)}
-        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # the next start finds all programs
         with (folder / f"{name}-{i}.txt").open("w") as output:
             started.append(subprocess.Popen([*command, *hosts], stdout=output, stderr=output, env=environment))
     return started

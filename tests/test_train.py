@@ -3,7 +3,6 @@
 import dataclasses
 import http.server
 import json
-import os
 import random
 import shutil
 import signal
@@ -259,8 +258,7 @@ except OSError as error:
 
 def start(workdir: Path, steps: int) -> subprocess.Popen:
     script = SCRIPT.format(root=str(ROOT), tests=str(ROOT / "tests"), workdir=str(workdir), steps=steps)
-    environment = {**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # the next start finds all programs
-    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
 
 
 def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
