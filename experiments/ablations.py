@@ -49,8 +49,9 @@ class Ablations:
     split: str = "test"
     """Split to score: train, val or test."""
     scored_dir: Path | None = None
-    """Folder given to `prepare` for other data of the same name, whose split is scored in place of DATA_DIR's, and
-    whose val tunes thresholds: fresh images, or another hospital's. The table goes to WORKDIR/on-NAME-FINGERPRINT/."""
+    """Folder given to `prepare` for fresh images of the same data set (phantoms, implanted opacities: of another
+    --seed): their split is scored in place of DATA_DIR's, their val tunes thresholds. The table goes to
+    WORKDIR/on-NAME-FINGERPRINT/."""
     steps: int | None = None
     """Optimizer steps in place of the base config's."""
     jobs: int = 1

@@ -20,16 +20,18 @@ def manager(workdir: Path, keep: int = 2) -> ocp.CheckpointManager:
 
 
 def _handlers() -> dict[str, Any]:
-    """Of the two items. Processes share the writing of an array; devices of one do not, as orbax would have it: eight
-    slices of each, whose programs are compiled at the first save, and one disk all the same."""
-    arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=jax.process_count() > 1)
-    kinds = (
-        (jax.Array, arrays),
-        (np.ndarray, ocp.type_handlers.NumpyHandler()),
-    )  # what is saved; what params are read as
-    registry = ocp.type_handlers.create_type_handler_registry(*kinds)
-    state = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-    return {"state": state, "data": grain.checkpoint.CheckpointHandler()}
+    """Of the two items of a checkpoint.
+
+    Several processes share the writing of each array. The devices of a single one do not: a slice of each array from
+    each device, which is orbax's default, is many small programs, compiled at the first save, for the same disk.
+    """
+    options = {}
+    if jax.process_count() == 1:
+        options["type_handler_registry"] = ocp.type_handlers.create_type_handler_registry(
+            (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False)),
+            (np.ndarray, ocp.type_handlers.NumpyHandler()),  # as which load_params reads
+        )
+    return {"state": ocp.PyTreeCheckpointHandler(**options), "data": grain.checkpoint.CheckpointHandler()}
 
 
 def save(checkpoints: ocp.CheckpointManager, step: int, state: Any, iterator) -> None:

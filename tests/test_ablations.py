@@ -22,6 +22,7 @@ from infomask_jax import ablation, checkpoint, datasets, experiment, monitor, pi
 from infomask_jax.ablation import predictions, table
 from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig, differences
 from infomask_jax.datasets import Synthetic
+from infomask_jax.datasets.synthetic import PhantomConfig, render
 from infomask_jax.evaluate import bootstrap, controls, scoring
 from infomask_jax.evaluate.frame import prepare_maps
 from infomask_jax.explain import METHODS, attribution, heat_maps, shifted_heat_maps
@@ -226,31 +227,34 @@ def test_table_holds_every_row_once(rows):
     assert rows["cam/gradient"]["scores"]["auroc"] == rows["cam"]["scores"]["auroc"]
 
 
+def assert_scored(row: dict, at: int, files: list[Path], name: str, splits: list[predictions.Split]) -> None:
+    """A row has, of seed number `at`, the scores of the maps `name` in files of the splits: the scored one, val."""
+    maps, val = (
+        prepare_maps(np.load(file)[name][split.truths[0].scored], 32) for file, split in zip(files, splits, strict=True)
+    )
+    truth, known = splits[0].truths[0].mask, splits[1].truths[0].mask
+    own = {metric: score["by_seed"][at] for metric, score in row["scores"].items()}
+    assert own["pxap"] == pytest.approx(average_precision_score(truth.ravel(), maps.ravel()), abs=1e-5)
+    region = maps >= np.float32(row["threshold"][at])
+    iou = (region & truth).sum((1, 2)) / (region | truth).sum((1, 2))
+    assert own["mean_iou"] == pytest.approx(iou.mean(), abs=1e-5)
+    tried = [
+        ((val >= t) & known).sum((1, 2)) / np.maximum(((val >= t) | known).sum((1, 2)), 1)
+        for t in np.linspace(0.01, 1, 100, dtype=np.float32)
+    ]
+    best = float(np.linspace(0.01, 1, 100)[np.argmax([t.mean() for t in tried])])
+    assert row["threshold"][at] == pytest.approx(best, abs=1e-6)
+
+
 def test_map_scores_are_those_of_the_maps_on_disk(base, rows, splits):
-    truth = splits[0].truths[0]
-    for row, variant, stem, name in (
-        ("default", "default", "test", "infomask"),
-        ("no_mask/evidence", "no_mask", "test", "vib_evidence"),
-        ("cam/gradient", "cam", "test-gradient", "gradient"),
+    for row, variant, method, name in (
+        ("default", "default", "", "infomask"),
+        ("no_mask/evidence", "no_mask", "", "vib_evidence"),
+        ("cam/gradient", "cam", "-gradient", "gradient"),
     ):
         for at, seed in enumerate(SEEDS):
             folder = base.workdir / variant / f"seed{seed}" / "maps"
-            with np.load(folder / f"{stem}.npz") as arrays:
-                maps = prepare_maps(arrays[name][truth.scored], 32)
-            own = {metric: score["by_seed"][at] for metric, score in rows[row]["scores"].items()}
-            assert own["pxap"] == pytest.approx(average_precision_score(truth.mask.ravel(), maps.ravel()), abs=1e-5)
-            region = maps >= np.float32(rows[row]["threshold"][at])
-            iou = (region & truth.mask).sum((1, 2)) / (region | truth.mask).sum((1, 2))
-            assert own["mean_iou"] == pytest.approx(iou.mean(), abs=1e-5)
-            with np.load(folder / f"{stem.replace('test', 'val')}.npz") as arrays:
-                val = prepare_maps(arrays[name][splits[1].truths[0].scored], 32)
-            mask = splits[1].truths[0].mask
-            tried = [
-                ((val >= t) & mask).sum((1, 2)) / np.maximum(((val >= t) | mask).sum((1, 2)), 1)
-                for t in np.linspace(0.01, 1, 100, dtype=np.float32)
-            ]
-            best = float(np.linspace(0.01, 1, 100)[np.argmax([t.mean() for t in tried])])
-            assert rows[row]["threshold"][at] == pytest.approx(best, abs=1e-6)
+            assert_scored(rows[row], at, [folder / f"{split}{method}.npz" for split in ("test", "val")], name, splits)
 
 
 def test_the_scores_are_those_of_evaluate(base, rows, splits):
@@ -375,29 +379,53 @@ def test_processes_train_and_score_what_one_does(base, rows):
 
 
 def test_other_data_is_scored_by_the_runs_that_are_there(base, tmp_path, monkeypatch):
-    """In this process and in others; the table of their own data stays."""
+    """In this process and in others, by its own val, under any name; the table of their own data stays."""
     data, before = datasets.load(base.dataset, base.data_dir), written(base)
-    fresh = datasets.prepare(Synthetic(data_dir=tmp_path, size=48, train=8, val=16, test=20, seed=1, workers=1))
+    for i in range(100):  # lungs alone
+        film = render(1, i, PhantomConfig(prevalence=0.0))
+        cv2.imwrite(str(tmp_path / f"{i}.png"), film["image"] * (film["lung"] > 0))
+    fresh = datasets.prepare(Synthetic(backgrounds=tmp_path, data_dir=base.data_dir, size=48, train=0, workers=1))
     monkeypatch.setattr(predictions, "train", lambda *_: pytest.fail("trained again"))
     run = partial(ablation.run, base, data, ("cam/iba",), SEEDS, "test", "the command", scored=fresh)
     found = run()
-    assert (found["fingerprint"], found["trained_on"]) == (fresh.fingerprint, data.fingerprint)
-    folder = base.workdir / f"on-synthetic-{fresh.fingerprint[:8]}"
-    assert json.loads((folder / "ablations.json").read_text()) == found and written(base) == before
-    assert "other data" in (folder / "ablations.md").read_text()
-    default, iba = (
-        next(r for r in found["findings"]["opacity"]["rows"] if r["method"] == m) for m in ("default", "cam/iba")
+    assert (found["dataset"], found["fingerprint"], found["trained_on"]) == (
+        "implanted",
+        fresh.fingerprint,
+        data.fingerprint,
     )
-    (split, val), (_, config) = predictions.read_splits(fresh, "test", 32), of(base, "default", SEEDS[1])
+    suffix = f"on-implanted-{fresh.fingerprint[:8]}"
+    assert json.loads((base.workdir / suffix / "ablations.json").read_text()) == found and written(base) == before
+    assert "other data" in (base.workdir / suffix / "ablations.md").read_text()
+    by_name, splits = (
+        {r["method"]: r for r in found["findings"]["opacity"]["rows"]},
+        predictions.read_splits(fresh, "test", 32),
+    )
+    _, config = of(base, "default", SEEDS[1])
     params, _ = checkpoint.load_params(config.workdir)
-    truth, maps = split.truths[0], experiment.predict(config, params, fresh.source("test"), 1)[1]["infomask"][..., 0]
-    prepared = scoring.Prediction(maps).prepared(truth.scored, 32, split.examples["image_id"])
-    wanted = average_precision_score(truth.mask.ravel(), prepared.ravel())
-    assert default["scores"]["pxap"]["by_seed"][1] == pytest.approx(wanted, abs=2e-3)
-    assert len(val.examples["image_id"]) == 16 and 0 < iba["scores"]["pxap"]["mean"] < 1
-    for maps in base.workdir.glob("*/seed*/maps/*-on-*"):
+    for row, variant, method, name in (("default", "default", "", "infomask"), ("cam/iba", "cam", "-iba", "iba")):
+        for at, seed in enumerate(SEEDS):
+            folder = base.workdir / variant / f"seed{seed}" / "maps"
+            files = [folder / f"{split}{method}-{suffix}.npz" for split in ("test", "val")]
+            assert_scored(by_name[row], at, files, name, splits)
+    maps = experiment.predict(config, params, fresh.source("test"), 1)[1]["infomask"][..., 0]
+    np.testing.assert_array_equal(np.load(config.workdir / "maps" / f"test-{suffix}.npz")["infomask"], maps)
+    for maps in base.workdir.glob(f"*/seed*/maps/*-{suffix}.*"):
         maps.unlink()
-    assert run(jobs=2) == found
+    run(jobs=2)
+    assert (config.workdir / "maps" / f"test-{suffix}.npz").exists()
+    for row, again_row in zip(found["findings"]["opacity"]["rows"], run()["findings"]["opacity"]["rows"], strict=True):
+        assert row["scores"]["pxap"]["mean"] == pytest.approx(again_row["scores"]["pxap"]["mean"], rel=1e-3)
+
+
+def test_other_data_that_cannot_be_scored_is_refused(base, tmp_path):
+    data = datasets.load(base.dataset, base.data_dir)
+    run = partial(ablation.run, base, data, ONLY, SEEDS, "test", "the command")
+    with pytest.raises(ValueError, match="expected other data than that of the training"):
+        run(scored=data)
+    negative = Synthetic(data_dir=tmp_path, size=32, train=0, val=0, test=2, prevalence=0.0, workers=1)
+    fresh = datasets.prepare(negative)
+    with pytest.raises(ValueError, match="expected boxes of a finding on images of test, found none"):
+        run(scored=fresh)
     with pytest.raises(ValueError, match=r"findings of the training, opacity; .* is labelled with mass"):
         run(scored=dataclasses.replace(fresh, findings=("mass",)))
     with pytest.raises(ValueError, match="has no split 'fresh'"):

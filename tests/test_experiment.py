@@ -93,6 +93,16 @@ def test_figures_are_drawn_and_redrawn(run):
         report.report(run, "val")
 
 
+def test_python_of_the_readme_gives_the_scored_maps_and_every_term(run):
+    section = (ROOT / "README.md").read_text().split("## From Python")[1].split("\n## ")[0]
+    names = {}
+    exec(section.split("```python")[1].split("```")[0].replace("runs/demo", str(run)), names)
+    with np.load(run / "maps" / "test.npz") as arrays:
+        np.testing.assert_array_equal(arrays["infomask"], names["maps"]["infomask"][..., 0])
+    assert np.isfinite(names["loss"]) and set(names["terms"]) == {"nll", "rate_z", "rate_m", "mask_mean"}
+    assert names["out"]["kl_z"].shape == (8, 8, 8) and names["heat"].shape == (8, 32, 32)
+
+
 def test_scoring_twice_gives_the_same_scores(run):
     before = read(run / "eval" / "test.json")
     experiment.evaluate_run(run, datasets.load("synthetic", run.parent / "data"), "test")

@@ -14,9 +14,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import chex
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from infomask_jax import checkpoint, manifest, monitor, parallel, pipeline
@@ -345,6 +347,32 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, data, capsys,
         assert "notaswhenitbegan" not in output and now == begun
     assert (tmp_path / "broken-12" / "state").is_dir()  # nothing is lost
     chex.assert_trees_all_equal(jax.device_get(whole.params), jax.device_get(resumed.params))
+
+
+def test_arrays_are_stored_whole_and_read_as_orbax_would_store_them(tmp_path, data):
+    """Of eight devices: no slice of an array from each. Checkpoints that were sliced, as they once were, go on."""
+    config = tiny(tmp_path)
+    state = parallel.place(create_state(config, 1), shardings(8)[0])
+    stream = pipeline.train_batches(data.source("train"), config.data, 0, lambda batch: batch)
+    iterator = iter(stream)
+    next(iterator)
+    with checkpoint.manager(tmp_path / "own") as checkpoints:
+        checkpoint.save(checkpoints, 1, state, iterator)
+        checkpoint.wait(checkpoints)
+        stored = jax.tree.leaves(checkpoints.item_metadata(1)["state"].tree)
+        assert all(array.storage.chunk_shape == array.shape for array in stored) and len(stored) > 20
+    items = {"state": ocp.args.StandardSave(checkpoint.storable(state))}
+    items |= {"data": grain.checkpoint.CheckpointSave(iterator)}
+    (tmp_path / "orbax").mkdir()
+    with ocp.CheckpointManager(tmp_path / "orbax" / "checkpoints") as checkpoints:
+        checkpoints.save(1, args=ocp.args.Composite(**items))
+        checkpoints.wait_until_finished()
+        stored = jax.tree.leaves(checkpoints.item_metadata(1)["state"].tree)
+        assert any(array.storage.chunk_shape != array.shape for array in stored)
+    for name in ("own", "orbax"):
+        with checkpoint.manager(tmp_path / name) as checkpoints:
+            restored = checkpoint.restore(checkpoints, 1, state, iter(stream))
+        chex.assert_trees_all_equal(checkpoint.storable(restored), checkpoint.storable(state))
 
 
 def test_no_readable_checkpoint_is_an_error_not_a_fresh_start(tmp_path, data):

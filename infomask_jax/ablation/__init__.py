@@ -1,7 +1,8 @@
 """Ablations: named variants of one config, trained over seeds and scored together on the same images, paired.
 
 A run of a variant is an ordinary run in WORKDIR/VARIANT/seedS. What it predicts is kept in its maps/SPLIT.npz (maps)
-and maps/SPLIT.json (logits, rates, and of what all this is), so that a second call only scores.
+and maps/SPLIT.json (logits, rates, and of what all this is), of other data in SPLIT-on-NAME-FINGERPRINT, so that a
+second call only scores.
 
     variants.py     the variants of a config
     predictions.py  parameters, maps, logits and rates of one run
@@ -20,7 +21,7 @@ from infomask_jax import parallel, pipeline, report
 from infomask_jax.ablation.table import RESAMPLES, add_controls, as_row, merge
 from infomask_jax.ablation.together import train_together
 from infomask_jax.ablation.variants import config_of, select, variants
-from infomask_jax.ablation.workers import read, score_run, side_by_side
+from infomask_jax.ablation.workers import Task, read, score_run, side_by_side
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
 from infomask_jax.report import ablations as drawing
@@ -42,16 +43,20 @@ def run(
     """Train or resume every run, score all of them together, write ablations.json, ablations.md and figures/ into
     base.workdir (of other data into its sub-folder on-NAME-FINGERPRINT); return what the JSON holds.
 
-    ValueError for an unknown name, an absent split, other findings, `jobs` that cannot be, or a run directory with
-    another config (it names the fields).
+    ValueError for an unknown name, a split that is absent or has no box, other findings, `jobs` that cannot be, or a
+    run directory with another config (it names the fields).
 
     Args:
       jobs: runs at once, each in a process of its own, see workers.py; 1: all in this one.
       together: train all runs that have not begun in lockstep first, see together.py.
       scored: other data, with the same findings, whose `split` is scored and whose `val` tunes thresholds.
     """
-    folder, scored = Path(base.workdir), scored or data
-    if scored.fingerprint != data.fingerprint:
+    folder = Path(base.workdir)
+    if scored is None:
+        scored = data
+    elif scored.fingerprint == data.fingerprint:
+        raise ValueError(f"expected other data than that of the training; {scored.directory} holds the same")
+    else:
         folder /= f"on-{scored.name}-{scored.fingerprint[:8]}"
     if together and (jobs > 1 or jax.process_count() > 1):
         found = f"jobs {jobs}, {jax.process_count()} processes"
@@ -74,25 +79,28 @@ def run(
             console.print(f"skipped {v.name}: {v.skip}")
     there = [v for v in chosen if not v.skip]
     splits, weights = read(scored, split, base.data.image_size)
+    if not weights:
+        raise ValueError(f"{scored.directory}: expected boxes of a finding on images of {split}, found none to score")
     tables, strips = {k: {} for k in weights}, {k: {} for k in weights}
     runs = {}  # attributions share the run of `cam`
     for seed in seeds:
         for v in there:
             runs.setdefault(config_of(base, v, seed).workdir, (seed, []))[1].append(v)
-    place = scored.directory.parents[1]
-    tasks = [(base, those, seed, split, place) for seed, those in runs.values()]
+    where = scored.name, scored.directory.parents[1]
+    tasks = [Task(base, those, seed, where, split) for seed, those in runs.values()]
     if together:
-        train_together([config_of(base, those[0], seed) for _, those, seed, *_ in tasks], data)
-    in_turn = (score_run(base, data, those, seed, splits, weights) for _, those, seed, *_ in tasks)
+        train_together([config_of(base, task.variants[0], task.seed) for task in tasks], data)
+    in_turn = (score_run(task, data, splits, weights) for task in tasks)
     with contextlib.closing(side_by_side(tasks, jobs, Path(base.workdir) / "logs") if jobs > 1 else in_turn) as found:
-        for number, (_, those, seed, *_) in enumerate(tasks, 1):
-            console.print(f"[{number}/{len(tasks)}] {those[0].name} seed {seed}", markup=False, highlight=False)
+        for number, task in enumerate(tasks, 1):
+            told = f"[{number}/{len(tasks)}] {task.variants[0].name} seed {task.seed}"
+            console.print(told, markup=False, highlight=False)
             rows = next(found)
-            if number == len(tasks) or tasks[number][2] != seed:
+            if number == len(tasks) or tasks[number].seed != task.seed:
                 jax.clear_caches()  # so that memory does not grow with the seeds
             for k in weights:
                 merge(tables[k], rows[k][0])
-                if seed == seeds[0]:
+                if task.seed == seeds[0]:
                     strips[k] |= rows[k][1]
     result = {
         "command": command,

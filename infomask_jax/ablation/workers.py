@@ -9,6 +9,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from infomask_jax import datasets, monitor, parallel
 from infomask_jax.ablation.predictions import Split, maps_of, read_splits, trained
@@ -20,23 +21,31 @@ from infomask_jax.datasets import Prepared
 PDEATHSIG = 1  # of Linux's prctl.h
 
 
+class Task(NamedTuple):
+    """One run: what is trained, and on what it is scored."""
+
+    base: Config
+    variants: list[Variant]  # that share it
+    seed: int
+    scored: tuple[str, Path]  # for datasets.load
+    split: str
+
+
 def read(data: Prepared, split: str, frame: int) -> tuple[list[Split], dict[int, dict]]:
     """What runs are scored on: the splits, and the resamples of the patients of each finding that has boxes there."""
     splits = read_splits(data, split, frame)
     return splits, {k: resampled_patients(splits[0], k) for k, t in enumerate(splits[0].truths) if len(t.scored)}
 
 
-def score_run(
-    base: Config, data: Prepared, those: list[Variant], seed: int, splits: list[Split], weights: dict
-) -> dict[int, tuple[dict, dict]]:
-    """Train (or resume, or find) the one run that `those` variants share and score it.
+def score_run(task: Task, data: Prepared, splits: list[Split], weights: dict) -> dict[int, tuple[dict, dict]]:
+    """Train (or resume, or find) the one run of a task on `data` and score it.
 
-    data: what it is trained on. Returns {finding: (rows, strip)}: rows as `table.add_rows` makes them; strip {variant:
-    map of the first scored image} of the default and of other betas.
+    Returns {finding: (rows, strip)}: rows as `table.add_rows` makes them; strip {variant: map of the first scored
+    image} of the default and of other betas.
     """
-    config = config_of(base, those[0], seed)
+    config = config_of(task.base, task.variants[0], task.seed)
     params, found = trained(config, data), {k: ({}, {}) for k in weights}
-    for v in those:
+    for v in task.variants:
         predicted = [maps_of(v, config, params, data, part) for part in splits]
         for k, (rows, strip) in found.items():
             add_rows(rows, v, config, predicted, splits, k, weights[k])
@@ -46,9 +55,8 @@ def score_run(
     return found
 
 
-def side_by_side(tasks: list[tuple], jobs: int, logs: Path) -> Iterator[dict]:
-    """The results of `score_run` for tasks (base, variants, seed, split, place), in their order, each from its own
-    process; scored is the split of the data prepared in `place`.
+def side_by_side(tasks: list[Task], jobs: int, logs: Path) -> Iterator[dict]:
+    """The results of `score_run` for tasks, in their order, each from its own process.
 
     Up to `jobs` processes at once, each on its share of the cores. What a run prints goes to logs/VARIANT-seedS.log.
     Whatever ends this ends them, and what is trained by then is saved, as in any run that is told to stop. SIGINT and
@@ -65,7 +73,7 @@ def side_by_side(tasks: list[tuple], jobs: int, logs: Path) -> Iterator[dict]:
                 while waiting and free:
                     number, task = waiting.popleft()
                     receiver, sender = context.Pipe(duplex=False)
-                    log, slot = logs.absolute() / f"{task[1][0].name}-seed{task[2]}.log", free.pop()
+                    log, slot = logs.absolute() / f"{task.variants[0].name}-seed{task.seed}.log", free.pop()
                     arguments = (sender, task, log, slot, jobs, os.getpid())
                     process = context.Process(target=_work, args=arguments)
                     running[receiver] = number, slot, process, log
@@ -98,7 +106,7 @@ def _stop(number, frame) -> None:
     raise monitor.Stopped("stopped; the runs have saved. The same command continues from there.")
 
 
-def _work(sender, task: tuple, log: Path, slot: int, jobs: int, parent: int) -> None:
+def _work(sender, task: Task, log: Path, slot: int, jobs: int, parent: int) -> None:
     """One task in a process of its own, which ends with its parent."""
     os.setpgid(0, 0)  # Ctrl-C reaches the parent alone, which then tells us
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -112,11 +120,11 @@ def _work(sender, task: tuple, log: Path, slot: int, jobs: int, parent: int) -> 
         share = max(len(cores) // jobs, 1)
         first = slot * share % len(cores)
         os.sched_setaffinity(0, cores[first : first + share])
-    base, those, seed, split, place = task
+    base = task.base
     try:
         parallel.start(base.hosts)
-        data, scored = (datasets.load(base.dataset, folder) for folder in (base.data_dir, place))
-        outcome = score_run(base, data, those, seed, *read(scored, split, base.data.image_size))
+        data, scored = datasets.load(base.dataset, base.data_dir), datasets.load(*task.scored)
+        outcome = score_run(task, data, *read(scored, task.split, base.data.image_size))
     except (Exception, monitor.Stopped) as error:
         outcome = error
     sender.send(outcome)

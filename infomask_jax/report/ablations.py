@@ -1,4 +1,4 @@
-"""Table and figures of an ablation: rows as `infomask_jax.ablation.score` returns them."""
+"""Table and figures of an ablation: rows as `infomask_jax.ablation.run` returns them."""
 
 import shlex
 
@@ -27,11 +27,11 @@ def markdown(result: dict) -> str:
     """ablations.md: the command; for each finding the scores, the paired differences and what every row changes."""
     seeds, lines = result["seeds"], ["# Ablations", "", f"    {result['command']}", ""]
     unit = "seeds and patients" if len(seeds) > 1 else "patients"
-    found, own = result["fingerprint"], result["trained_on"]
-    other = "" if found == own else f" of other data ({found[:8]}) than that of the training ({own[:8]})"
+    scored, trained_on = result["fingerprint"], result["trained_on"]
+    other = "" if scored == trained_on else f" of other data ({scored[:8]}) than the training's ({trained_on[:8]})"
     lines += [
         f"{result['dataset']}/{result['split']}{other}, seeds {', '.join(map(str, seeds))}: mean ± standard deviation "
-        "over seeds. Thresholds of mean IoU are tuned on validation, where it has boxes. Rates are bits an image; a "
+        "over seeds. Thresholds of mean IoU are tuned on its validation split, else .5. Rates are bits an image; a "
         "plain classifier has none: nothing bounds it. Rows NAME/MAP are maps of one classifier; `probability` is the "
         "evidence through a sigmoid. Attributions explain the runs of `cam`. Controls need no seed.",
         "",
