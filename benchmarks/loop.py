@@ -3,13 +3,15 @@
     python benchmarks/loop.py --data-dir data --dataset rsna --image-size 112
 
 The loop is the training loop's: stored PNGs through the pipeline, batches placed ahead, metrics left on the device. The
-bare step is fed the same batch again and again. They take turns; figures are medians over the rounds. Prints one JSON
-object.
+bare step is fed the same batch again and again. They take turns; figures are medians over the rounds. Then the state is
+saved five times: `save_blocks_s` is for how long the loop waits, the rest is written in the background. Prints one
+JSON object.
 """
 
 import json
 import platform
 import statistics
+import tempfile
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +21,7 @@ from pathlib import Path
 import jax
 import tyro
 
-from infomask_jax import __version__, datasets, parallel, pipeline
+from infomask_jax import __version__, checkpoint, datasets, parallel, pipeline
 from infomask_jax.config import Config, DataConfig, HostsConfig, ModelConfig
 from infomask_jax.train import create_state, parallel_step
 
@@ -80,10 +82,19 @@ def main(settings: Benchmark) -> None:
             state, metrics = step(state, one)
         jax.block_until_ready(metrics)
         times["bare"].append(time.perf_counter() - start)
+    saved = []
+    with tempfile.TemporaryDirectory() as folder, checkpoint.manager(Path(folder)) as checkpoints:
+        for number in range(1, 6):
+            start = time.perf_counter()
+            checkpoint.save(checkpoints, number, state, stream)
+            saved.append(time.perf_counter() - start)
+            checkpoint.wait(checkpoints)
     result = {
         "images_per_s": round(count / statistics.median(times["loop"]), 1),
         "of_bare_step": round(statistics.median(b / a for a, b in zip(times["loop"], times["bare"], strict=True)), 4),
         "data_wait_share": round(statistics.median(waited), 4),
+        "save_blocks_s": {"first": round(saved[0], 3), "later": round(statistics.median(saved[1:]), 3)},
+        "devices": jax.device_count(),
         "dataset": data.name,
         "image_size": settings.image_size,
         "batch_size": settings.batch_size,
