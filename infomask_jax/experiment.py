@@ -141,7 +141,7 @@ def place(workdir: Path, data: Prepared, split: str) -> tuple[Path, list[str]]:
             f"{workdir} was trained to find {', '.join(missing)}; {data.name} in {data.directory} is labelled with "
             f"{', '.join(data.findings)}"
         )
-    return workdir if own else workdir / f"on-{data.name}-{data.fingerprint[:8]}", findings
+    return workdir if own else workdir / data.beside, findings
 
 
 def predict_split(workdir: Path, data: Prepared, split: str, findings: list[str]) -> tuple[dict, dict[str, np.ndarray]]:

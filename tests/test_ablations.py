@@ -409,8 +409,8 @@ def test_other_data_is_scored_by_the_runs_that_are_there(base, tmp_path, monkeyp
             assert_scored(by_name[row], at, files, name, splits)
     maps = experiment.predict(config, params, fresh.source("test"), 1)[1]["infomask"][..., 0]
     np.testing.assert_array_equal(np.load(config.workdir / "maps" / f"test-{suffix}.npz")["infomask"], maps)
-    for maps in base.workdir.glob(f"*/seed*/maps/*-{suffix}.*"):
-        maps.unlink()
+    for kept in base.workdir.glob(f"*/seed*/maps/*-{suffix}.*"):
+        kept.unlink()
     run(jobs=2)
     assert (config.workdir / "maps" / f"test-{suffix}.npz").exists()
     for row, again_row in zip(found["findings"]["opacity"]["rows"], run()["findings"]["opacity"]["rows"], strict=True):

@@ -57,7 +57,7 @@ def run(
     elif scored.fingerprint == data.fingerprint:
         raise ValueError(f"expected other data than that of the training; {scored.directory} holds the same")
     else:
-        folder /= f"on-{scored.name}-{scored.fingerprint[:8]}"
+        folder /= scored.beside
     if together and (jobs > 1 or jax.process_count() > 1):
         found = f"jobs {jobs}, {jax.process_count()} processes"
         raise ValueError(f"together: runs train in one process on its own; expected jobs 1 and no other, found {found}")

@@ -85,7 +85,7 @@ def maps_of(v: Variant, config: Config, params, trained_on: Prepared, split: Spl
 
     stem = f"{split.name}-{v.method}" if v.method else split.name
     if data.fingerprint != trained_on.fingerprint:
-        stem = f"{stem}-on-{data.name}-{data.fingerprint[:8]}"
+        stem = f"{stem}-{data.beside}"
     return _stored(path / f"{stem}.npz", digest.hexdigest(), split.examples["image_id"], compute)
 
 

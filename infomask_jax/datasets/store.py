@@ -74,6 +74,11 @@ class Prepared:
     splits: dict[str, int]  # examples in each
     summary: dict[str, dict]  # counts, by split
 
+    @property
+    def beside(self) -> str:
+        """on-NAME-FINGERPRINT: where a run that was trained on other data keeps its results on this one."""
+        return f"on-{self.name}-{self.fingerprint[:8]}"
+
     def source(self, split: str, fields: Sequence[str] | None = None) -> Source:
         """The examples of a split, or only these fields of them (faster); raises ValueError where there is no split."""
         if split not in self.splits:
