@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint install clean
 
-demo: install  ## InfoMask on synthetic chest films, a third of the usual steps, against CAM and blind controls; pictures
+demo: install  ## InfoMask on synthetic chest films, a third of the usual steps, against CAM and controls; pictures
 	$(BIN)/python -m infomask_jax prepare synthetic --data-dir $(DATA)/demo
 	$(BIN)/python experiments/quickstart.py --data-dir $(DATA)/demo --workdir $(RUN) --train.steps 900
 

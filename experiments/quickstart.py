@@ -1,4 +1,4 @@
-"""The demo: InfoMask and a plain classifier on the synthetic chest phantom, scored against CAM and blind controls.
+"""The demo: InfoMask and a plain classifier on the synthetic chest phantom, scored against CAM and controls.
 
     python -m infomask_jax prepare synthetic --data-dir data --size 64
     python experiments/quickstart.py --data-dir data --workdir runs/demo

@@ -237,10 +237,10 @@ def classifier(config: Config, params, findings: int, k: int) -> Callable[[np.nd
 
 
 def read_examples(data: Prepared, split: str, findings: list[str]) -> dict:
-    """Ids, labels, boxes, exact masks and source frames of a split, with only `findings`, in that order."""
+    """Ids, labels, boxes, exact masks, source frames and brightness of a split, only of `findings`, in that order."""
     source, order = data.source(split), [data.findings.index(name) for name in findings]
     new_index = {old: new for new, old in enumerate(order)}
-    examples = {key: [] for key in ("image_id", "patient_id", "labels", "boxes", "masks", "sizes")}
+    examples = {key: [] for key in ("image_id", "patient_id", "labels", "boxes", "masks", "sizes", "brightness")}
     for i in range(len(source)):
         example = source[i]
         for key in ("image_id", "patient_id"):
@@ -249,7 +249,8 @@ def read_examples(data: Prepared, split: str, findings: list[str]) -> dict:
         examples["boxes"].append((example["boxes"], [new_index.get(int(k), -1) for k in example["box_labels"]]))
         examples["masks"].append(pipeline.decode_gray(example["mask"]) > 0 if example["mask"] else None)
         examples["sizes"].append((example["height"], example["width"]))
-    return {**examples, "labels": np.stack(examples["labels"])}
+        examples["brightness"].append(controls.brightness(pipeline.decode_gray(example["image"])))
+    return {**examples, **{key: np.stack(examples[key]) for key in ("labels", "brightness")}}
 
 
 def save_maps(path: Path, image_ids: list[str], maps: dict[str, np.ndarray]) -> None:

@@ -214,13 +214,13 @@ def test_every_variant_shows_maps_of_its_grid():
 
 
 def test_table_holds_every_row_once(rows):
-    blind = [f"control/{name}" for name in (*controls.MAPS, *controls.BOXES)]
+    untrained = [f"control/{name}" for name in (*controls.MAPS, "brightness", *controls.BOXES)]
     of_two = [f"{name}/{what}" for name in ("default", "no_mask") for what in ("bits", "evidence")]
     shown = ["default", *of_two, "no_mask/probability", "cam", "cam/gradcam", "cam/gradient"]
-    assert list(rows) == shown + blind
+    assert list(rows) == shown + untrained
     for name in shown:
         assert all(len(score["by_seed"]) == 2 for score in rows[name]["scores"].values())
-    for name in blind:
+    for name in untrained:
         assert set(rows[name]["scores"]) == set(table.MAP_SCORES)
         assert all(score["sd"] is None and len(score["by_seed"]) == 1 for score in rows[name]["scores"].values())
     assert rows["default"]["default_minus"] == {} and "rate_z" not in rows["cam"]["scores"]

@@ -360,6 +360,22 @@ def test_controls_never_see_the_image():
             assert one[method] == two[method]
 
 
+def test_brightness_is_the_image_in_cells():
+    """Scored as the same map from anybody would be; only where both splits have it."""
+    image = np.random.default_rng(0).integers(0, 255, (28, 42), np.uint8)
+    cells = image.reshape(14, 2, 14, 3).mean(axis=(1, 3))
+    np.testing.assert_allclose(controls.brightness(image), cells, rtol=1e-5)
+    (data, maps), (val, val_maps) = scene(), scene(seed=1)
+    bright = {**data, "brightness": 1 - maps}, {**val, "brightness": 1 - val_maps}
+    options = {"frame": 32, "resamples": 20, "val_maps": {"mine": 1 - val_maps}}
+    rows = score(["mass"], bright[0], {"mine": 1 - maps}, val=bright[1], **options)["localization"]["mass"]
+    ours = {k: v for k, v in rows["control/brightness"].items() if k not in ("threshold", "protocols")}
+    assert ours == {k: rows["mine"][k] for k in ours} and len(ours) > 5
+    assert rows["control/brightness"]["threshold"] == rows["mine"]["threshold"]
+    one_sided = score(["mass"], bright[0], {"mine": 1 - maps}, val=val, **options)["localization"]["mass"]
+    assert set(one_sided) == set(rows) - {"control/brightness"}
+
+
 def test_accuracy_of_control_boxes_equals_a_plain_loop():
     true = random_boxes(np.random.default_rng(3), 12)
     for name in ("mean_box", "mean_lung_boxes", "lung_boxes"):
@@ -533,6 +549,7 @@ BOXED = int(np.flatnonzero(scene(12)[0]["labels"][:, 0])[0])
         (lambda d, m: m.update({"control/random": m["cam"]}), "kept for our controls"),
         (lambda d, m: m.update({"ceiling/8x8": m["cam"]}), "kept for our controls"),
         (lambda d, m: d.update(masks=[np.zeros((8, 8))] * 12), "mask is empty"),
+        (lambda d, m: d.update(brightness=np.zeros((5, 8, 8))), "image ids but 5 entries in brightness"),
     ],
 )
 def test_bad_input_is_refused_by_name(change, message):

@@ -52,8 +52,8 @@ def test_work_directory_holds_the_contract(run):
     assert classification == set(scores["classification"]["opacity"])
     assert classification == set(scores["classification_plain"]["opacity"])
     rows = scores["localization"]["opacity"]
-    blind = {f"control/{name}" for name in (*controls.MAPS, *controls.BOXES)}
-    assert set(rows) == {"infomask", "infomask_bits", "infomask_evidence", "cam", "ceiling/16x16"} | blind
+    untrained = {f"control/{name}" for name in (*controls.MAPS, "brightness", *controls.BOXES)}
+    assert set(rows) == {"infomask", "infomask_bits", "infomask_evidence", "cam", "ceiling/16x16"} | untrained
     for row in rows.values():
         assert set(row) == METRICS | {"threshold", "protocols"}
         assert set(row["protocols"]) == set(PROTOCOLS)

@@ -76,7 +76,7 @@ def merge(table: dict, rows: dict) -> None:
 
 
 def add_controls(table: dict, splits: list[Split], k: int, weights: dict) -> None:
-    """Add the image-blind controls of finding k, which no seed changes."""
+    """Add the controls of finding k, which no seed changes."""
     tuned = len(splits) > 1 and len(splits[1].truths[k].scored) > 0
     reference = (splits[1].examples, splits[1].truths[k]) if tuned else (None, None)
     for name, pair in scoring.predictions({}, {}, splits[0].examples, k, splits[0].truths[k], *reference, 0):

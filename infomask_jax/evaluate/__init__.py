@@ -1,4 +1,4 @@
-"""Scores of weakly supervised localization, with image-blind controls and bootstrap intervals.
+"""Scores of weakly supervised localization, with controls and bootstrap intervals.
 
 Usable on anyone's maps: plain numpy arrays in, a JSON-ready dict out. This room imports no JAX
 and no other room but localize.py.
@@ -11,7 +11,7 @@ and no other room but localize.py.
     pixels.py        average precision, pointing game, overlap of regions, threshold tuning
     regions.py       connected regions of a map, at one threshold or at all of them
     boxes.py         overlaps of boxes, and what is counted with them
-    controls.py      predictions that never look at the image, and the ceiling of a grid
+    controls.py      predictions of what has learned nothing, and the ceiling of a grid
     bootstrap.py     intervals over patients, paired differences
     ranking.py       AUROC, average precision and calibration of the classifier
     faithfulness.py  deletion and insertion curves

@@ -12,7 +12,7 @@ def check_split(findings, data: dict, split: str) -> None:
     if len(set(findings)) != k:
         raise ValueError(f"duplicate findings in {list(findings)}")
     _refuse([i for i, count in Counter(ids).items() if count > 1], split, "image ids that occur twice")
-    for name in ("patient_id", "boxes"):
+    for name in ("patient_id", "boxes", *(["brightness"] if data.get("brightness") is not None else [])):
         if len(data[name]) != n:
             raise ValueError(f"{split}: {n} image ids but {len(data[name])} entries in {name}")
     labels = np.asarray(data["labels"])

@@ -1,20 +1,30 @@
-"""Image-blind controls: predictions that know the frame, and at most the true boxes of *other* images, but no pixel.
+"""Controls: predictions that know the frame, at most the true boxes of *other* images, and but for one no pixel.
 
-A method that does not beat them has localized nothing. Boxes are (ymin,xmin,ymax,xmax) in 0..1.
+That one, `brightness`, sees the image and has learned nothing. A method that does not beat them has localized nothing.
+Boxes are (ymin,xmin,ymax,xmax) in 0..1.
 """
 
+import cv2
 import numpy as np
 
 # x .12-.45 and .55-.88, y .20-.80: one box a lung
 LUNG_BOXES = np.array([[0.20, 0.12, 0.80, 0.45], [0.20, 0.55, 0.80, 0.88]])
-NOISE_GRID = 14  # cells a side of the random map: as smooth as a usual heat map
+GRID = 14  # cells a side of the random map and of brightness: as smooth as a usual heat map
 MAPS = ("random", "center")
 BOXES = ("whole_image", "mean_box", "mean_right_box", "mean_lung_boxes", "lung_boxes")
 
 
 def random_maps(n: int, seed: int) -> np.ndarray:
     """Uniform noise on a 14 x 14 grid, another for every image, float32 [n,14,14]."""
-    return np.random.default_rng(seed).random((n, NOISE_GRID, NOISE_GRID), dtype=np.float32)
+    return np.random.default_rng(seed).random((n, GRID, GRID), dtype=np.float32)
+
+
+def brightness(image: np.ndarray) -> np.ndarray:
+    """An image [H,W] averaged over 14 x 14 cells, float32: opacities are brighter than the lung around them.
+
+    Strong where all but the lungs is black; on whole films the mediastinum and the shoulders are brighter still.
+    """
+    return cv2.resize(image.astype(np.float32), (GRID, GRID), interpolation=cv2.INTER_AREA)
 
 
 def center_maps(n: int, frame: int) -> np.ndarray:

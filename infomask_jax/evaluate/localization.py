@@ -30,7 +30,8 @@ CONVENTIONS = {
     "boxes": "continuous edges, no +1 pixel",
     "ci95": "percentile bootstrap over patients; the threshold is not tuned again in a resample",
     "n": "images; acc_iou and acc_iobb: true boxes; afp: boxed images of the split; wang2017/afp: their boxes",
-    "control/random": f"uniform noise on {controls.NOISE_GRID} x {controls.NOISE_GRID} cells",
+    "control/random": f"uniform noise on {controls.GRID} x {controls.GRID} cells",
+    "control/brightness": f"the image averaged over {controls.GRID} x {controls.GRID} cells: no other control sees it",
     "control/lung_boxes": "x .12-.45 and .55-.88, y .20-.80",
     "ceiling": "the truth on a method's grid, not a control: boxes with their edges moved to the nearest line; exact "
     "pixel masks averaged over the cells",

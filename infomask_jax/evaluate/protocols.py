@@ -3,7 +3,7 @@
 Maps are prepared (`frame.prepare_maps`: float32 [n,S,S] in 0..1), `mask` bool [n,S,S] is the truth in pixels, `true`
 the true boxes. Every function returns {"metric" or "metric/level": PerImage}: the `value` of one is the score, and
 `bootstrap.estimate` gives its interval. `predicted` replaces the boxes of regions where a prediction is boxes already
-(the image-blind controls); the maps are then those boxes, drawn.
+(the controls); the maps are then those boxes, drawn.
 """
 
 from functools import partial

@@ -47,7 +47,8 @@ def score(
         itself), `labels` [N,K] in {1, 0, -1 unknown}, `boxes` [N] pairs (boxes [n,4] as (ymin,xmin,ymax,xmax) in 0..1,
         finding index [n], -1 for one that is not scored: it only counts for Wang's AFP); optionally `probabilities`
         [N,K], `probabilities_of` {method: [N,K]} where a map is another classifier's, and `masks` [N] of [H,W] or None
-        (exact truth; intersected with the boxes of the finding where others have boxes, too).
+        (exact truth; intersected with the boxes of the finding where others have boxes, too), and `brightness` [N,h,w]
+        (see `controls.brightness`; a control, if `val` has it, too).
       maps: {method: [N,h,w] for all findings, or [N,h,w,K]}, any range, same order as `data`.
       frame: side S of the scoring frame in pixels; the model's input size is the natural choice.
       val, val_maps: the same of the validation split: tunes each method's thresholds and yields the mean boxes. Where
@@ -149,6 +150,9 @@ def predictions(maps, val_maps, data, k, truth: Truth, val, val_truth: Truth | N
             for i, size in enumerate([n, len(val["image_id"])] if val else [n])
         ]
         yield f"control/{name}", (*pair, None)[:2]
+    pair = [split.get("brightness") for split in ([data, val] if val else [data])]
+    if all(array is not None for array in pair):
+        yield "control/brightness", (*map(Prediction, pair), None)[:2]
     # Boxes that the mean boxes average, and their owners: validation's, else the split's own, leave-one-out.
     if val:
         boxes, owner = val_truth.boxes.boxes, np.full(len(val_truth.boxes.boxes), -1)
@@ -232,8 +236,8 @@ def _rows(finding: str, method: str, data: dict, truth: Truth, scores: dict[str,
 
 def _differences(found: dict, methods: list[str]) -> dict:
     """Every method minus CAM, and minus the best control of each metric, paired over the same resamples."""
-    out, blind = {}, [m for m in found if m.startswith("control/")]
-    best = {m: max(blind, key=lambda name: np.nan_to_num(found[name][m].value, nan=-1.0)) for m in COMPARED}
+    out, untrained = {}, [m for m in found if m.startswith("control/")]
+    best = {m: max(untrained, key=lambda name: np.nan_to_num(found[name][m].value, nan=-1.0)) for m in COMPARED}
     for method in methods:
         own = found[method]
         if "cam" in found and method != "cam":

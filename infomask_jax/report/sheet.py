@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
-BLIND, CEILING = "image-blind controls", "ceiling of the map's grid: knows the true boxes"
+UNTRAINED, CEILING = (
+    "controls: untrained, only brightness sees the image",
+    "ceiling of the map's grid: knows the true boxes",
+)
 SOURCES = {
     "val": "val: tuned on validation",
     "fixed": "fixed: not tuned",
@@ -116,7 +119,7 @@ def rank(method: str) -> tuple:
 
 def group_of(method: str) -> tuple[str, str]:
     """The group under which a method stands, and its name there."""
-    for prefix, group in (("control/", BLIND), ("ceiling/", CEILING)):
+    for prefix, group in (("control/", UNTRAINED), ("ceiling/", CEILING)):
         if method.startswith(prefix):
             return group, method.removeprefix(prefix)
     return "", method
