@@ -117,9 +117,9 @@ def evaluate_run(workdir: Path, data: Prepared, split: str, faithfulness: bool =
     save_maps(output / "maps" / f"{split}.npz", examples["image_id"], maps)
     detections = detect(findings, examples, maps, scores, frame)
     write_json(output / "boxes" / f"{split}.json", detections)
-    report.print_scores(scores, console)
     save_predictions(output / "predictions" / f"{split}.csv", findings, examples)
     figures = [*report.draw(output, workdir, data, split), report.write_page(output, workdir)]
+    report.print_scores(scores, console)
     files = {"maps": "npz", "boxes": "json", "predictions": "csv"}
     paths = [*written, *[output / folder / f"{split}.{ending}" for folder, ending in files.items()], *figures]
     console.print("written:", *map(str, paths), sep="\n  ", soft_wrap=True)

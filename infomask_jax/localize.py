@@ -14,9 +14,23 @@ import cv2
 import numpy as np
 
 
+def prepare_map(heat: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize heat [h,w], any finite range, then min-max it: float32 [height,width] in 0..1, what is scored and drawn.
+
+    Its minimum is taken off before as well: OpenCV's weights of an area do not sum to 1 exactly, which would be seen of
+    small differences on a large level. A constant map becomes zeros.
+    """
+    heat = _as_float(heat)
+    return normalise(_resize(heat - heat.min(), height, width))
+
+
 def resize_map(heat: np.ndarray, height: int, width: int) -> np.ndarray:
     """heat [h,w], finite -> [height,width]; float32, or float64 of a type that float32 cannot hold. The level of a map
-    near the limit of its type is lowered: `normalise` does not see it."""
+    near the limit of its type is lowered."""
+    return _resize(_as_float(heat), height, width)
+
+
+def _as_float(heat: np.ndarray) -> np.ndarray:
     heat = np.asarray(heat)
     if heat.ndim != 2 or 0 in heat.shape:
         raise ValueError(f"expected one map [h,w], found shape {heat.shape}")
@@ -25,6 +39,10 @@ def resize_map(heat: np.ndarray, height: int, width: int) -> np.ndarray:
     heat = np.ascontiguousarray(heat, np.float32 if heat.dtype in (np.float16, np.float32) else np.float64)
     if np.abs(heat).max() > 0.1 * np.finfo(heat.dtype).max:
         heat = heat * heat.dtype.type(0.1)  # its range would overflow
+    return heat
+
+
+def _resize(heat: np.ndarray, height: int, width: int) -> np.ndarray:
     smaller = min(heat.shape[0], height), min(heat.shape[1], width)
     for shape, how in ((smaller, cv2.INTER_AREA), ((height, width), cv2.INTER_LINEAR)):
         if heat.shape != shape:
@@ -50,7 +68,7 @@ def boxes_from_map(heat: np.ndarray, threshold: float, frame: tuple[int, int]) -
     Returns: boxes float32 [n,4] in 0..1 and scores float32 [n], the maximum of s in each region; highest score first.
     """
     height, width = frame
-    s = normalise(resize_map(heat, height, width))
+    s = prepare_map(heat, height, width)
     count, region, stats, _ = cv2.connectedComponentsWithStats((s >= threshold).astype(np.uint8), connectivity=8)
     peak = np.zeros(count, np.float32)
     np.maximum.at(peak, region.ravel(), s.ravel())

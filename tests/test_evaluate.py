@@ -15,6 +15,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from infomask_jax.evaluate import bootstrap, boxes, controls, pixels, ranking
 from infomask_jax.evaluate import score as score_all
 from infomask_jax.evaluate.frame import prepare_maps, rasterise, resize_mask
+from infomask_jax.evaluate.truth import finding_truth, patients_of
 
 SEEDS = st.integers(0, 10**6)
 
@@ -706,6 +707,29 @@ def test_boxes_that_are_not_positive_are_nowhere_true():
     row = result["localization"]["mass"]["cam"]
     assert row["acc_iou"]["0.1"]["n"] == row["protocols"]["wang2017"]["acc_iou"]["0.1"]["n"] == scored
     assert result["counts"]["mass"]["skipped_boxed_not_positive"] == 2
+    kept = [i for i in range(12) if i not in boxed[:2]]
+    without = {key: [values[i] for i in kept] for key, values in data.items()}
+    alone = score(["mass"], without, {"cam": maps[kept]}, frame=16, resamples=5)["localization"]["mass"]["cam"]
+    values = [({t: v["value"] for t, v in r["afp"].items()}, r["protocols"]["wang2017"]) for r in (row, alone)]
+    assert values[0][0] == values[1][0]
+    for name in ("afp_iou", "afp_iobb"):
+        assert [v["value"] for v in values[0][1][name].values()] == [v["value"] for v in values[1][1][name].values()]
+
+
+def test_one_finding_of_an_exact_mask_is_scored_however_small():
+    exact = np.zeros((100, 100), bool)
+    exact[20:60, 20:60] = exact[80:82, 81:83] = True
+    boxes = np.float32([[0.2, 0.2, 0.6, 0.6], [0.80, 0.81, 0.82, 0.83]])
+    data = {"image_id": ["a"], "patient_id": [""], "labels": np.ones((1, 2), int), "boxes": [(boxes, np.arange(2))]}
+    for frame in (16, 28, 32, 100):
+        large, small = (finding_truth({**data, "masks": [exact]}, k, frame).mask[0] for k in range(2))
+        assert small.any() and not (small & large).any()
+        np.testing.assert_array_equal(large | small if frame == 100 else large, resize_mask(exact, frame))
+
+
+def test_without_a_patient_an_image_stands_for_itself():
+    found = patients_of({"patient_id": ["p", "", None, float("nan"), "p"], "image_id": list("abcde")})
+    assert found[0] == found[4] and len(set(found)) == 4
 
 
 def test_confidence_is_fixed_where_it_cannot_be_tuned_and_each_map_has_its_own_classifier():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from infomask_jax.evaluate.frame import prepare_maps
 from infomask_jax.evaluate.regions import region_boxes
-from infomask_jax.localize import boxes_from_map, detections, normalise, resize_map
+from infomask_jax.localize import boxes_from_map, detections, normalise, prepare_map, resize_map
 
 
 def bilinear(heat, height, width):
@@ -71,6 +71,19 @@ def test_regions_are_ordered_by_their_peak():
     boxes, scores = boxes_from_map(heat, 0.2, (9, 9))
     np.testing.assert_allclose(scores, [1.0, 0.3])
     assert boxes[0, 0] > boxes[1, 0]
+
+
+@pytest.mark.parametrize(("dtype", "level"), [(np.uint8, 1), (np.float32, 0.1), (np.float32, 1.0), (np.float64, 1 / 3)])
+@pytest.mark.parametrize(("size", "frame"), [(1, 64), (7, 224), (299, 224), (320, 224), (384, 224), (512, 224)])
+def test_constant_maps_stay_constant_at_every_size(size, frame, dtype, level):
+    assert not prepare_map(np.full((size, size), level, dtype), frame, frame).any()
+
+
+@pytest.mark.parametrize("size", [28, 224, 320])
+@pytest.mark.parametrize(("level", "gain"), [(0.9999, 1e-8), (1e6, 1e-3), (-3.0, 1e300)])
+def test_level_and_range_of_a_map_do_not_matter(size, level, gain):
+    heat = np.random.default_rng(0).random((size, size))
+    np.testing.assert_allclose(prepare_map(level + gain * heat, 224, 224), prepare_map(heat, 224, 224), atol=1e-5)
 
 
 def test_constant_map_has_no_box_and_bad_maps_name_the_image():

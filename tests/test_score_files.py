@@ -645,6 +645,26 @@ def test_patients_of_the_table_fill_empty_ones(own):
     assert evaluate(own, *FILES)[0]["n_patients"] == 9
 
 
+def test_patients_are_read_from_names_of_nih_alone(tmp_path):
+    nih = [f"{name},Mass,100,100,300,300,,," for name in ("00000001_000.png", "00000001_001.png")]
+    (tmp_path / "nih.csv").write_text("\n".join([NIH_HEADER, *nih]))
+    own = [row(f"img_{i}.png", "Mass", (1, 1, 4, 4), "") for i in range(3)]
+    (tmp_path / "own.csv").write_text("\n".join([HEADER, *own]))
+    names = ["00000001_000.png", "00000001_001.png", "00000001_002.png", *(f"img_{i}.png" for i in range(3))]
+    save(tmp_path, image_id=names, cam=np.random.default_rng(0).random((6, 8, 8)))
+    assert evaluate(tmp_path, "--maps", "maps.npz", "--boxes", "nih.csv", "own.csv")[0]["n_patients"] == 4
+
+
+def test_files_are_there_where_nothing_can_be_printed(own, monkeypatch):
+    def closed(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("infomask_jax.report.print_scores", closed)
+    with pytest.raises((BrokenPipeError, SystemExit)):
+        evaluate(own, *FILES)
+    assert json.loads((own / "evaluation" / "eval.json").read_text())["localization"]
+
+
 def test_square_arrays_of_findings_are_noted(own):
     lines = (own / "boxes.csv").read_text().splitlines()
     (own / "boxes.csv").write_text("\n".join([*lines, row("t0.png", "nodule", (9, 9, 3, 3), "p0")]))

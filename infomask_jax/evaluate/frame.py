@@ -8,7 +8,7 @@ Conventions (the whole room shares them)
 
 import numpy as np
 
-from infomask_jax.localize import normalise, resize_map
+from infomask_jax.localize import prepare_map
 
 
 def prepare_maps(maps: np.ndarray, frame: int | tuple[int, int], names=None) -> np.ndarray:
@@ -26,26 +26,30 @@ def prepare_maps(maps: np.ndarray, frame: int | tuple[int, int], names=None) -> 
     out = np.empty((len(maps), height, width), np.float32)
     for i, heat in enumerate(maps):
         try:
-            out[i] = normalise(resize_map(heat, height, width))
+            out[i] = prepare_map(heat, height, width)
         except ValueError as error:
             raise ValueError(f"image {names[i] if names is not None else f'number {i}'}: {error}") from error
     return out
 
 
-def rasterise(boxes: np.ndarray, frame: int) -> np.ndarray:
+def rasterise(boxes: np.ndarray, frame: int | tuple[int, int]) -> np.ndarray:
     """Union of boxes [n,4] -> bool [S,S]: pixels whose centre lies inside (edges half open).
 
     A box so small that it holds no pixel centre keeps the one pixel that holds its own centre.
+
+    Args:
+      frame: S, or (height, width).
     """
-    mask = np.zeros((frame, frame), bool)
+    height, width = (frame, frame) if isinstance(frame, int) else frame
+    mask, size = np.zeros((height, width), bool), np.array([height, width, height, width])
     for box in np.asarray(boxes, float).reshape(-1, 4):
         # Centre (i+.5)/S >= edge  <=>  i >= edge*S - .5; rounding absorbs the error of float32 edges.
-        ymin, xmin, ymax, xmax = np.ceil(np.round(box * frame - 0.5, 4)).astype(int).clip(0, frame)
+        ymin, xmin, ymax, xmax = np.ceil(np.round(box * size - 0.5, 4)).astype(int).clip(0, size)
         if ymin == ymax:
-            ymin = min(int((box[0] + box[2]) / 2 * frame), frame - 1)
+            ymin = min(int((box[0] + box[2]) / 2 * height), height - 1)
             ymax = ymin + 1
         if xmin == xmax:
-            xmin = min(int((box[1] + box[3]) / 2 * frame), frame - 1)
+            xmin = min(int((box[1] + box[3]) / 2 * width), width - 1)
             xmax = xmin + 1
         mask[ymin:ymax, xmin:xmax] = True
     return mask

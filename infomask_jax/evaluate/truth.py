@@ -12,7 +12,7 @@ from infomask_jax.evaluate.regions import Boxes
 class Truth(NamedTuple):
     """Truth of one finding. Positions are those of the split's images; boxes are numbered within the images beside."""
 
-    boxed: np.ndarray  # [m], images with a box of any finding
+    boxed: np.ndarray  # [m], images with a box of any finding, but those of `not_positive`
     boxed_boxes: Boxes  # of this finding, on those of `boxed` that are positive for it
     boxes_of_all: np.ndarray  # [m], how many boxes of any finding each has
     scored: np.ndarray  # [n], of `boxed` those positive for the finding that have a box of it
@@ -31,15 +31,15 @@ def finding_truth(data: dict, k: int, frame: int) -> Truth:
     positive = has & (labels[:, k] == 1)
     every = flatten([b if p else b[:0] for b, p in zip(own, positive, strict=True)])
     count = np.array([len(b) for b, _ in data["boxes"]], int)
-    boxed, scored = np.flatnonzero(count), np.flatnonzero(positive)
+    boxed, scored = np.flatnonzero((count > 0) & ~(has & ~positive)), np.flatnonzero(positive)
     listed = np.flatnonzero(positive | (~has & (labels[:, k] == 0)))
     masks = data.get("masks")
     mask = np.zeros((len(scored), frame, frame), bool)
     for row, i in enumerate(scored):
         exact = masks[i] if masks is not None else None
+        if exact is not None and len(own[i]) < count[i]:  # before the resize, in which a part alone could vanish
+            exact = np.asarray(exact).astype(bool) & rasterise(own[i], np.shape(exact))
         mask[row] = rasterise(own[i], frame) if exact is None else resize_mask(exact, frame)
-        if exact is not None and len(own[i]) < count[i]:
-            mask[row] &= rasterise(own[i], frame)
         if not mask[row].any():
             raise ValueError(f"image {data['image_id'][i]}: its exact mask is empty where it has a box")
     return Truth(
@@ -58,4 +58,4 @@ def finding_truth(data: dict, k: int, frame: int) -> Truth:
 def patients_of(data: dict) -> np.ndarray:
     """Patient of each image; the image itself where none is given. Text [N]."""
     pairs = zip(data["patient_id"], data["image_id"], strict=True)
-    return np.array([f"patient {p}" if str(p) not in ("", "None") else f"image {i}" for p, i in pairs])
+    return np.array([f"patient {p}" if str(p) not in ("", "None", "nan") else f"image {i}" for p, i in pairs])

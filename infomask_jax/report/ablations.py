@@ -8,7 +8,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from infomask_jax.localize import normalise, resize_map
+from infomask_jax.localize import prepare_map
 from infomask_jax.report.figures import HEAT, TRUE, as_png
 from infomask_jax.report.sheet import number
 
@@ -149,7 +149,7 @@ def rate_distortion(rows: list[dict], image: np.ndarray, truth: np.ndarray, stri
     for ax, name in zip(axes, [None, *strip], strict=True):
         ax.imshow(image, cmap="gray")
         if name:
-            heat = normalise(resize_map(strip[name], *image.shape))
+            heat = prepare_map(strip[name], *image.shape)
             ax.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=0.15 + 0.5 * heat)
         ax.contour(truth, [0.5], colors=TRUE, linewidths=1)
         ax.set(xticks=[], yticks=[])

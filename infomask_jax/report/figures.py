@@ -1,7 +1,7 @@
 """Pictures of a run: galleries of heat maps with boxes, and training curves.
 
 Boxes are [n,4] (ymin,xmin,ymax,xmax) in 0..1 of the image. Green: true boxes. Orange: predicted boxes. Heat maps are
-resized as they are for scoring (`localize.resize_map`), min-maxed per image, and drawn over the image, row 0 on top.
+resized and min-maxed as for scoring (`localize.prepare_map`), and drawn over the image, row 0 on top.
 A figure is the bytes of a PNG; `export.write_all` writes it.
 """
 
@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from infomask_jax.localize import normalise, resize_map
+from infomask_jax.localize import prepare_map
 
 TRUE, PREDICTED, HEAT = "#35d04a", "#ff9d1e", "inferno"
 NAMES = {
@@ -34,7 +34,7 @@ NAMES = {
 def points_at_truth(heat: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> bool:
     """Whether the maximum of the map, resized to (height, width), lies in a box; of tied maxima, the first."""
     height, width = size
-    row, column = np.unravel_index(np.argmax(resize_map(heat, height, width)), size)
+    row, column = np.unravel_index(np.argmax(prepare_map(heat, height, width)), size)
     y, x = (row + 0.5) / height, (column + 0.5) / width
     return any(ymin <= y <= ymax and xmin <= x <= xmax for ymin, xmin, ymax, xmax in np.reshape(boxes, (-1, 4)))
 
@@ -81,7 +81,7 @@ def gallery(images, maps, truth_boxes, predicted_boxes, probabilities, labels, i
             extent = (0, width, height, 0)  # box edges are continuous: pixel i covers [i,i+1)
             ax.imshow(image, cmap="gray", extent=extent)
             if method:
-                heat = normalise(resize_map(maps[method][row], height, width))
+                heat = prepare_map(maps[method][row], height, width)
                 ax.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=0.15 + 0.5 * heat, extent=extent)
                 _draw(ax, predicted_boxes.get(method, [()] * n)[row], height, width, PREDICTED)
                 if len(truth_boxes[row]):

@@ -97,9 +97,8 @@ def score_files(
     for finding, name in galleries.folders(pool).items():
         folder = out / "figures" / (name if len(pool) > 1 else "")
         content |= galleries.draw(result, finding, chosen.index(finding), data, arrays, pool[finding], folder)
-    console = report.console()
+    console, paths = report.console(), report.write_all(content)
     report.print_scores(result, console, protocols=bool(protocols))
-    paths = report.write_all(content)
     console.print("written:", *map(str, paths), sep="\n  ", soft_wrap=True, markup=False, highlight=False)
     return result
 

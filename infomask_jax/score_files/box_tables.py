@@ -9,6 +9,7 @@ shares.
 
 import contextlib
 import csv
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -201,7 +202,9 @@ def _nih(path: Path, problems: list[Problem]) -> Iterator[Row]:
 
 
 def _nih_patient(image: str) -> str:
-    return image.split("_")[0]  # 00013118_008.png is the ninth film of patient 13118
+    """Of 00013118_008.png, the ninth film of patient 13118; none of names that are not NIH's."""
+    name = re.fullmatch(r"(?:.*/)?(\d+)_\d{3}(?:\.\w+)?", image)
+    return name.group(1) if name else ""
 
 
 def _rsna(path: Path, problems: list[Problem]) -> Iterator[Row]:
