@@ -728,8 +728,9 @@ def test_one_finding_of_an_exact_mask_is_scored_however_small():
 
 
 def test_without_a_patient_an_image_stands_for_itself():
-    found = patients_of({"patient_id": ["p", "", None, float("nan"), "p"], "image_id": list("abcde")})
-    assert found[0] == found[4] and len(set(found)) == 4
+    missing = ["", None, float("nan")]
+    found = patients_of({"patient_id": ["p", *missing, *missing, "p"], "image_id": list("abcdefgh")})
+    assert found[0] == found[-1] and len(set(found)) == 7
 
 
 def test_confidence_is_fixed_where_it_cannot_be_tuned_and_each_map_has_its_own_classifier():
