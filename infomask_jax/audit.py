@@ -44,12 +44,13 @@ def audit_run(
 
     unshifted = dataclasses.replace(config, map_shifts=1)
     logits, maps = predict(unshifted, params, source, len(findings))
-    maps, scores = {name: maps[name] for name in METHODS if name in maps}, {"auroc": logits}
+    scores = {"auroc": logits}
     if "infomask" in maps:
         openness = maps["infomask"].sum(axis=(1, 2), dtype=float)  # [N, 1 or K]
         scores["auroc_of_openness"] = np.broadcast_to(openness, logits.shape)
         with shuffled_masks(config.seed):
             scores["auroc_of_shuffled_mask"] = predict(unshifted, params, source, len(findings))[0]
+    maps = {name: m[..., 0] if m.shape[-1] == 1 else m for name, m in maps.items() if name in METHODS}
     names = {"dataset": data.name, "split": split}
     result, means = shares.audit(findings, examples, maps, lung_of, scores=scores, **names, seed=config.seed)
     result["lung_from"] = lung_from

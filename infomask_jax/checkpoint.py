@@ -117,7 +117,8 @@ def _first_line(error: Exception) -> str:
 
 
 def load_params(workdir: Path) -> tuple[Any, int]:
-    """Parameters of the newest checkpoint, as host arrays, and its step. FileNotFoundError where there is none."""
+    """Parameters of the newest checkpoint, as host arrays, and its step. FileNotFoundError where there is none,
+    OSError where it cannot be read."""
     directory = _directory(workdir)
     if not directory.exists():
         raise FileNotFoundError(f"{workdir} holds no checkpoint: train it first, or give another run.")
@@ -125,13 +126,18 @@ def load_params(workdir: Path) -> tuple[Any, int]:
         step = checkpoints.latest_step()
         if step is None:
             raise FileNotFoundError(f"{workdir} holds no checkpoint: train it first, or give another run.")
-        # As numpy: a run can be read on other devices than it was trained on.
-        as_numpy = jax.tree.map(
-            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), checkpoints.item_metadata(step)["state"].tree
-        )
-        state = ocp.args.PyTreeRestore(restore_args=as_numpy)
-        stored = checkpoints.restore(step, args=ocp.args.Composite(state=state))["state"]
-    return stored["params"], step
+        try:
+            # As numpy: a run can be read on other devices than it was trained on.
+            as_numpy = jax.tree.map(
+                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), checkpoints.item_metadata(step)["state"].tree
+            )
+            state = ocp.args.PyTreeRestore(restore_args=as_numpy)
+            return checkpoints.restore(step, args=ocp.args.Composite(state=state))["state"]["params"], step
+        except Exception as error:  # see restore_newest
+            raise OSError(
+                f"checkpoint {directory / str(step)} cannot be read ({_first_line(error)}): the command that trained "
+                "the run sets it aside and goes on from the one before"
+            ) from error
 
 
 def finished(workdir: Path) -> tuple[Config, Any]:

@@ -25,7 +25,6 @@ from infomask_jax.monitor import STOPPED, Stopped
 from infomask_jax.train import train
 
 BASELINE = "plain"  # sub-folder of a run that holds its plain classifier
-DRAWN = "infomask"  # the method whose boxes are written and drawn
 
 
 def main(default: Config, description: str | None) -> None:
@@ -53,6 +52,7 @@ def exits():
 def run(config: Config) -> None:
     """Train (or resume), score the test split, draw the figures and print the tables."""
     data = datasets.load(config.dataset, config.data_dir)
+    data.source("test")  # that there is one is known before the training
     train(config, data)
     if config.baseline and config.model.bottleneck != "none":
         train(baseline_config(config), data)
@@ -200,12 +200,11 @@ def deletion_and_insertion(workdir, data, split, findings, examples, maps, seed)
     for batch in pipeline.eval_batches(data.source(split, pipeline.FIELDS), size, 32):
         kept.append(batch["image"][np.isin(batch["index"], needed), ..., 0])
     images, random = np.concatenate(kept), controls.random_maps(len(labels), seed)
-    for folder in (workdir, workdir / BASELINE):
-        if not (folder / "config.json").exists():
-            continue
+    folders = [folder for folder in (workdir, workdir / BASELINE) if (folder / "config.json").exists()]
+    for folder in folders:
         config, params = Config.load(folder), checkpoint.load_params(folder)[0]
-        plain = config.model.bottleneck == "none"
-        own = {method: array for method, array in maps.items() if (method == "cam") == plain}
+        # CAM is of the plain classifier, which a plain run is itself.
+        own = {m: array for m, array in maps.items() if folder == (folders[-1] if m == "cam" else workdir)}
         for k, name in enumerate(findings):
             positive = np.flatnonzero(labels[:, k] == 1)
             if not len(positive):
@@ -280,8 +279,8 @@ def save_predictions(path: Path, findings: list[str], examples: dict) -> None:
 
 
 def drawn_method(maps: dict[str, np.ndarray]) -> str:
-    """Of a model's maps the one whose boxes are written and drawn."""
-    return DRAWN if DRAWN in maps else next(iter(maps))
+    """Of the maps of a run or of a model the one whose boxes are written and drawn."""
+    return next(name for name in report.DRAWN if name in maps)
 
 
 def detect(findings: list[str], examples: dict, maps: dict, scores: dict, frame: int) -> list[dict]:

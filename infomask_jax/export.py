@@ -40,13 +40,18 @@ def export_run(run: Path, out: Path | None = None) -> Path:
     """
     config, params = checkpoint.finished(run)
     out, size = Path(out or Path(run) / "model.stablehlo"), config.data.image_size
+    if out.is_dir():
+        raise ValueError(f"--out: expected a file, found the folder {out}")
     predict = make_predict(config, params["head"]["kernel"].shape[-1])
     images = jax.ShapeDtypeStruct((export.symbolic_shape("b")[0], size, size, 1), jnp.float32)
     program = export.export(jax.jit(lambda images: predict(params, images)), platforms=PLATFORMS)(images)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(out.name + ".tmp")
-    temporary.write_bytes(program.serialize())
-    os.replace(temporary, out)
+    try:
+        temporary.write_bytes(program.serialize())
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
     return out
 
 

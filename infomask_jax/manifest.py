@@ -22,9 +22,14 @@ def claim(config: Config, data: Prepared) -> None:
     """Write config.json and manifest.json, or check them against what is there.
 
     Until a step is saved, manifest.json tells of the process that claims last. ValueError listing every difference if
-    the work directory was made with another config or other data.
+    the work directory was made with another config or other data, or if its path cannot hold checkpoints.
     """
     workdir = Path(config.workdir)
+    if magic := sorted({*"*?["} & {*str(workdir.absolute())}):
+        raise ValueError(
+            f"{workdir.absolute()}: checkpoints cannot be written below a folder with {' '.join(magic)} in its name, "
+            "which orbax takes for a pattern: give another --workdir"
+        )
     new = {"config": config.to_dict(), "dataset": _dataset(data)}
     manifest = {"seed": config.seed, "dataset": new["dataset"], "stored_size": data.size, **environment()}
     config_path, manifest_path = workdir / "config.json", workdir / "manifest.json"

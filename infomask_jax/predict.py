@@ -188,7 +188,8 @@ def thresholds(run: Path, findings: Sequence[str]) -> dict[str, dict[str, float]
     """{finding: {method: threshold}} as the run was scored, on the test split if it was on several. Says which findings
     have none, because the run was not scored, or on no boxes of theirs."""
     found = {}
-    scored = run.parent if run.name == experiment.BASELINE else run  # a plain classifier is scored with its run
+    of_run = run.name == experiment.BASELINE and (run.parent / "config.json").exists()
+    scored = run.parent if of_run else run  # a plain classifier is scored with its run
     for split in ("train", "val", "test"):
         if (path := scored / "eval" / f"{split}.json").exists():
             found = json.loads(path.read_text())["localization"]
@@ -231,7 +232,7 @@ def find_boxes(
         boxes = localize.detections(ids, heat, sizes, cut, (side, side), k, name, p)
         for j, (image_id, size) in enumerate(zip(ids, sizes, strict=True)):
             own = [box["bbox"] for box in boxes if box["image_id"] == image_id and p[j] >= PROBABLE]
-            shown = heat[j] if drawn == experiment.DRAWN else localize.normalise(heat[j])
+            shown = heat[j] if drawn == "infomask" else localize.normalise(heat[j])
             panels[j].append((f"{name}: p = {p[j]:.3f}", shown, report.unit_boxes(own, *size)))
         detections += boxes
     return detections, panels

@@ -270,6 +270,45 @@ def test_changed_request_is_refused_with_the_difference(own):
     assert load("folder", own.data_dir) == first  # a failed replacement leaves the old one
 
 
+@pytest.mark.parametrize("name", ["boxes.csv", "images/d.png"])
+def test_what_is_added_or_exchanged_since_is_noticed(own, name):
+    later = (own.source / name).read_bytes()
+    (own.source / name).unlink()
+    if name != "boxes.csv":
+        picture(own.source / name, 9, (20, 20))
+    prepare(own)
+    (own.source / name).write_bytes(later)
+    with pytest.raises(BadData, match="has changed since"):
+        prepare(own)
+
+
+def test_names_in_brackets_are_printed_as_they_are(own, capsys):
+    names = ("Nodule [s]", "Mass [/old]")
+    text = (own.source / "labels.csv").read_text("utf-8-sig").replace("mass,edema", ",".join(names), 1)
+    (own.source / "labels.csv").write_text(text)
+    (own.source / "boxes.csv").unlink()
+    assert prepare(own).findings == names
+    assert all(name in capsys.readouterr().out for name in names[:1]) and load("folder", own.data_dir).findings == names
+
+
+def test_full_disk_is_an_error_and_leaves_nothing(tmp_path):
+    """Files can grow to 20 kB: enough for all but the images."""
+    limits = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    limits += "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+    words = ["x", "prepare", "synthetic", "--data-dir", str(tmp_path), "--size", "64"]
+    words += ["--train", "60", "--val", "1", "--test", "1", "--workers", "1"]
+    script = f"{limits}import sys; sys.argv = {words}; from infomask_jax.__main__ import main; main()"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY)
+    assert found.returncode == 1 and "Traceback" not in found.stderr, found
+    assert f"error: {tmp_path / 'synthetic'} could not be written" in found.stderr
+    assert [path.name for path in (tmp_path / "synthetic").iterdir()] == [".lock"]
+
+
+def test_name_that_no_data_set_has_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="expected one of synthetic, implanted, rsna, nih, folder; found 'chexpert'"):
+        load("chexpert", tmp_path)
+
+
 def test_fingerprint_follows_content(own, tmp_path):
     first = prepare(own)
     again = prepare(changed(own, data_dir=tmp_path / "again"))

@@ -5,15 +5,18 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from infomask_jax import datasets, experiment, report
+from infomask_jax import datasets, experiment, predict, report
 from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 from infomask_jax.datasets import Synthetic
 from infomask_jax.evaluate import PROTOCOLS, controls
+from infomask_jax.localize import boxes_from_map
+from infomask_jax.train import train
 
 ROOT = Path(__file__).parent.parent
 METRICS = {"pxap", "pointing_game", "mean_iou", "max_box_acc_v2", "acc_iou", "acc_iobb", "afp", "boxes_per_image"}
@@ -122,6 +125,24 @@ def test_faithfulness_holds_each_map_against_its_own_model(run):
         assert found[method]["curves"]["insertion"][-1] == pytest.approx(own, abs=1e-4)
         assert found[method]["deletion"]["n"] == len(rows)
     assert found["cam"]["curves"]["deletion"][0] != pytest.approx(own, abs=1e-4)
+
+
+def test_plain_run_with_attention_is_whole(run, tmp_path):
+    """Boxes, pictures and faithfulness of a plain classifier that has two maps, in a folder called as ours are."""
+    model = dataclasses.replace(config(run.parent).model, bottleneck="none", pooling="attention")
+    workdir = tmp_path / "plain"
+    lone = dataclasses.replace(config(run.parent), workdir=workdir, model=model, map_shifts=1)
+    data = datasets.load("synthetic", run.parent / "data")
+    train(lone, data)
+    experiment.evaluate_run(workdir, data, "test", faithfulness=True)
+    scores = read(workdir / "eval" / "test.json")
+    assert set(scores["faithfulness"]["opacity"]) == {"attention", "cam", "control/random"}
+    cut = predict.thresholds(workdir, ["opacity"])["opacity"]["cam"]
+    assert cut == scores["localization"]["opacity"]["cam"]["threshold"]["value"]
+    with np.load(workdir / "maps" / "test.npz") as maps:
+        expected = {i: boxes_from_map(m, cut, (32, 32))[0] for i, m in zip(maps["image_id"], maps["cam"], strict=True)}
+    found = Counter(box["image_id"] for box in read(workdir / "boxes" / "test.json"))
+    assert found == Counter({str(i): len(boxes) for i, boxes in expected.items()}) and sum(found.values()) > 0
 
 
 def test_other_data_is_scored_beside_the_run(run, tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from test_experiment import config
 
-from infomask_jax import datasets, experiment, predict
+from infomask_jax import audit, datasets, experiment, predict
 from infomask_jax.localize import boxes_from_map
 from infomask_jax.report import as_panel, overlay
 from infomask_jax.score_files import score_files
@@ -142,6 +142,17 @@ def test_plain_classifier_is_cut_as_it_was_scored_with_its_run(run, films, tmp_p
         expected, _ = boxes_from_map(maps["cam"][1, ..., 0], cut, (32, 32))
     boxes = [b for b in json.loads((tmp_path / "out" / "boxes.json").read_text()) if b["category"] == "mass"]
     assert len([b for b in boxes if b["image_id"] == "003.png"]) == len(expected) > 0
+
+
+def test_run_of_several_findings_is_audited(run, tmp_path):
+    """The mask is one for both findings, the evidence is not."""
+    shutil.copytree(run, tmp_path / "run")
+    data = datasets.load("folder", run.parent / "data")
+    output = audit.audit_run(tmp_path / "run", data, "test", lungs_from_image=True)
+    found = json.loads((output / "eval" / "audit_test.json").read_text())["findings"]
+    assert set(found) == set(FINDINGS)
+    for finding in FINDINGS:
+        assert {"infomask", "infomask_bits"} < set(found[finding]["negative"])
 
 
 def test_what_is_asked_for_is_found_once(films, tmp_path):

@@ -333,6 +333,9 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, data, capsys,
     (path,) = (tmp_path / "checkpoints" / "12").glob(what)
     damage(path, kind)
     begun = json.loads((tmp_path / "manifest.json").read_text())
+    if what.startswith("state"):
+        with pytest.raises(OSError, match=f"{tmp_path}/checkpoints/12 cannot be read"):
+            checkpoint.load_params(tmp_path)
     if kind == "cut":
         (tmp_path / "manifest.json").write_text(json.dumps({**begun, "git_revision": "of_before"}))
     resumed = train(config, data)
@@ -347,6 +350,12 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, data, capsys,
         assert "notaswhenitbegan" not in output and now == begun
     assert (tmp_path / "broken-12" / "state").is_dir()  # nothing is lost
     chex.assert_trees_all_equal(jax.device_get(whole.params), jax.device_get(resumed.params))
+
+
+def test_folder_that_orbax_cannot_write_below_is_refused(tmp_path, data):
+    with pytest.raises(ValueError, match=r"w\[0\]: checkpoints cannot be written .* \[ in its name"):
+        train(tiny(tmp_path / "w[0]"), data)
+    assert not list(tmp_path.iterdir())
 
 
 def test_arrays_are_stored_whole_and_read_as_orbax_would_store_them(tmp_path, data):

@@ -22,7 +22,6 @@ from infomask_jax.datasets.store import Prepared, Source, load
 from infomask_jax.datasets.synthetic import PhantomConfig, render
 
 __all__ = [
-    "NAMES",
     "BadData",
     "BadImage",
     "Folder",
@@ -70,7 +69,6 @@ class Synthetic(PhantomConfig):
 
 
 OPTIONS = {"synthetic": Synthetic, "rsna": Rsna, "nih": Nih, "folder": Folder}
-NAMES = tuple(OPTIONS)
 
 
 def prepare(options: Synthetic | Rsna | Nih | Folder) -> Prepared:

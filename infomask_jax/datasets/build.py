@@ -114,7 +114,12 @@ def build(
                 if those
             }
             builder = Builder(name, release.findings, shards, scratch)
-            builder.download_and_prepare(download_dir=scratch / "downloads")
+            try:
+                builder.download_and_prepare(download_dir=scratch / "downloads")
+            except RuntimeError as error:
+                if type(error) is RuntimeError:  # ArrayRecord's, of a full disk and the like
+                    raise OSError(f"{root} could not be written: {error}") from error
+                raise
         if problems and not skip_bad:
             hint = "Mend them, or pass --skip-bad to leave these images out and list them in skipped.csv."
             raise BadData(f"{schema.describe(problems)}\n{hint}")

@@ -82,7 +82,7 @@ def read(options: Folder, problems: list[Problem]) -> Release:
     if tables[1].is_file():
         boxes = _read_boxes(tables[1], values, findings, problems)
         items = [Item(**{**vars(item), "boxes": tuple(boxes[item.image_id])}) for item in items]
-    return Release(findings, items, [table for table in tables if table.is_file()])
+    return Release(findings, items, [*tables, folder])
 
 
 def _read_boxes(

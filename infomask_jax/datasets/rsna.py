@@ -101,7 +101,7 @@ def read(options: Rsna, problems: list[Problem]) -> Release:
     if missing and not options.allow_missing:
         table = tables[2].name if splits else tables[0].name
         problems.append(schema.missing_images(missing, len(missing) + len(items), table))
-    return Release(FINDINGS, items, [table for table in tables if table.is_file()], len(missing))
+    return Release(FINDINGS, items, tables, len(missing))
 
 
 def _by_hash(listed: dict[str, int], file: str) -> dict:

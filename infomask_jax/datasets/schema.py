@@ -67,7 +67,8 @@ class Item:
 
 @dataclass(frozen=True)
 class Release:
-    """A release as read: `tables` are the files it was read from, `missing` counts images allowed to be absent."""
+    """A release as read: `tables` are the files it was read from, or would be if they were there, and folders whose
+    images are all that it has; `missing` counts images allowed to be absent."""
 
     findings: tuple[str, ...]
     items: list[Item]

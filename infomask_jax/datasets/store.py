@@ -16,6 +16,13 @@ from tensorflow_datasets.proto import tf_example_pb2
 from infomask_jax.datasets import images, schema
 
 VERSION = "1.1.0"  # of the stored example; raise it when fields or their meaning change
+REQUESTS = {
+    "synthetic": "synthetic",
+    "implanted": "synthetic --backgrounds DIR",
+    "rsna": "rsna --source DIR",
+    "nih": "nih --source DIR",
+    "folder": "folder --source DIR",
+}  # by data set, what `prepare` is asked for
 NOT_OPTIONS = (
     "data_dir",
     "overwrite",
@@ -90,10 +97,12 @@ class Prepared:
 
 
 def load(name: str, data_dir: str | Path) -> Prepared:
-    """Opens a prepared data set; where it is absent or incomplete, FileNotFoundError says how to prepare it."""
+    """Opens a prepared data set; where it is absent or incomplete, FileNotFoundError says how to prepare it. ValueError
+    for a name that no data set has."""
     directory = Path(data_dir).absolute() / name / VERSION
-    request = {"synthetic": "synthetic", "implanted": "synthetic --backgrounds DIR"}.get(name, f"{name} --source DIR")
-    command = f"python -m infomask_jax prepare {request} --data-dir {data_dir}"
+    if name not in REQUESTS:
+        raise ValueError(f"dataset: expected one of {', '.join(REQUESTS)}; found {name!r}")
+    command = f"python -m infomask_jax prepare {REQUESTS[name]} --data-dir {data_dir}"
     if not directory.is_dir():
         older = sorted(path.parent.name for path in directory.parent.glob("*/metadata.json"))
         found = f"that of another version of this package, {', '.join(older)}" if older else "none"
@@ -145,7 +154,7 @@ def print_summary(prepared: Prepared) -> None:
         table.add_row(count, *(f"{s[count]:,}" for s in summary), end_section=count == "boxed images")
     for k, finding in enumerate(prepared.findings):
         table.add_row(finding, *("{:,} / {:,} / {:,}".format(*s["labels"][k]) for s in summary))
-    console = Console()
+    console = Console(markup=False)
     console.print(table)
     facts = json.loads((prepared.directory / "metadata.json").read_text())
     if facts["missing"]:

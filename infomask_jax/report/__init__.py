@@ -20,13 +20,13 @@ from infomask_jax import datasets
 from infomask_jax.config import Config
 from infomask_jax.report.audit import audit_figure, audit_sheets
 from infomask_jax.report.export import render, write_all, write_scores
-from infomask_jax.report.figures import galleries, training_curves
+from infomask_jax.report.figures import DRAWN, galleries, training_curves
 from infomask_jax.report.overlay import as_panel, overlay
 from infomask_jax.report.page import run_page
 from infomask_jax.report.render import as_markdown, print_scores, screen
-from infomask_jax.report.sheet import rank
 
 __all__ = [
+    "DRAWN",
     "MOST",
     "as_markdown",
     "as_panel",
@@ -50,8 +50,8 @@ MOST = 2000  # images that a gallery chooses from; of a larger split, evenly spa
 
 def console() -> Console:
     """Where tables go: the terminal, or, into a file or pipe, lines of 120 columns."""
-    found = Console()
-    return found if found.is_terminal else Console(width=120)
+    found = Console(markup=False)
+    return found if found.is_terminal else Console(width=120, markup=False)
 
 
 def report(workdir: Path, split: str) -> list[Path]:
@@ -82,7 +82,7 @@ def draw(output: Path, workdir: Path, data: datasets.Prepared, split: str) -> li
     with np.load(_scored(output / "maps" / f"{split}.npz")) as stored:
         maps = {name: stored[name] for name in stored.files if name != "image_id"}
         scored_ids = stored["image_id"]
-    order = sorted(maps.keys() & {"infomask", "infomask_bits", "vib_bits", "cam"}, key=rank)
+    order = [name for name in DRAWN if name in maps]
     predicted = {}
     for box in detections:
         predicted.setdefault((box["category"], box["image_id"]), []).append(box["bbox"])

@@ -19,6 +19,7 @@ from matplotlib.patches import Rectangle
 
 from infomask_jax.localize import prepare_map
 
+DRAWN = ("infomask", "infomask_bits", "vib_bits", "cam")  # the maps of a run that are drawn, with boxes of the first
 TRUE, PREDICTED, HEAT = "#35d04a", "#ff9d1e", "inferno"
 NAMES = {
     "infomask": "InfoMask",
