@@ -7,6 +7,7 @@ from pathlib import Path
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from infomask_jax import pipeline, report
@@ -106,15 +107,27 @@ def lung_fields(
 
 
 def shuffled_masks(seed: int):
-    """A context in which InfoMask exchanges the cells of each image's mask at random; its representation stays."""
+    """A context in which InfoMask exchanges the cells of each image's mask at random; its representation stays.
+
+    Empty cells, which the model closes whatever the mask says (`close_empty`), take no part.
+    """
+    features = None
+
+    def exchange(key, cells, shown):  # [h * w, M], [h * w]
+        drawn = jnp.argsort(jnp.where(shown, jax.random.uniform(key, shown.shape), 1.0))
+        return cells.at[jnp.argsort(~shown)].set(cells[drawn])  # both have the empty ones last, in their order
 
     def shuffle(call, arguments, options, context):
+        nonlocal features
         out = call(*arguments, **options)
+        if context.method_name == "posteriors":
+            features = arguments[0]
         if context.method_name != "mask_logits":
             return out
         cells = out.reshape(len(out), -1, out.shape[-1])  # [B, h * w, M]
+        shown = jnp.any(features != 0, axis=-1) | (not context.module.config.close_empty)
         keys = jax.random.split(jax.random.key(seed), len(cells))
-        return jax.vmap(jax.random.permutation)(keys, cells).reshape(out.shape)
+        return jax.vmap(exchange)(keys, cells, shown.reshape(cells.shape[:2])).reshape(out.shape)
 
     return nn.intercept_methods(shuffle)
 

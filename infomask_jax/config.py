@@ -81,14 +81,13 @@ class ModelConfig:
     """What the cells around add to the logit of that prior when all are open: findings are connected, lone cells cost
     more. Where it is learned, its first value. Ours; 0, not learned: cells are independent."""
     learn_prior: bool = True
-    """Learn rho and the coupling, of each mask, with the rest: no one need know how much of a film a finding covers.
-    Ours."""
+    """Learn rho and the coupling of each mask: no one need know how much of a film a finding covers. Ours."""
     mask_evidence: float = 0.5
     """What one unit of a cell's evidence for the finding (the largest, where findings share a mask) adds to its mask
     logit, beside what the mask learns itself: a mask that has to find again what the classifier knows loses some of it.
     No gradient goes back through it. Ours; 0: the mask sees the features alone."""
     mask_bias: float = 2.0
-    """Initial mask logit: positive starts open; the mask stays so until the rates are charged. Ours."""
+    """What the mask has learned itself at first, until the rates are charged: positive starts open. Ours."""
     closed_evidence: float = -3.0
     """Initial evidence of a closed cell, hence logit of an image whose mask is closed: absent unless shown. Ours."""
     evidence_bound: float = 12.0
@@ -202,7 +201,7 @@ class Config:
             "data.shift": (0, 0.5),
             "data.scale": (0, 0.9),
             "data.contrast": (0, 0.99),
-            "model.width": (1, 4096),
+            "model.width": (2, 4096),
             "model.depth": (1, 64),
             "model.latent_channels": (1, 65536),
             "model.temperature": (1e-3, 100),
@@ -214,6 +213,9 @@ class Config:
             "model.mask_evidence": (0, 100),
             "model.evidence_bound": (0, 1e6),
             "model.hide": (0, 1),
+            "model.mask_bias": (-100, 100),
+            "model.closed_evidence": (-1e6, 1e6),
+            "model.log_sigma_bias": (-8, 2),
             "loss.beta_z": (0, 1e6),
             "loss.beta_m": (0, 1e6),
             "loss.delay": (0, 1),
@@ -241,6 +243,8 @@ class Config:
             for name in ("hidden", "consistency"):
                 if value := getattr(self.loss, name):
                     wrong.append(f"loss.{name}: expected 0 without model.half_turn (there is one view), found {value}")
+        if self.model.norm == "group" and self.model.width % 8:
+            wrong.append(f"model.width: expected a multiple of 8, which a group has, found {self.model.width}")
         if self.map_shifts > self.model.stride:
             wrong.append(f"map_shifts: expected at most model.stride, {self.model.stride}, found {self.map_shifts}")
         if self.data.batch_size % self.train.accumulate:

@@ -66,9 +66,10 @@ def infomask_loss(config, logits: jax.Array, out: dict, batch: dict, scale: jax.
     """mean_B [ NLL + views + scale * (beta_z sum_ij pi KL_z + beta_m sum_ij KL_m) ].
 
     views = auxiliary NLL(unmasked) + hidden NLL(second view) + consistency |difference of the views|^2, see LossConfig.
-    For binary masks (`straight_through`), beta_z = beta_m and views = 0 this is an upper bound on
-    -I(zt; y) + beta I(zt; x) up to the constant H(y) (Alemi et al. 2017 with the masked representation zt); the relaxed
-    samplers make it a surrogate. A weight of zero removes its term from the program.
+    For binary masks (`straight_through`), beta_z = beta_m, views = 0 and a prior without coupling this is an upper
+    bound on -I(zt; y) + beta I(zt; x) up to the constant H(y) (Alemi et al. 2017 with the masked representation zt).
+    The relaxed samplers make it a surrogate; hard_concrete and gaussian_gate open cells more often than pi says. A
+    weight of zero removes its term from the program.
 
     Args:
       config: LossConfig.

@@ -36,7 +36,7 @@ def create_state(config: Config, findings: int) -> TrainState:
     params = _initial_params(model, config.data.image_size)(key_init)
     train = config.train
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, train.learning_rate, max(1, round(train.warmup * train.steps)), train.steps
+        0.0, train.learning_rate, min(max(1, round(train.warmup * train.steps)), train.steps - 1), train.steps
     )
     tx = optax.chain(
         optax.clip_by_global_norm(train.clip_norm),

@@ -186,16 +186,19 @@ def test_auroc_of_a_probe_is_over_known_labels():
     assert found["probe"] == {"value": None, "ci95": None, "n": 3, "reason": "one class only"}
 
 
-def test_shuffling_moves_the_mask_and_nothing_else():
+@pytest.mark.parametrize("empty", [0, 12])
+def test_shuffling_moves_the_mask_and_nothing_else(empty):
+    """And only to cells that show something: those of the first `empty` columns of pixels do not, and stay closed."""
     model = InfoMask(ModelConfig(width=8, depth=1, latent_channels=4), 1)
-    x = jax.random.normal(jax.random.key(1), (3, 32, 32, 1))
+    x = jax.random.normal(jax.random.key(1), (3, 32, 32, 1)).at[:, :, :empty].set(0.5)
     params = model.init({"params": jax.random.key(0)}, x, train=False)["params"]
     params["mask"]["kernel"] = 0.3 * jax.random.normal(jax.random.key(2), params["mask"]["kernel"].shape)
     logits, out = model.apply({"params": params}, x, train=False)
     with audit.shuffled_masks(0):
         moved_logits, moved = model.apply({"params": params}, x, train=False)
     np.testing.assert_array_equal(moved["mu"], out["mu"])
-    before, after = (np.asarray(o["mask"]).reshape(3, -1) for o in (out, moved))
+    np.testing.assert_array_equal(moved["mask"][:, :, : empty // 4], out["mask"][:, :, : empty // 4])
+    before, after = (np.asarray(o["mask"])[:, :, empty // 4 :].reshape(3, -1) for o in (out, moved))
     np.testing.assert_array_equal(np.sort(before), np.sort(after))
     ranks = [np.argsort(np.argsort(row)) for row in np.concatenate([before, after])]
     orders = {tuple(np.argsort(ranks[i])[ranks[3 + i]]) for i in range(3)}

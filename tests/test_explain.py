@@ -385,6 +385,23 @@ def test_bottleneck_optimisation_lowers_its_objective():
         assert (after < 0.9 * before).all()
 
 
+def test_bottleneck_does_not_open_empty_cells():
+    """With everything let through the model says what it says, whatever the noise in cells that show nothing."""
+    config = dataclasses.replace(LSE, close_empty=True)
+    model, images = InfoMask(config, 2), random_images()
+    images = images.at[:, :, :8].set(0.5)
+    variables = random_variables(config)
+    logits, out = forward(variables, images, config)
+    features, noise = out["features"], jnp.ones(out["features"].shape[1:])
+    assert (features == 0).all(axis=-1).any()
+    alpha = jnp.full(features.shape, 40.0)
+    settings = {"beta": 0.0, "width": 1.0}
+    loss = information.objective(
+        model, variables, features, 1, alpha, noise, variables["feature_statistics"], **settings
+    )
+    np.testing.assert_allclose(loss, -jax.nn.log_sigmoid(logits[:, 1]), rtol=1e-5)
+
+
 def test_wrong_requests_are_refused():
     with pytest.raises(ValueError, match="unknown attribution method 'lime'; there are cam, gradcam"):
         attribution("lime", LINEAR, 1)

@@ -136,6 +136,7 @@ def test_topk_averages_the_largest_cells():
     evidence = jnp.arange(16.0).reshape(1, 1, 16)
     assert masks.pool(evidence, "topk", 1.0, 3 / 16) == pytest.approx(14.0)
     assert masks.pool(evidence, "topk", 1.0, 1e-6) == 15.0
+    assert masks.pool(jnp.arange(100.0), "topk", 1.0, 0.07) == pytest.approx(96.0)  # 7 cells: .07 * 100 > 7 in floats
 
 
 @settings(deadline=None, max_examples=25)

@@ -293,6 +293,39 @@ def test_half_turn_makes_maps_turn_with_the_image(bottleneck):
         np.testing.assert_allclose(turned[name], maps[name][:, ::-1, ::-1], atol=1e-5)
 
 
+@pytest.mark.parametrize("stride", [4, 16])
+def test_features_of_deep_encoders_stay_in_range(stride):
+    """Without a norm their spread at the start is that of two blocks a stage, and sigma is cut off in few channels."""
+    spread = {}
+    for depth in (2, 8):
+        model, params, images = build(size=64, depth=depth, width=16, stride=stride)
+        out = evaluate(model, params, images)[1]
+        spread[depth] = out["features"].std()
+        assert ((out["log_sigma"] <= -8) | (out["log_sigma"] >= 2)).mean() < 0.3
+    assert 0.5 < spread[8] / spread[2] < 2
+
+
+def test_bits_of_a_finding_are_those_under_its_own_mask():
+    """A cell that only the other finding's mask opens costs the finding next to nothing."""
+    model, params, images = build(findings=2, mask_per_finding=True, mask_coupling=0.0)
+    out = evaluate(model, params, images)[1]
+    logits = jnp.full_like(out["mask_logits"], -6.0).at[:, 0, 0, 0].set(6.0).at[:, 3, 3, 1].set(6.0)
+    open_to_any = 1 - jnp.prod(1 - jax.nn.sigmoid(logits), axis=-1)
+    by_hand = {**out, "mask_logits": logits, "kl_z": 10.0 * open_to_any, "kl_m": jnp.zeros_like(out["kl_m"])}
+    bits = heat_maps(by_hand, "infomask")["infomask_bits"]
+    np.testing.assert_allclose(bits, 10.0 / np.log(2) * jax.nn.sigmoid(logits), rtol=1e-5)
+    rate = heat_maps({**out, "kl_m": out["kl_m"][..., :1]}, "infomask")["infomask_bits"].sum()
+    np.testing.assert_allclose(rate, (out["kl_z"].sum() + out["kl_m"][..., 0].sum()) / np.log(2), rtol=1e-5)
+
+
+def test_given_features_need_no_image_in_training():
+    model, params, images = build()
+    features = evaluate(model, params, images)[1]["features"]
+    options = {"train": True, "features": features, "rngs": {"sample": jax.random.key(0)}}
+    by_none, by_images = (model.apply({"params": params}, x, **options)[0] for x in (None, images))
+    np.testing.assert_array_equal(by_none, by_images)
+
+
 @pytest.mark.parametrize("second_kernel, side", [(3, 56), (1, 40)])
 def test_a_cell_sees_no_further_than_its_receptive_field(second_kernel, side):
     """Two blocks at strides 2 and 4: stem 6 px, +16 at stride 2, +2 for the average, +8 for each 3 x 3 at stride 4."""

@@ -154,6 +154,7 @@ def test_processes_named_by_half_are_refused():
     ("changes", "message"),
     [
         ({"train": TrainConfig(accumulate=3)}, "train.accumulate: expected a divisor of data.batch_size, 16, found 3"),
+        ({"model": ModelConfig(norm="group", width=12)}, "model.width: expected a multiple of 8, .* found 12"),
         ({"parallel": "pmap", "train": TrainConfig(shard_optimizer=True)}, "train.shard_optimizer: expected False"),
     ],
 )

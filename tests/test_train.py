@@ -497,6 +497,7 @@ def test_weight_decay_reaches_kernels_only(tmp_path):
         ("train", "log_every", 0),
         ("train", "steps", 1),
         ("model", "mask_prior", 0.0),
+        ("model", "mask_bias", float("nan")),
         ("loss", "beta_z", float("nan")),
         ("loss", "target_nll", -0.1),
     ],
@@ -505,6 +506,12 @@ def test_settings_out_of_range_are_refused_by_name(tmp_path, group, field, value
     config = tiny(tmp_path)
     with pytest.raises(ValueError, match=f"{group}.{field}: expected .* found {value}"):
         dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **{field: value})})
+
+
+def test_warm_up_of_nearly_all_of_few_steps(tmp_path):
+    for steps in (2, 3, 4):
+        state = create_state(tiny(tmp_path, train=TrainConfig(steps=steps, warmup=0.9)), 1)
+        assert int(state.step) == 0
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])

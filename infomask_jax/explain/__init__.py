@@ -118,17 +118,22 @@ def heat_maps(out: dict[str, jax.Array], bottleneck: str) -> dict[str, jax.Array
     """Every map that one forward pass of InfoMask yields, by method name: [B, h, w, K], or [B, h, w, 1] shared by all.
 
     infomask: the mask, as used in evaluation. infomask_bits (vib_bits without a mask): pi KL_z + KL_m in bits; sums to
-    the rate of the image. infomask_evidence: what each cell of the masked representation says for the finding; one map
-    a finding, where the mask may be shared by all. cam: the per-cell class evidence of a plain classifier
-    (vib_evidence: of the bottleneck without a mask), which for a mean-pooled linear head is the class activation map of
-    Zhou et al. 2016. attention: with attention pooling, the weights of the cells (Ilse et al. 2018), which sum to 1
-    whether or not the finding is there.
+    the rate of the image, but where each finding has a mask: there, its own pi, and KL_z counts for each that reads it.
+    infomask_evidence: what each cell of the masked representation says for the finding; one map a finding, where the
+    mask may be shared by all. cam: the per-cell class evidence of a plain classifier (vib_evidence: of the bottleneck
+    without a mask), which for a mean-pooled linear head is the class activation map of Zhou et al. 2016. attention:
+    with attention pooling, the weights of the cells (Ilse et al. 2018), which sum to 1 whether or not the finding is
+    there.
 
     Args:
       out: second result of InfoMask, with train=False.
       bottleneck: the model's, see ModelConfig.
     """
-    bits = (out["kl_z"][..., None] + out["kl_m"]) * BITS
+    kl_z = out["kl_z"][..., None]
+    if out["kl_m"].shape[-1] > 1:  # weighed by the probability that any mask is open: of that, each mask's own
+        pi = jax.nn.sigmoid(out["mask_logits"])
+        kl_z = kl_z * pi / (1.0 - jnp.prod(1.0 - pi, axis=-1, keepdims=True))
+    bits = (kl_z + out["kl_m"]) * BITS
     if bottleneck == "none":
         maps = {"cam": out["evidence"]}
     elif bottleneck == "vib":

@@ -128,7 +128,10 @@ def objective(
     """
     closed = closed_share(alpha, width)
     eps = statistics["mean"] + noise * jnp.maximum(statistics["std"], MIN_STD)
-    logit, _ = classify(model, variables, (1.0 - closed) * features + closed * eps[None], finding)
+    noised = (1.0 - closed) * features + closed * eps[None]
+    if model.config.close_empty:  # the model knows empty cells by their zeros, which noise would open
+        noised = jnp.where(jnp.any(features != 0, axis=-1, keepdims=True), noised, 0.0)
+    logit, _ = classify(model, variables, noised, finding)
     return -jax.nn.log_sigmoid(logit) + beta * capacity(features, closed, statistics).mean(axis=(1, 2, 3))
 
 

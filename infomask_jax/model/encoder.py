@@ -79,8 +79,11 @@ class Encoder(nn.Module):
 
         def activate(x):
             x = nn.relu(norm()(x) if norm else x)
-            return x * relu_gain  # keeps unit variance where no norm does
+            return x * relu_gain  # brings the variance of a standard normal back to 1
 
+        # Without a norm a block adds the variance of its branch to that of its input, which it doubles: a stage of two
+        # blocks has 4 times as much, with this factor one of however many at most e^2 times.
+        branch = 1.0 if norm else min(1.0, (2 / self.depth) ** 0.5)
         x = space_to_depth(x.astype(self.dtype), 2)  # [B, H/2, W/2, 4]
         x = conv(self.width, (3, 3))(x)
         stages = self.stride.bit_length() - 1  # one per factor of two
@@ -94,7 +97,7 @@ class Encoder(nn.Module):
                 y = conv(channels, (3, 3))(y)
                 side = self.second_kernel if stage else 3
                 y = conv(channels, (side, side))(activate(y))
-                x = x + y
+                x = x + (y if branch == 1 else branch * y)
         return activate(x)
 
 

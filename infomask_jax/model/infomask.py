@@ -80,7 +80,7 @@ class InfoMask(nn.Module):
         c = self.config
         key_hide = key_z = key_mask = key_fill = None  # [B] keys each
         if train and (c.bottleneck != "none" or (c.half_turn and c.hide)):
-            positions = jnp.arange(len(images)) if positions is None else positions
+            positions = jnp.arange(len(images if features is None else features)) if positions is None else positions
             keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("sample"), positions)
             key_hide, key_z, key_mask, key_fill = jax.vmap(lambda key: tuple(jax.random.split(key, 4)))(keys)
         views = None
@@ -88,7 +88,7 @@ class InfoMask(nn.Module):
             features, views = self.encode(images, key_hide)
         grid = features.shape[:3]
         content = jnp.ones((*grid, 1))
-        if c.close_empty:  # features of empty cells are zero, those of others are not: no need of the image
+        if c.close_empty:  # features of empty cells are zero: no need of the image. (Of others all are, if narrow.)
             content = jnp.any(features != 0, axis=-1, keepdims=True).astype(jnp.float32)
         mu, log_sigma, own_logits, to_mu = self.posteriors(features)
         kl_z = jnp.zeros(grid) if c.bottleneck == "none" else content[..., 0] * masks.kl_normal(mu, log_sigma)
@@ -223,7 +223,7 @@ class InfoMask(nn.Module):
         return own + self.config.mask_evidence * known
 
     def mask_cells(self, logits: jax.Array, key: jax.Array | None) -> jax.Array:
-        """Samples of the mask, with key [B], or its mean, without: [B, h, w, M] -> [B, S, M, N] over the N cells."""
+        """Samples of the mask, with key [B], or its value in evaluation, without: [B, h, w, M] -> [B, S, M, N]."""
         c = self.config
         if key is None:
             return masks.cells_last(masks.mean_mask(logits, c.sampler))[:, None]

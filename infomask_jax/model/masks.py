@@ -4,6 +4,8 @@ Shapes: B images, h x w cells of the latent grid, C latent channels, K findings,
 All of this is float32. The samplers and priors are our reconstruction: the paper's are not public to us.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -117,7 +119,7 @@ def pool(cells: jax.Array, pooling: str, sharpness: float, topk: float, weights:
     if pooling == "mean":
         return cells.mean(axis=-1)
     if pooling == "topk":
-        count = max(1, -int(-topk * cells.shape[-1] // 1))
+        count = max(1, math.ceil(round(topk * cells.shape[-1], 6)))
         return jax.lax.top_k(cells, count)[0].mean(axis=-1)
     if pooling == "noisy_or":
         return noisy_or(cells)
