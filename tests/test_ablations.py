@@ -438,6 +438,10 @@ def test_runs_in_lockstep_are_what_they_are_one_after_the_other(base, monkeypatc
     run = partial(ablation.run, base, data, ONLY, SEEDS, "test", "the command")
     for name in ("default", "no_mask", "cam"):
         shutil.rmtree(base.workdir / name)
+    with monkeypatch.context() as patched, pytest.raises(monitor.Stopped, match="before step 1 of 3: nothing to save"):
+        patched.setattr(monitor.Stop, "requested", property(lambda stop: True))  # while it was compiling
+        run(together=True)
+    assert not list(base.workdir.glob("default/*/checkpoints"))
     with monkeypatch.context() as patched, pytest.raises(monitor.Stopped, match="step 1 of 3"):
         asked = iter([False, True])
         patched.setattr(monitor.Stop, "requested", property(lambda stop: next(asked)))
@@ -591,6 +595,9 @@ def test_figures_are_pictures(base):
     strip = {name: np.eye(4, dtype=np.float16) for name in names}
     drawn = drawing.rate_distortion(rows, np.zeros((32, 32), np.float32), np.eye(32, dtype=bool), strip)
     assert cv2.imdecode(np.frombuffer(drawn, np.uint8), cv2.IMREAD_COLOR).shape[0] > 300
+    for row in rows:  # as where all images have one label
+        row["scores"] = {name: value for name, value in row["scores"].items() if name != "auroc"}
+    assert drawing.rate_distortion(rows, np.zeros((32, 32), np.float32), np.eye(32, dtype=bool), strip) != drawn
     assert [drawing.factor(name) for name in names] == [4, 1, 0.25]
 
 

@@ -307,6 +307,9 @@ def test_unusable_folders_and_links_are_refused(options, tmp_path):
     (options.backgrounds / "twice.png").symlink_to(options.backgrounds / "whole/00.png")
     with pytest.raises(BadData, match=r"(?s)link.png.*found a link to.*00.png.*found the same file"):
         prepare(options)
+    prepared = prepare(changed(options, skip_bad=True))
+    skipped = (prepared.directory / "skipped.csv").read_text()
+    assert sum(prepared.splits.values()) == 32 and "found a link to" in skipped and "the same file" in skipped
 
 
 def test_changed_backgrounds_are_noticed(options, capsys):
@@ -335,6 +338,10 @@ def test_of_a_release_only_negatives_are_used_in_its_own_splits(release, request
     assert 0 < len(negative) < len(whole.items)
     found = {i.image_id: (i.split, i.patient_id, i.path, i.view) for i in items(release.source)}
     assert found == negative
+    if release is not request.getfixturevalue("own_release"):  # of which every image has to be there
+        next(iter(negative.values()))[2].unlink()
+        problems = []
+        assert implanted.read(release.source, EVERYTHING, problems).missing == 1 and not problems
 
 
 @pytest.mark.parametrize("name", rsna.TABLES)

@@ -71,6 +71,8 @@ def train_together(configs: list[Config], data: Prepared) -> None:
                     finite = False
                 else:
                     progress.update(task, completed=done, status=f"{first.workdir} {monitor.status(rows[0])}")
+        if not done:
+            raise monitor.Stopped(f"stopped before step 1 of {total}: nothing to save. The same command begins again.")
         broken = []
         for config, state, log in zip(configs, states, logs, strict=True):
             try:

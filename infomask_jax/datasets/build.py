@@ -71,7 +71,7 @@ def build(
     problems: list[Problem] = []
     release = read(options, problems)
     skip_bad = getattr(options, "skip_bad", False)
-    if any(p.row is None for p in problems) or (problems and not release.items):
+    if any(p.row is None and p.image_id is None for p in problems) or (problems and not release.items):
         raise BadData(schema.describe(problems))
     bad = {p.image_id for p in problems}  # decoded all the same, to find whatever else is wrong with them
     items = sorted(release.items, key=lambda i: i.image_id)

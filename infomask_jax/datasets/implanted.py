@@ -36,7 +36,7 @@ def read(root: Path, counts: dict[str, int | None], problems: list[Problem]) -> 
     """
     if not root.is_dir():
         raise BadData(f"--backgrounds: expected a folder of negative radiographs, found no folder {root}")
-    items, tables = _negatives(root, problems)
+    items, tables, missing = _negatives(root, problems)
     chosen = []
     for split, count in counts.items():
         those = sorted((i for i in items if i.split == split), key=lambda i: _hash(i.image_id))
@@ -46,7 +46,7 @@ def read(root: Path, counts: dict[str, int | None], problems: list[Problem]) -> 
         chosen += those[:count]
     if not items and not problems:
         raise BadData(f"--backgrounds: expected negative radiographs (PNG, JPEG or DICOM), found none in {root}")
-    return Release(FINDINGS, chosen, [*tables, root])
+    return Release(FINDINGS, chosen, [*tables, root], missing)
 
 
 def draw(item: Item, config: PhantomConfig) -> dict:
@@ -130,8 +130,8 @@ def _hash(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 
 
-def _negatives(root: Path, problems: list[Problem]) -> tuple[list[Item], list[Path]]:
-    """The backgrounds with their splits, and the tables read."""
+def _negatives(root: Path, problems: list[Problem]) -> tuple[list[Item], list[Path], int]:
+    """The backgrounds with their splits, the tables read, and how many of the images that they list are missing."""
     if any((root / name).is_file() for name in rsna.TABLES):
         release, negative = rsna.read(rsna.Rsna(root, allow_missing=True), problems), (0,)
     elif any(root.glob("Data_Entry_2017*.csv")):
@@ -141,9 +141,9 @@ def _negatives(root: Path, problems: list[Problem]) -> tuple[list[Item], list[Pa
         release = folder.read(folder.Folder(root), problems)
         negative = (0,) * len(release.findings)
     else:
-        return _every_image(root, problems), []
+        return _every_image(root, problems), [], 0
     items = [Item(**{**vars(i), "boxes": (), "labels": ()}) for i in release.items if i.labels == negative]
-    return items, release.tables
+    return items, release.tables, release.missing
 
 
 def _every_image(root: Path, problems: list[Problem]) -> list[Item]:

@@ -30,10 +30,10 @@ class Problem:
     """One thing wrong: in which file, row (1 is the header; None: the file itself) and field."""
 
     file: str
-    row: int | None  # where None, nothing can be skipped to mend it
+    row: int | None
     field: str
     reason: str  # expected and found
-    image_id: str | None = None  # the image that cannot be used because of it, if one
+    image_id: str | None = None  # the image that cannot be used because of it; without row and image, none is to blame
 
     def __str__(self):
         return f"{self.file}{'' if self.row is None else f', row {self.row}'}, {self.field}: {self.reason}"

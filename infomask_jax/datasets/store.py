@@ -138,7 +138,7 @@ def differences(prepared: Prepared, options) -> list[str]:
         f"{path} has changed since" for path, digest in facts["tables"].items() if digest_of(path) not in (digest, "")
     ]
     for count, option in (("missing", "allow_missing"), ("skipped", "skip_bad")):
-        if facts[count] and not getattr(options, option):
+        if facts[count] and not getattr(options, option, True):
             lines.append(f"prepared with {facts[count]} {count}, asked for without --{option.replace('_', '-')}")
     return lines
 

@@ -127,18 +127,18 @@ def rate_distortion(rows: list[dict], image: np.ndarray, truth: np.ndarray, stri
     fig = plt.figure(figsize=(max(8, 1.9 * (len(strip) + 1)), 6.4), layout="constrained")
     top, bottom = fig.subfigures(2, 1, height_ratios=[1.5, 1])
     colors = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(strip)))
+    bits = {name: np.add(*(rows[name][rate]["by_seed"] for rate in ("rate_z", "rate_m"))) for name in strip}
+    every = np.concatenate(list(bits.values()))
     for ax, metric in zip(top.subplots(1, 2), ("nll", "auroc"), strict=True):
         means = []
         for name, color in zip(strip, colors, strict=True):
             scores = rows[name]
-            if metric not in scores:
-                continue
-            bits = np.add(scores["rate_z"]["by_seed"], scores["rate_m"]["by_seed"])
-            ax.plot(bits, scores[metric]["by_seed"], "o", color=color, ms=5, label=_beta(name))
-            means.append((bits.mean(), scores[metric]["mean"]))
+            none = {"by_seed": np.full(len(bits[name]), np.nan), "mean": np.nan}  # AUROC, of one class
+            own = scores.get(metric, none)
+            ax.plot(bits[name], own["by_seed"], "o", color=color, ms=5, label=_beta(name))
+            means.append((bits[name].mean(), own["mean"]))
         ax.plot(*np.reshape(means, (-1, 2)).T, color="gray", lw=0.8, zorder=0)
-        bits = np.concatenate([line.get_xdata() for line in ax.lines[:-1]])
-        if 0 < 5 * bits.min() < bits.max():
+        if 0 < 5 * every.min() < every.max():
             ax.set_xscale("log")
         ax.set_xlabel("rate, bits per image: representation + mask", fontsize=9)
         ax.set_ylabel({"nll": "NLL, nats per image", "auroc": "AUROC"}[metric], fontsize=9)

@@ -68,8 +68,8 @@ def audit_figure(result: dict, means: dict) -> bytes:
     for row, (finding, found) in zip(axes, findings.items(), strict=True):
         for column, group in enumerate(("positive", "negative")):
             bars, picture = row[column], row[2 + column]
-            n = found["counts"][group]
-            title = f"{finding}: {n} {group}"
+            n, left_out = found["counts"][group], found["counts"].get(f"{group}_without_lesion", 0)
+            title = f"{finding}: {n} {group}" + (f" ({left_out} more without box or mask)" if left_out else "")
             bars.set_title(title, fontsize=10)
             picture.set_title(f"{title}, mean bits per cell", fontsize=10)
             picture.set(xticks=[], yticks=[])
