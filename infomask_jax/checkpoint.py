@@ -133,7 +133,7 @@ def load_params(workdir: Path) -> tuple[Any, int]:
             )
             state = ocp.args.PyTreeRestore(restore_args=as_numpy)
             return checkpoints.restore(step, args=ocp.args.Composite(state=state))["state"]["params"], step
-        except Exception as error:  # see restore_newest
+        except Exception as error:  # orbax, tensorstore and zarr each raise kinds of their own; all are told
             raise OSError(
                 f"checkpoint {directory / str(step)} cannot be read ({_first_line(error)}): the command that trained "
                 "the run sets it aside and goes on from the one before"

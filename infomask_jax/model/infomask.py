@@ -88,7 +88,7 @@ class InfoMask(nn.Module):
             features, views = self.encode(images, key_hide)
         grid = features.shape[:3]
         content = jnp.ones((*grid, 1))
-        if c.close_empty:  # features of empty cells are zero: no need of the image. (Of others all are, if narrow.)
+        if c.close_empty:  # a cell counts as empty where all its features are zero: no need of the image
             content = jnp.any(features != 0, axis=-1, keepdims=True).astype(jnp.float32)
         mu, log_sigma, own_logits, to_mu = self.posteriors(features)
         kl_z = jnp.zeros(grid) if c.bottleneck == "none" else content[..., 0] * masks.kl_normal(mu, log_sigma)

@@ -132,9 +132,8 @@ def rate_distortion(rows: list[dict], image: np.ndarray, truth: np.ndarray, stri
     for ax, metric in zip(top.subplots(1, 2), ("nll", "auroc"), strict=True):
         means = []
         for name, color in zip(strip, colors, strict=True):
-            scores = rows[name]
             none = {"by_seed": np.full(len(bits[name]), np.nan), "mean": np.nan}  # AUROC, of one class
-            own = scores.get(metric, none)
+            own = rows[name].get(metric, none)
             ax.plot(bits[name], own["by_seed"], "o", color=color, ms=5, label=_beta(name))
             means.append((bits[name].mean(), own["mean"]))
         ax.plot(*np.reshape(means, (-1, 2)).T, color="gray", lw=0.8, zorder=0)
