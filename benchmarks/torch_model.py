@@ -136,7 +136,8 @@ class InfoMask(nn.Module):
         kl_z = (0.5 * (mu**2 + torch.exp(2 * log_sigma) - 1.0) - log_sigma).sum(1, keepdim=True)
         kl_z = p * content * kl_z
         cells = content * self.bounded(evidence)
-        out = {"sample_logits": self.pooled(m * cells[None]), "auxiliary_logits": self.pooled(cells)}
+        open_cells = cells if c.teach_through_mask else cells.detach()
+        out = {"sample_logits": self.pooled(m * open_cells[None]), "auxiliary_logits": self.pooled(cells)}
         out |= {"kl_z": kl_z, "kl_m": kl_m}
         if train:
             seen, alone = (shown * self.bounded(e) for e in heads)

@@ -86,6 +86,10 @@ class ModelConfig:
     """What one unit of a cell's evidence for the finding (the largest, where findings share a mask) adds to its mask
     logit, beside what the mask learns itself: a mask that has to find again what the classifier knows loses some of it.
     No gradient goes back through it. Ours; 0: the mask sees the features alone."""
+    teach_through_mask: bool = False
+    """Let the NLL of the masked representation teach the classifier too, not the mask alone (and the encoder, as far as
+    the mask reads it). Off: the classifier learns from the unmasked NLL, `loss.auxiliary`, and the mask what of its
+    evidence is needed. Ours; attention, as published, has it on."""
     mask_bias: float = 2.0
     """What the mask has learned itself at first, until the rates are charged: positive starts open. Ours."""
     closed_evidence: float = -3.0
@@ -112,7 +116,7 @@ class LossConfig:
     ramp: float = 0.4
     """Share of the steps over which the weights then rise linearly. Ours."""
     auxiliary: float = 1.0
-    """Weight of the NLL through the unmasked representation with the same head. Ours."""
+    """Weight of the NLL through the unmasked representation with the same head, which teaches the classifier. Ours."""
     hidden: float = 0.5
     """Weight of the NLL of the second view alone, with what it hides: unmasked, same head. Ours."""
     consistency: float = 0.03
@@ -243,6 +247,8 @@ class Config:
             for name in ("hidden", "consistency"):
                 if value := getattr(self.loss, name):
                     wrong.append(f"loss.{name}: expected 0 without model.half_turn (there is one view), found {value}")
+        if self.model.bottleneck == "infomask" and not (self.model.teach_through_mask or self.loss.auxiliary):
+            wrong.append("loss.auxiliary: expected above 0 without model.teach_through_mask (nothing teaches), found 0")
         if self.model.norm == "group" and self.model.width % 8:
             wrong.append(f"model.width: expected a multiple of 8, which a group has, found {self.model.width}")
         if self.map_shifts > self.model.stride:
@@ -286,15 +292,3 @@ class Config:
             return cls.from_dict(json.loads(path.read_text()))
         except (TypeError, KeyError, ValueError) as error:
             raise ValueError(f"{path} is not a config of this version: {error}") from error
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Lines "field: old -> new" for every leaf that differs between two nested dicts."""
-    lines = []
-    for key in sorted(old.keys() | new.keys()):
-        a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
-        if isinstance(a, dict) and isinstance(b, dict):
-            lines += differences(a, b, f"{name}.")
-        elif a != b:
-            lines.append(f"{name}: {a!r} -> {b!r}")
-    return lines

@@ -6,11 +6,12 @@ import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from infomask_jax import __version__, parallel
-from infomask_jax.config import Config, differences
+from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tensorflow-datasets")
@@ -102,6 +103,18 @@ def _saved(workdir: Path) -> bool:
 
 def _dataset(data: Prepared) -> dict:
     return {"name": data.name, "fingerprint": data.fingerprint, "findings": list(data.findings)}
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Lines "field: old -> new" for every leaf that differs between two nested dicts."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, f"{name}.")
+        elif a != b:
+            lines.append(f"{name}: {a!r} -> {b!r}")
+    return lines
 
 
 def write_json(path: Path, value) -> None:

@@ -20,13 +20,14 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from infomask_jax import ablation, checkpoint, datasets, experiment, monitor, pipeline
 from infomask_jax.ablation import predictions, table
-from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig, differences
+from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 from infomask_jax.datasets import Synthetic
 from infomask_jax.datasets.synthetic import PhantomConfig, render
 from infomask_jax.evaluate import bootstrap, controls, scoring
 from infomask_jax.evaluate.frame import prepare_maps
 from infomask_jax.explain import METHODS, attribution, heat_maps, shifted_heat_maps
 from infomask_jax.losses import BITS
+from infomask_jax.manifest import differences
 from infomask_jax.model.infomask import InfoMask
 from infomask_jax.report import ablations as drawing
 
@@ -45,10 +46,11 @@ STATED = {  # of the synthetic base: 64 px, stride 4, betas 3e-5 and 1e-3
     "no_mask": {"model.bottleneck": "vib"},
     "no_kl_z": {"loss.beta_z": 0.0},
     "no_kl_m": {"loss.beta_m": 0.0},
-    "no_auxiliary": {"loss.auxiliary": 0.0},
+    "no_auxiliary": {"loss.auxiliary": 0.0, "model.teach_through_mask": True},
     "plain": NONE | ONE_VIEW,
     "vib": {"model.bottleneck": "vib"} | ONE_VIEW,
-    "attention": {"model.sampler": "sigmoid", "loss.beta_z": 0.0, "loss.beta_m": 0.0} | ONE_VIEW,
+    "attention": {"model.sampler": "sigmoid", "model.teach_through_mask": True, "loss.beta_z": 0.0, "loss.beta_m": 0.0}
+    | ONE_VIEW,
     "attention_mil": NONE | LINEAR | ONE_VIEW | {"model.pooling": "attention"},
     "lse_mil": NONE | LINEAR | ONE_VIEW,
     "noisy_or_mil": NONE | {"model.evidence_bound": 0.0} | ONE_VIEW | NOISY,
@@ -61,6 +63,7 @@ STATED = {  # of the synthetic base: 64 px, stride 4, betas 3e-5 and 1e-3
     "fixed_prior": {"model.learn_prior": False},
     "no_coupling": {"model.learn_prior": False, "model.mask_coupling": 0.0},
     "no_mask_evidence": {"model.mask_evidence": 0.0},
+    "teach_through_mask": {"model.teach_through_mask": True},
     "no_shifts": {"map_shifts": 1},
     "second_kernel_3": {"model.second_kernel": 3},
     **{f"sampler_{s}": {"model.sampler": s} for s in ("hard_concrete", "straight_through", "gaussian_gate", "sigmoid")},

@@ -115,7 +115,7 @@ def test_training_samples_differ_by_key():
 def test_closed_cell_passes_no_gradient(fill, pooling, monkeypatch):
     """Where the mask is exactly 0, neither the encoder nor the representation gets a gradient from the logits."""
     monkeypatch.setattr("infomask_jax.model.infomask.LOGIT_BOUND", 200.0)
-    model, params, images = build(sampler="hard_concrete", fill=fill, pooling=pooling)
+    model, params, images = build(sampler="hard_concrete", fill=fill, pooling=pooling, teach_through_mask=True)
     params["mask"]["kernel"] = jnp.zeros_like(params["mask"]["kernel"])
     params["mask"]["bias"] = jnp.full(1, -100.0)
 
@@ -204,6 +204,34 @@ def test_mask_does_not_teach_the_evidence_that_it_reads():
     assert np.abs(gradients["mask"]["kernel"]).max() > 0
     whole = jax.grad(mask)(params, False)
     assert np.abs(whole["head"]["kernel"]).max() > 0
+
+
+@pytest.mark.parametrize("pooling", ["lse", "attention"])
+@pytest.mark.parametrize("fill", ["zero", "noise"])
+def test_masked_likelihood_teaches_the_mask_alone_unless_told(fill, pooling):
+    """What else it reaches: the evidence of a closed cell and, through the mask's logits, the encoder."""
+
+    def gradients(teach, name):
+        model, params, images = build(fill=fill, pooling=pooling, teach_through_mask=teach)
+        params["mask"]["kernel"] = jnp.ones_like(params["mask"]["kernel"])  # zero at first
+
+        def total(params):
+            logits, out = model.apply({"params": params}, images, train=True, rngs={"sample": jax.random.key(3)})
+            return jnp.sum((out | {"logits": logits})[name])
+
+        found = jax.jit(jax.grad(total))(params)
+        return {k: max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(v)) for k, v in found.items()}
+
+    classifier = {"head", "mu", "log_sigma"} | ({"attention"} if pooling == "attention" else set())
+    taught, through, unmasked = (
+        gradients(False, "logits"),
+        gradients(True, "logits"),
+        gradients(False, "auxiliary_logits"),
+    )
+    assert all(taught[name] == 0 for name in classifier)
+    assert all(taught[name] > 0 for name in ("mask", "encoder", "closed_evidence"))
+    assert all(grads[name] > 0 for grads in (through, unmasked) for name in classifier - {"log_sigma"})
+    assert through["log_sigma"] > 0
 
 
 def test_mean_pooled_evidence_is_the_class_activation_map():

@@ -529,6 +529,15 @@ def test_settings_of_a_second_view_are_refused_without_one(tmp_path):
     assert not dataclasses.replace(config, model=one, loss=none).model.half_turn
 
 
+def test_a_classifier_that_nothing_teaches_is_refused(tmp_path):
+    config = tiny(tmp_path)
+    without = dataclasses.replace(config.loss, auxiliary=0.0)
+    with pytest.raises(ValueError, match=r"loss\.auxiliary: expected above 0 without model\.teach"):
+        dataclasses.replace(config, loss=without)
+    for change in ({"teach_through_mask": True}, {"bottleneck": "vib"}):
+        dataclasses.replace(config, loss=without, model=dataclasses.replace(config.model, **change))
+
+
 def test_settings_that_cannot_run_do_not_claim_the_folder(tmp_path, data):
     with pytest.raises(ValueError, match="does not divide over 8 devices"):
         train(tiny(tmp_path / "run", data=DataConfig(image_size=16, batch_size=12)), data)

@@ -14,6 +14,7 @@ from infomask_jax.explain import METHODS
 
 PLAIN = {"model.bottleneck": "none", "loss.beta_z": 0.0, "loss.beta_m": 0.0, "loss.auxiliary": 0.0}
 LINEAR = {"model.evidence_bound": 0.0, "model.closed_evidence": 0.0}
+ATTENTION = {"model.sampler": "sigmoid", "model.teach_through_mask": True, "loss.beta_z": 0.0, "loss.beta_m": 0.0}
 ONE_VIEW = {"model.half_turn": False, "loss.hidden": 0.0, "loss.consistency": 0.0}
 
 
@@ -55,12 +56,12 @@ def variants(base: Config, findings: int) -> list[Variant]:
             "no_mask": {"model.bottleneck": "vib"},
             "no_kl_z": {"loss.beta_z": 0.0},
             "no_kl_m": {"loss.beta_m": 0.0},
-            "no_auxiliary": {"loss.auxiliary": 0.0},
+            "no_auxiliary": {"loss.auxiliary": 0.0, "model.teach_through_mask": True},
         },
         "rivals": {
             "plain": PLAIN | ONE_VIEW,
             "vib": {"model.bottleneck": "vib"} | ONE_VIEW,
-            "attention": {"model.sampler": "sigmoid", "loss.beta_z": 0.0, "loss.beta_m": 0.0} | ONE_VIEW,
+            "attention": ATTENTION | ONE_VIEW,
             "attention_mil": PLAIN | LINEAR | ONE_VIEW | {"model.pooling": "attention"},
             "lse_mil": PLAIN | LINEAR | ONE_VIEW | {"model.pooling": "lse"},
             "noisy_or_mil": PLAIN | LINEAR | ONE_VIEW | noisy_or,
@@ -75,6 +76,7 @@ def variants(base: Config, findings: int) -> list[Variant]:
             "fixed_prior": {"model.learn_prior": False},
             "no_coupling": {"model.learn_prior": False, "model.mask_coupling": 0.0},
             "no_mask_evidence": {"model.mask_evidence": 0.0},
+            "teach_through_mask": {"model.teach_through_mask": True},
             "no_shifts": {"map_shifts": 1},
             "second_kernel_3": {"model.second_kernel": 3},
         },

@@ -118,7 +118,7 @@ class InfoMask(nn.Module):
         mask_logits = jnp.full((*grid, 1), jnp.inf)
         mask, kl_m = jnp.ones((grid[0], 1, 1, grid[1] * grid[2])), jnp.zeros((*grid, 1))  # mask: [B, S, M, N] cells
         if c.bottleneck == "infomask":
-            known = bounded(expected)  # [B, h, w, K]; the classifier learns it, the mask only reads it
+            known = bounded(expected)  # [B, h, w, K]
             mask_logits = self.mask_logits(own_logits, jax.lax.stop_gradient(known) if train else known)
             mask_logits = LOGIT_BOUND * jnp.tanh(mask_logits / LOGIT_BOUND)
             mask_logits = jnp.where(content > 0, mask_logits, -LOGIT_BOUND)
@@ -134,7 +134,9 @@ class InfoMask(nn.Module):
 
         def masked(cells, function):  # cells = function(z) -> function of the masked representation, [B, S, K, N]
             # Exact for a binary mask (function(0) is 0), without forming m * z for every sample.
-            closed = 0.0 if noise is None else masks.cells_last(function(noise))[:, None]
+            closed = jnp.zeros(()) if noise is None else masks.cells_last(function(noise))[:, None]
+            if train and c.bottleneck == "infomask" and not c.teach_through_mask:
+                cells, closed = jax.lax.stop_gradient((cells, closed))
             return mask * jnp.stack([cells] * mask.shape[1], axis=1) + (1.0 - mask) * closed
 
         def pooled(cells, scores):  # evidence beyond the bias and attention scores [..., K, N] -> [..., K], attention
