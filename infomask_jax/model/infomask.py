@@ -134,7 +134,7 @@ class InfoMask(nn.Module):
 
         def masked(cells, function):  # cells = function(z) -> function of the masked representation, [B, S, K, N]
             # Exact for a binary mask (function(0) is 0), without forming m * z for every sample.
-            closed = jnp.zeros(()) if noise is None else masks.cells_last(function(noise))[:, None]
+            closed = 0.0 if noise is None else masks.cells_last(function(noise))[:, None]
             if train and c.bottleneck == "infomask" and not c.teach_through_mask:
                 cells, closed = jax.lax.stop_gradient((cells, closed))
             return mask * jnp.stack([cells] * mask.shape[1], axis=1) + (1.0 - mask) * closed
