@@ -68,9 +68,9 @@ def infomask_loss(config, logits: jax.Array, out: dict, batch: dict, scale: jax.
     views = auxiliary NLL(unmasked) + hidden NLL(second view) + consistency |difference of the views|^2, see LossConfig.
     For binary masks (`straight_through`), beta_z = beta_m, views = 0 and a prior without coupling this is an upper
     bound on -I(zt; y) + beta I(zt; x) up to the constant H(y) (Alemi et al. 2017 with the masked representation zt).
-    The relaxed samplers make it a surrogate; hard_concrete and gaussian_gate open cells more often than pi says. Without
-    `teach_through_mask` the first NLL's gradient stops before the classifier, so training does not descend on this sum
-    but on the mask's share and the classifier's. A weight of zero removes its term from the program.
+    The relaxed samplers make it a surrogate; hard_concrete and gaussian_gate open cells more often than pi says. A
+    weight of zero removes its term from the program. Without `teach_through_mask` the first NLL's gradient stops before
+    the classifier: training then follows no gradient of this one sum.
 
     Args:
       config: LossConfig.
