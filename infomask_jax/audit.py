@@ -111,23 +111,22 @@ def shuffled_masks(seed: int):
 
     Empty cells, which the model closes whatever the mask says (`close_empty`), take no part.
     """
-    features = None
+    content = None
 
     def exchange(key, cells, shown):  # [h * w, M], [h * w]
         drawn = jnp.argsort(jnp.where(shown, jax.random.uniform(key, shown.shape), 1.0))
         return cells.at[jnp.argsort(~shown)].set(cells[drawn])  # both have the empty ones last, in their order
 
     def shuffle(call, arguments, options, context):
-        nonlocal features
+        nonlocal content
         out = call(*arguments, **options)
-        if context.method_name == "posteriors":
-            features = arguments[0]
+        if context.method_name == "content":
+            content = out
         if context.method_name != "mask_logits":
             return out
         cells = out.reshape(len(out), -1, out.shape[-1])  # [B, h * w, M]
-        shown = jnp.any(features != 0, axis=-1) | (not context.module.config.close_empty)
         keys = jax.random.split(jax.random.key(seed), len(cells))
-        return jax.vmap(exchange)(keys, cells, shown.reshape(cells.shape[:2])).reshape(out.shape)
+        return jax.vmap(exchange)(keys, cells, content.reshape(cells.shape[:2]) > 0).reshape(out.shape)
 
     return nn.intercept_methods(shuffle)
 

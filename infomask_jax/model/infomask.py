@@ -87,9 +87,7 @@ class InfoMask(nn.Module):
         if features is None:
             features, views = self.encode(images, key_hide)
         grid = features.shape[:3]
-        content = jnp.ones((*grid, 1))
-        if c.close_empty:  # a cell counts as empty where all its features are zero: no need of the image
-            content = jnp.any(features != 0, axis=-1, keepdims=True).astype(jnp.float32)
+        content = self.content(features)
         mu, log_sigma, own_logits, to_mu = self.posteriors(features)
         kl_z = jnp.zeros(grid) if c.bottleneck == "none" else content[..., 0] * masks.kl_normal(mu, log_sigma)
 
@@ -197,6 +195,15 @@ class InfoMask(nn.Module):
             shown *= kept
         turned = shown * encoder(images[:, ::-1, ::-1])[:, ::-1, ::-1].astype(jnp.float32)
         return mean_view(features, turned, shown), (features, turned, shown)
+
+    def content(self, features: jax.Array) -> jax.Array:
+        """1 for cells that may give evidence, 0 for those that `close_empty` closes: [B, h, w, D] -> [B, h, w, 1].
+
+        A cell counts as empty where all its features are zero, which needs no image.
+        """
+        if not self.config.close_empty:
+            return jnp.ones((*features.shape[:3], 1))
+        return jnp.any(features != 0, axis=-1, keepdims=True).astype(jnp.float32)
 
     def posteriors(self, features: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None, tuple | None]:
         """mu and log sigma of z [B, h, w, C]; what the mask learns itself [B, h, w, M], None without a mask; and the
