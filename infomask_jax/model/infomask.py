@@ -116,7 +116,7 @@ class InfoMask(nn.Module):
         mask_logits = jnp.full((*grid, 1), jnp.inf)
         mask, kl_m = jnp.ones((grid[0], 1, 1, grid[1] * grid[2])), jnp.zeros((*grid, 1))  # mask: [B, S, M, N] cells
         if c.bottleneck == "infomask":
-            known = bounded(expected)  # [B, h, w, K]
+            known = bounded(expected)  # [B, h, w, K]; the classifier learns it, the mask only reads it
             mask_logits = self.mask_logits(own_logits, jax.lax.stop_gradient(known) if train else known)
             mask_logits = LOGIT_BOUND * jnp.tanh(mask_logits / LOGIT_BOUND)
             mask_logits = jnp.where(content > 0, mask_logits, -LOGIT_BOUND)
