@@ -8,8 +8,8 @@ Every run is an ordinary run in WORKDIR/VARIANT/seedS: the same command again co
 nothing twice. Writes WORKDIR/ablations.json, ablations.md and figures/; with --scored-dir, which scores the same runs
 on fresh images, into WORKDIR/on-NAME-FINGERPRINT/.
 
-Hardware and time: a run takes about 8 minutes of one CPU core (synthetic, implanted), so `--jobs 2` on two cores gives
-the default and one rival over three seeds in 25. Score-CAM and RISE take longest of the attributions, about 500 passes
+Hardware and time: a run takes about 8 minutes of one CPU core, one with one view half of that. So `--only rivals` with
+`--jobs 2` on two cores takes 20 minutes a seed. Score-CAM and RISE take longest of the attributions, about 500 passes
 an image.
 """
 

@@ -1,4 +1,4 @@
-"""The paper's task: localize pneumonia on NIH ChestX-ray14, official patient-wise split, image labels only.
+"""The paper's task on ChestX-ray8's successor: pneumonia of NIH ChestX-ray14, official split, image labels only.
 
     python -m infomask_jax prepare nih --source DIR --data-dir data --size 256 --findings Pneumonia
     python experiments/nih_pneumonia.py --data-dir data --workdir runs/nih
