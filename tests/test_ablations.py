@@ -583,6 +583,7 @@ def test_markdown_shows_what_the_json_holds(base, rows):
     low, high = (drawing.number(x, sign=True) for x in found["ci95"])
     text = f"{drawing.number(found['value'], sign=True)} [{low}, {high}]"
     assert shown[1][1] == (f"**{text}**" if found["ci95"][0] > 0 or found["ci95"][1] < 0 else text)
+    assert shown[2][1] == " ".join(map(drawing.number, score["by_seed"]))
     command = drawing.command_line(
         "s.py", {"--base": "rsna", "--only": None, "--seeds": (0, 1), "--workdir": Path("a b")}
     )

@@ -24,7 +24,8 @@ COLUMNS = {
 
 
 def markdown(result: dict) -> str:
-    """ablations.md: the command; for each finding the scores, the paired differences and what every row changes."""
+    """ablations.md: the command; for each finding the scores, the paired differences, PxAP and mean IoU of every seed,
+    and what every row changes."""
     seeds, lines = result["seeds"], ["# Ablations", "", f"    {result['command']}", ""]
     unit = "seeds and patients" if len(seeds) > 1 else "patients"
     scored, trained_on = result["fingerprint"], result["trained_on"]
@@ -45,6 +46,10 @@ def markdown(result: dict) -> str:
             "",
         ]
         lines += [*_table("default minus", [row for row in rows if row["default_minus"]], _difference), ""]
+        if len(seeds) > 1:
+            lines += ["| seeds one by one | PxAP | mean IoU |", "|---|---|---|"]
+            lines += [f"| {row['method']} | {_by_seed(row, 'pxap')} | {_by_seed(row, 'mean_iou')} |" for row in rows]
+            lines.append("")
         lines += ["| method | changes |", "|---|---|"]
         lines += [f"| {row['method']} | {_changes(row['changes'])} |" for row in rows if row["changes"]]
         lines.append("")
@@ -82,6 +87,10 @@ def _difference(row: dict, metric: str) -> str:
     low, high = found["ci95"]
     text = f"{number(found['value'], sign=True)} [{number(low, sign=True)}, {number(high, sign=True)}]"
     return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def _by_seed(row: dict, metric: str) -> str:
+    return " ".join(map(number, row["scores"][metric]["by_seed"])) if metric in row["scores"] else "-"
 
 
 def _changes(changes: dict) -> str:
