@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from infomask_jax import __version__
+from infomask_jax import __version__, parallel
 from infomask_jax.config import DataConfig, ModelConfig
 from infomask_jax.explain import METHODS, attribution
 from infomask_jax.explain.bottleneck import feature_statistics
@@ -51,6 +51,7 @@ def seconds(function, *arguments, repeats: int) -> float:
 
 
 def main(settings: Benchmark) -> None:
+    parallel.set_up()
     config = ModelConfig()
     model = InfoMask(config, 1)
     shape = (settings.batch_size, settings.image_size, settings.image_size, 1)

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 import tyro
 
-from infomask_jax import __version__, checkpoint
+from infomask_jax import __version__, checkpoint, parallel
 from infomask_jax.datasets import images
 from infomask_jax.export import make_predict
 from infomask_jax.predict import find, predict_files
@@ -65,6 +65,7 @@ def decode(files: list[bytes]) -> None:
 
 
 def main(settings: Benchmark) -> None:
+    parallel.set_up()
     paths = list(find([settings.xrays]).values())[: settings.films]
     config, params = checkpoint.finished(settings.run)
     batch, base = config.data.batch_size, 2 * config.data.batch_size

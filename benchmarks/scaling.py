@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -85,7 +86,8 @@ def spawn(settings: Benchmark, devices: int, processes: int) -> float:
         started.append(
             subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         )
-    outputs = [process.communicate() for process in started]
+    with ThreadPoolExecutor() as pool:  # at once: one whose pipe is full would keep the others waiting
+        outputs = list(pool.map(subprocess.Popen.communicate, started))
     for process, (_, error) in zip(started, outputs, strict=True):
         if process.returncode:
             raise SystemExit(f"error: a process with {devices // processes} devices failed:\n{error[-2000:]}")
@@ -97,7 +99,7 @@ def main(settings: Benchmark) -> None:
         print(rate(settings))
         return
     devices = {count: spawn(settings, count, 1) for count in (1, 2, 4, 8)}
-    processes = {count: spawn(settings, 8, count) for count in (1, 2)}
+    processes = {1: devices[8], 2: spawn(settings, 8, 2)}
     result = {
         "devices": {str(count): round(value / devices[1], 4) for count, value in devices.items()},
         "processes": {str(count): round(value / devices[1], 4) for count, value in processes.items()},

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from infomask_jax import __version__
+from infomask_jax import __version__, parallel
 from infomask_jax.config import Config, DataConfig
 from infomask_jax.train import create_state, make_train_step
 
@@ -109,6 +109,7 @@ def measure(config: Config, settings: Benchmark, count: int) -> dict[str, dict[s
 
 
 def main(settings: Benchmark) -> None:
+    parallel.set_up()
     data = DataConfig(image_size=settings.image_size, batch_size=settings.batch_size)
     config = Config(data_dir=Path(), workdir=Path(), data=data)
     result = {str(count): measure(config, settings, count) for count in settings.seeds}

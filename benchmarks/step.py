@@ -6,9 +6,10 @@
 The candidates take turns in one process, so that a busy machine slows all of them; figures are medians over the rounds,
 `infomask_over_plain_ci95` is a bootstrap over rounds. `flops_per_s` is what XLA counts for the step as it is given to
 the compiler (of the compiled one it does not count what a library does) over the time; `of_peak` its share of the
-device's published peak, or on CPU of the largest matrix product measured in the same run. `of_torch` is null where
-torch is not installed; where it is, the same model with the same parameters is first checked to give the same logits.
-Prints one JSON object on the last line: the first width and dtype at the top, all of them under `configs`.
+device's published peak (bfloat16's; else null), or on CPU of the largest matrix product measured in the same run.
+`of_torch` is null where torch is not installed or JAX has several devices; else the same model with the same parameters
+is first checked to give the same logits. Prints one JSON object on the last line: the first width and dtype at the top,
+all of them under `configs`.
 """
 
 import dataclasses
@@ -164,7 +165,7 @@ def measure(settings: Benchmark, width: int, dtype: str) -> dict:
     chosen = configs(settings, width, dtype)
     made = {name: candidate(config, batch) for name, config in chosen.items()}
     runs = {name: run for name, (run, _) in made.items()}
-    if settings.torch and importlib.util.find_spec("torch"):
+    if settings.torch and importlib.util.find_spec("torch") and jax.device_count() == 1:  # which is all the port uses
         runs["torch"] = torch_candidate(chosen["infomask"], batch)
     times = {name: [] for name in runs}
     for run in runs.values():
@@ -185,7 +186,7 @@ def measure(settings: Benchmark, width: int, dtype: str) -> dict:
 
     seconds = {name: statistics.median(values) for name, values in times.items()}
     kind, flops = jax.devices()[0].device_kind, made["infomask"][1]
-    peak = cpu_peak() if kind == "cpu" else PEAK.get(kind, 0) * jax.device_count()
+    peak = cpu_peak() if kind == "cpu" else PEAK.get(kind, 0) * jax.device_count() * (dtype == "bfloat16")
     return {
         "width": width,
         "dtype": dtype,

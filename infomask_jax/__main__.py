@@ -195,6 +195,10 @@ def main() -> None:
         if isinstance(verb, Prepare):
             datasets.prepare(verb.release)
             return
+        if isinstance(verb, (Predict, Audit, Reproduce, Export)) or (isinstance(verb, Evaluate) and verb.run):
+            from infomask_jax import parallel
+
+            parallel.set_up()
         if isinstance(verb, Evaluate):
             evaluate(verb)
         elif isinstance(verb, Predict):
@@ -220,7 +224,7 @@ def main() -> None:
     except MemoryError as error:
         hint = "score fewer images or methods at a time, in a smaller --frame" if isinstance(verb, Evaluate) else ""
         raise SystemExit(f"error: out of memory{'; ' * bool(hint)}{hint}") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from infomask_jax.checkpoint import finished
 from infomask_jax.datasets import Prepared, images
 from infomask_jax.evaluate import shares
 from infomask_jax.experiment import place, predict, read_examples
+from infomask_jax.files import write_all
 
 METHODS = ("infomask_bits", "vib_bits", "infomask")
 TOLERANCE = 0.02  # by which the aspect of a lung file may differ from that of its image
@@ -62,7 +64,7 @@ def audit_run(
         output / "eval" / f"audit_{split}.md": report.as_markdown(title, sheets, remarks),
         output / "figures" / f"audit_{split}.png": report.audit_figure(result, means),
     }
-    paths = [*report.write_all(files), report.write_page(output, workdir)]
+    paths = [*write_all(files), report.write_page(output, workdir)]
     console.print(report.screen(title, sheets, remarks))
     console.print("written:", *map(str, paths), sep="\n  ", soft_wrap=True)
     return output
@@ -91,6 +93,11 @@ def lung_fields(
             )
         return lambda i: pipeline.decode_gray(source[i]["lung"]) > 0, "stored"
     paths = [Path(lungs) / f"{_stem(image_id)}.png" for image_id in ids]
+    if len(set(paths)) < len(paths):
+        twice = next(path for path, count in Counter(paths).items() if count > 1)
+        raise ValueError(
+            f"{twice}: expected the lung of one image, found several ids of {split} that mean it: rename them"
+        )
     if missing := [path.relative_to(lungs).as_posix() for path in paths if not path.is_file()]:
         some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise ValueError(f"--lungs {lungs}: expected {len(ids)} files, found that {len(missing)} are missing: {some}")
@@ -109,7 +116,8 @@ def lung_fields(
 def shuffled_masks(seed: int):
     """A context in which InfoMask exchanges the cells of each image's mask at random; its representation stays.
 
-    Empty cells, which the model closes whatever the mask says (`close_empty`), take no part.
+    The draw is of the seed and the image's own mask logits, so it does not depend on the batch. Empty cells, which
+    the model closes whatever the mask says (`close_empty`), take no part.
     """
     content = None
 
@@ -125,7 +133,8 @@ def shuffled_masks(seed: int):
         if context.method_name != "mask_logits":
             return out
         cells = out.reshape(len(out), -1, out.shape[-1])  # [B, h * w, M]
-        keys = jax.random.split(jax.random.key(seed), len(cells))
+        own = jax.lax.bitcast_convert_type(cells, jnp.uint32).sum(axis=(1, 2))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), own)
         return jax.vmap(exchange)(keys, cells, content.reshape(cells.shape[:2]) > 0).reshape(out.shape)
 
     return nn.intercept_methods(shuffle)

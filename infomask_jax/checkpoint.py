@@ -1,6 +1,9 @@
 """Checkpoints of a run: train state and data iterator together. The only file that knows orbax."""
 
 import contextlib
+import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,22 +68,27 @@ def restore_newest(checkpoints: ocp.CheckpointManager, state: Any, iterator) -> 
     """The newest checkpoint that can be read, with the shardings of `state`; `iterator` is wound to where it stood.
 
     Returns the state, its step (0 and the given state where there is no checkpoint) and a message for every newer
-    checkpoint that could not be read; such a one is renamed to broken-STEP beside checkpoints/. OSError if there are
-    checkpoints and none can be read; ValueError if they were written by another number of processes.
+    checkpoint that could not be read, be it by one process of several; such a one is renamed to broken-STEP beside
+    checkpoints/. OSError if there are checkpoints and none can be read; ValueError if they were written by another
+    number of processes.
     """
     messages, directory = [], Path(checkpoints.directory)
     for step in sorted(checkpoints.all_steps(), reverse=True):
-        _check_processes(directory / str(step))
-        try:
-            return restore(checkpoints, step, state, iterator), step, messages
-        except Exception as error:  # orbax, tensorstore, zarr and grain each raise kinds of their own
-            aside = directory.with_name(f"broken-{step}")
-            messages.append(
-                f"checkpoint {directory / str(step)} cannot be read ({_first_line(error)}); moved to {aside}"
-            )
+        folder = directory / str(step)
+        _check_processes(folder)
+        # First the file that each process has for itself: within orbax the others would wait for one whose is bad.
+        restored, problem = _on_all(partial(_check_iterator, folder, step))
+        if problem is None:
+            restored, problem = _on_all(partial(restore, checkpoints, step, state, iterator))
+        if problem is None:
+            return restored, step, messages
+        aside = directory.with_name(f"broken-{step}")
+        while aside.exists():
+            aside = aside.with_name(f"{aside.name}-again")
+        messages.append(f"checkpoint {folder} cannot be read ({problem}); moved to {aside}")
         parallel.wait_for_all(f"broken {step}")
         if parallel.is_main():
-            (directory / str(step)).rename(aside)
+            folder.rename(aside)
         parallel.wait_for_all(f"moved {step}")
         checkpoints.reload()
     if messages:
@@ -95,21 +103,39 @@ def restore(checkpoints: ocp.CheckpointManager, step: int, state: Any, iterator)
         state=ocp.args.PyTreeRestore(abstract, ocp.checkpoint_utils.construct_restore_args(abstract)),
         data=grain.checkpoint.CheckpointRestore(iterator),
     )
-    stored = checkpoints.restore(step, args=arguments)["state"]
-    at = iterator.get_state()
+    return from_storable(state, checkpoints.restore(step, args=arguments)["state"])
+
+
+def _check_processes(folder: Path) -> None:
+    """ValueError unless as many processes as there are wrote the checkpoint: each has its data iterator in it."""
+    counts = {path.stem.split("-of-")[-1] for path in (folder / "data").glob("process_*-of-*.json")}
+    if counts and str(jax.process_count()) not in counts:
+        found = ", ".join(sorted(counts))
+        raise ValueError(
+            f"{folder} was written by {found} processes, this run has {jax.process_count()}: go on with {found}, or "
+            "train in another --workdir"
+        )
+
+
+def _check_iterator(folder: Path, step: int) -> None:
+    """ValueError or OSError unless this process's data iterator is there and stands at the step."""
+    name = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
+    at = json.loads((folder / "data" / name).read_text())
     if isinstance(at, dict) and at.get("next_index", step) != step:  # one batch a step
         raise ValueError(f"its data iterator stands at batch {at['next_index']}, not {step}")
-    return from_storable(state, stored)
 
 
-def _check_processes(directory: Path) -> None:
-    """ValueError unless as many processes as there are wrote the checkpoint: each has its data iterator in it."""
-    count, found = jax.process_count(), len(list((directory / "data").glob("process_*.json")))
-    if found and found != count:
-        raise ValueError(
-            f"{directory} was written by {found} processes, this run has {count}: go on with {found}, or train in "
-            "another --workdir"
-        )
+def _on_all(attempt: Callable[[], Any]) -> tuple[Any, str | None]:
+    """(what `attempt` returns, None), or, where it fails on any process, on all of them (None, why)."""
+    done, problem = None, None
+    try:
+        done = attempt()
+    except Exception as error:  # orbax, tensorstore, zarr and grain each raise kinds of their own
+        problem = _first_line(error)
+    parallel.wait_for_all("attempted")
+    if parallel.anywhere(problem is not None):
+        return None, problem or "by another process"
+    return done, None
 
 
 def _first_line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
 from infomask_jax.evaluate import bootstrap, controls
 from infomask_jax.export import make_predict
+from infomask_jax.files import write_all
 from infomask_jax.manifest import write_json
 from infomask_jax.model.infomask import InfoMask
 from infomask_jax.monitor import STOPPED, Stopped
@@ -182,11 +184,15 @@ def predicted_batches(config: Config, params, source, findings: int) -> Iterator
     batches = -(-len(source) // batch_size)
     name = "plain classifier" if config.model.bottleneck == "none" else config.model.bottleneck
     stream = pipeline.eval_batches(source, config.data.image_size, batch_size, *place)
+    done = 0
     for batch in track(stream, f"maps of {name}", total=batches, disable=not parallel.is_main()):
-        placed = parallel.to_devices({key: batch[key] for key in ("image", "valid")}, split)
-        valid, (logits, maps) = parallel.fetch((placed["valid"], forward(params, placed["image"])))
+        placed = parallel.to_devices({key: batch[key] for key in ("image", "index")}, split)
+        index, (logits, maps) = parallel.fetch((placed["index"], forward(params, placed["image"])))
         limit = np.finfo(np.float16).max  # a map beyond it stays finite and keeps its order up to there
-        keep = valid > 0
+        keep = index >= 0
+        if not np.array_equal(index[keep], np.arange(done, done + keep.sum())):
+            raise RuntimeError(f"images came back from the devices out of order: {index.tolist()} from {done} on")
+        done += keep.sum()
         yield logits[keep], {name: np.clip(m[keep], -limit, limit).astype(np.float16) for name, m in maps.items()}
 
 
@@ -253,29 +259,27 @@ def read_examples(data: Prepared, split: str, findings: list[str]) -> dict:
 
 
 def save_maps(path: Path, image_ids: list[str], maps: dict[str, np.ndarray]) -> None:
-    """maps/SPLIT.npz: image_id [N] and a float16 array per method, [N, h, w], or [N, h, w, K] for several findings."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.stem + ".tmp.npz")
-    np.savez_compressed(temporary, image_id=np.array(image_ids), **maps)
-    temporary.replace(path)
+    """maps/SPLIT.npz: image_id [N] and a float16 array per method, [N, h, w], or [N, h, w, K] for several findings; and
+    what else goes by name into a file that `evaluate --maps` reads."""
+    file = io.BytesIO()
+    np.savez_compressed(file, image_id=np.array(image_ids), **maps)
+    write_all({path: file.getbuffer()})
 
 
 def save_predictions(path: Path, findings: list[str], examples: dict) -> None:
     """predictions/SPLIT.csv: image_id, patient_id and, for each finding, the label (empty: unknown) and probability."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        columns = [f"{name} {what}" for name in findings for what in ("label", "probability")]
-        writer.writerow(["image_id", "patient_id", *columns])
-        for i, image_id in enumerate(examples["image_id"]):
-            cells = [
-                cell
-                for label, p in zip(examples["labels"][i], examples["probabilities"][i], strict=True)
-                for cell in ("" if label < 0 else int(label), f"{p:.6g}")
-            ]
-            writer.writerow([image_id, examples["patient_id"][i], *cells])
-    temporary.replace(path)
+    file = io.StringIO()
+    writer = csv.writer(file)
+    columns = [f"{name} {what}" for name in findings for what in ("label", "probability")]
+    writer.writerow(["image_id", "patient_id", *columns])
+    for i, image_id in enumerate(examples["image_id"]):
+        cells = [
+            cell
+            for label, p in zip(examples["labels"][i], examples["probabilities"][i], strict=True)
+            for cell in ("" if label < 0 else int(label), f"{p:.6g}")
+        ]
+        writer.writerow([image_id, examples["patient_id"][i], *cells])
+    write_all({path: file.getvalue()})
 
 
 def drawn_method(maps: dict[str, np.ndarray]) -> str:

@@ -13,6 +13,7 @@ import jax
 from infomask_jax import __version__, parallel
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
+from infomask_jax.files import write_all
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tensorflow-datasets")
 # Where things are, and what is watched, may change between two sittings of the same run.
@@ -118,11 +119,8 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 
 
 def write_json(path: Path, value) -> None:
-    """Write atomically: readers see the old file or the new one, never a half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-    temporary.replace(path)
+    """Readers see the old file or the new one, never a half."""
+    write_all({path: json.dumps(value, indent=1, allow_nan=False) + "\n"})
 
 
 def _git_revision() -> str | None:

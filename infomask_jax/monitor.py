@@ -13,6 +13,7 @@ import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from infomask_jax import parallel
+from infomask_jax.files import write_all
 
 STOPPED = 75  # exit status of a run that was asked to stop and saved: EX_TEMPFAIL, the same command continues it
 METADATA_SECONDS = 5.0  # between two looks at the cloud's notices; a preempted machine has 30 seconds
@@ -34,9 +35,7 @@ class MetricsLog:
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
         if parallel.is_main():
-            temporary = path.with_name(path.name + ".tmp")
-            temporary.write_text("".join(line + "\n" for line in kept))  # lines after the checkpoint will come again
-            temporary.replace(path)
+            write_all({path: "".join(line + "\n" for line in kept)})  # lines after the checkpoint will come again
         self.last = json.loads(kept[-1]) if kept else None
         self.written: list[dict[str, float]] = []
         self.pending: list[tuple[int, dict]] = []
@@ -109,8 +108,8 @@ class Stop:
                 if instance.get("preempted") == "TRUE" or event.startswith("TERMINATE"):
                     self.requested = True
                     return
-            except (OSError, ValueError):
-                pass  # the server is busy or away for a moment: ask again
+            except Exception:  # whatever a server that is busy, away for a moment or half up may answer: ask again
+                pass
             self.left.wait(METADATA_SECONDS)
 
     def __exit__(self, *_):

@@ -15,28 +15,23 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
 
 from infomask_jax.config import HostsConfig
 
 AXIS = "batch"  # the mesh's one axis
 MALLOPT = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1)}  # of glibc's malloc.h
+PATIENCE = 24 * 3600  # seconds that processes wait at their end for the main one, which still scores and draws
 _barriers = itertools.count()  # a name of the coordinator's barriers cannot be used twice
 
 
 def start(hosts: HostsConfig) -> None:
-    """Join the other processes, if there are any, and keep compiled programs on disk. Call before anything of JAX.
+    """`set_up`, and join the other processes, if there are any. Call before anything of JAX.
 
-    Without an accelerator, the process also keeps the memory that it frees (see `_keep_memory`).
-
-    Programs are kept in ~/.cache/infomask_jax, or where JAX_COMPILATION_CACHE_DIR says. ValueError if only some of the
-    options that name the processes are given.
+    ValueError if only some of the options that name the processes are given.
     """
-    if not accelerated():
-        _keep_memory()
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "infomask_jax"))
+    set_up()
     named = hosts.processes > 0, hosts.process >= 0, hosts.coordinator not in ("", "auto")
     if any(named) and not all(named):
         raise ValueError(
@@ -47,9 +42,19 @@ def start(hosts: HostsConfig) -> None:
     if jax.distributed.is_initialized():
         return
     if all(named):
-        jax.distributed.initialize(hosts.coordinator, hosts.processes, hosts.process)
-    elif hosts.coordinator == "auto" or _on_tpu_pod():
-        jax.distributed.initialize()
+        named = hosts.coordinator, hosts.processes, hosts.process
+        jax.distributed.initialize(*named, shutdown_timeout_seconds=PATIENCE)
+    elif hosts.coordinator == "auto" or _on_tpu_host():
+        jax.distributed.initialize(shutdown_timeout_seconds=PATIENCE)
+
+
+def set_up() -> None:
+    """Keep compiled programs in ~/.cache/infomask_jax, or where JAX_COMPILATION_CACHE_DIR says; without an accelerator
+    also the memory that is freed (see `_keep_memory`). Call before anything of JAX."""
+    if not accelerated():
+        _keep_memory()
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "infomask_jax"))
 
 
 def accelerated() -> bool:
@@ -69,12 +74,13 @@ def _keep_memory() -> None:
             libc.mallopt(option, value)
 
 
-def _on_tpu_pod() -> bool:
-    """Whether this is one of several hosts of a TPU slice, as its runtime tells in the environment."""
+def _on_tpu_host() -> bool:
+    """Whether this is a host of a TPU slice, be it the only one: chips are at accelI up to v4, at vfio/I from v5 on."""
     wanted = os.environ.get("JAX_PLATFORMS", "tpu").split(",")
     names = [name for name in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
     several = len(names) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
-    return "tpu" in wanted and find_spec("libtpu") is not None and (several or Path("/dev/accel0").exists())
+    chips = Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists()
+    return "tpu" in wanted and find_spec("libtpu") is not None and (several or chips)
 
 
 def is_main() -> bool:
@@ -82,12 +88,20 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+def ordered(devices: list[jax.Device]) -> list[jax.Device]:
+    """By process, so that what lies on the devices is in the order of the processes' consecutive parts of a batch.
+
+    `jax.make_mesh` takes a TPU slice's devices by their place in the network, host after host only by chance.
+    """
+    return sorted(devices, key=lambda device: (device.process_index, device.id))
+
+
 def shardings(batch_size: int) -> tuple[NamedSharding, NamedSharding]:
     """(replicated, split over the batch) on a mesh of all devices. ValueError if the batch does not divide."""
     devices = jax.device_count()
     if batch_size % devices:
         raise ValueError(f"data.batch_size {batch_size} does not divide over {devices} devices: use a multiple of it")
-    mesh = jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,))
+    mesh = Mesh(ordered(jax.devices()), (AXIS,), axis_types=(AxisType.Auto,))
     return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
 
 
@@ -154,8 +168,8 @@ def main_first(name: str):
 
 def stack(tree: Any) -> Any:
     """For pmap: replicated arrays -> one copy for each device of this process, [D, ...]."""
-    devices = jax.local_devices()
-    mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    devices = ordered(jax.local_devices())
+    mesh = Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
 
     def copies(x):
         if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):

@@ -130,7 +130,8 @@ def parallel_step(config: Config, state: TrainState) -> tuple[Callable, TrainSta
     layout = jax.tree.map(lambda _: replicated, state)
     if config.parallel == "pmap":
         axis, devices = parallel.AXIS, jax.local_device_count()
-        mapped = jax.pmap(make_train_step(config, axis), axis, donate_argnums=0)
+        everywhere = parallel.ordered(jax.devices())
+        mapped = jax.pmap(make_train_step(config, axis), axis, donate_argnums=0, devices=everywhere)
 
         def step(state, batch):
             state, metrics = mapped(state, jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch))

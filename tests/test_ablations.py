@@ -11,6 +11,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import chex
 import cv2
 import jax
 import jax.numpy as jnp
@@ -58,7 +59,7 @@ STATED = {  # of the synthetic base: 64 px, stride 4, betas 3e-5 and 1e-3
     "no_hidden_view": {"loss.hidden": 0.0, "loss.consistency": 0.0, "model.hide": 0.0},
     "no_consistency": {"loss.consistency": 0.0},
     "one_view": ONE_VIEW,
-    "cam_two_views": CAM,
+    "cam_of_recipe": CAM,
     "empty_cells": {"model.close_empty": False},
     "fixed_prior": {"model.learn_prior": False},
     "no_coupling": {"model.learn_prior": False, "model.mask_coupling": 0.0},
@@ -163,11 +164,33 @@ def test_variants_of_every_base_can_be_built(name):
         assert config.dataset == name and config.data.image_size % config.model.stride == 0
 
 
+def test_a_base_without_a_mask_is_refused(base):
+    model = dataclasses.replace(base.model, bottleneck="vib")
+    other, data = dataclasses.replace(base, model=model), datasets.load(base.dataset, base.data_dir)
+    with pytest.raises(ValueError, match=r"model\.bottleneck: expected infomask, .* found vib"):
+        ablation.run(other, data, ONLY, SEEDS, "test", "the command")
+
+
+def test_a_damaged_run_goes_on_from_the_checkpoint_before(base, tmp_path):
+    data, (_, config) = datasets.load(base.dataset, base.data_dir), of(base, "default", 0)
+    settings = dataclasses.replace(config.train, checkpoint_every=2)
+    config = dataclasses.replace(config, workdir=tmp_path, train=settings)
+    whole = predictions.trained(config, data)
+    (path,) = (tmp_path / "checkpoints" / "3" / "state" / "d").iterdir()
+    path.write_bytes(path.read_bytes()[:40])
+    chex.assert_trees_all_equal(predictions.trained(config, data), whole)
+    assert (tmp_path / "broken-3").exists()
+
+
 def test_what_cannot_be_or_is_there_already_is_skipped():
     base = script.BASES["synthetic"]
     linear = dataclasses.replace(base.model, evidence_bound=0.0, closed_evidence=0.0, mask_prior=0.2, learn_prior=False)
     found = {v.name: v.skip for v in ablation.variants(dataclasses.replace(base, model=linear), 1)}
     assert "one finding" in found["mask_per_finding"]
+    cam = dataclasses.replace(linear, pooling="mean", half_turn=False, close_empty=False)
+    same = dataclasses.replace(base, model=cam, loss=dataclasses.replace(base.loss, hidden=0.0, consistency=0.0))
+    skipped = {v.name: v.skip for v in ablation.variants(same, 1)}
+    assert skipped["cam"] == skipped["cam/gradcam"] == "the settings of no_bottleneck"
     assert found["lse_mil"] == "the settings of plain" and found["mask_prior_0.2"] == "the settings of default"
     odd = dataclasses.replace(base, data=dataclasses.replace(base.data, image_size=60))
     assert "60 px do not divide" in next(v.skip for v in ablation.variants(odd, 1) if v.name == "stride_8")
@@ -205,7 +228,7 @@ def test_every_variant_shows_maps_of_its_grid():
         maps = jax.eval_shape(lambda out, b=config.model.bottleneck: heat_maps(out, b), out)
         found = table.shown(v, config, {name: np.full(m.shape, 3, np.float16) for name, m in maps.items()})
         names = [f"{v.name}/{what}" for what in two.get(v.name, ())] or [v.name]
-        if config.model.bottleneck != "infomask" and v.name not in ("cam", "cam_two_views", "attention_mil"):
+        if config.model.bottleneck != "infomask" and v.name not in ("cam", "cam_of_recipe", "attention_mil"):
             names += [f"{v.name}/probability"]
             np.testing.assert_allclose(found[names[-1]], 1 / (1 + math.exp(-3)), rtol=1e-6)
         assert list(found) == names + ["default/bits", "default/evidence"] * (v.name == "default")
@@ -478,11 +501,14 @@ def test_runs_in_lockstep_need_the_same_batches_and_one_process(base, tmp_path, 
     with pytest.raises(ValueError, match=r"b: runs that train together need the same data settings"):
         ablation.train_together(configs, data)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ValueError, match=r"together.*found jobs 2, 1 processes"):
+    configs[1] = dataclasses.replace(configs[0], train=dataclasses.replace(config.train, log_every=2))
+    with pytest.raises(ValueError, match=r"runs that train together need .*log_every"):
+        ablation.train_together(configs, data)
+    with pytest.raises(ValueError, match=r"together.*found 2"):
         ablation.run(base, data, ONLY, SEEDS, "test", "the command", jobs=2, together=True)
     monkeypatch.setattr(ablation.jax, "process_count", lambda: 2)
-    with pytest.raises(ValueError, match=r"together.*found jobs 1, 2 processes"):
-        ablation.run(base, data, ONLY, SEEDS, "test", "the command", together=True)
+    with pytest.raises(ValueError, match=r"made by one process.*found 2"):
+        ablation.run(base, data, ONLY, SEEDS, "test", "the command")
 
 
 def test_processes_are_not_started_beside_an_accelerator_or_in_no_number(base, monkeypatch):

@@ -193,16 +193,22 @@ def test_shuffling_moves_the_mask_and_nothing_else(empty):
     x = jax.random.normal(jax.random.key(1), (3, 32, 32, 1)).at[:, :, :empty].set(0.5)
     params = model.init({"params": jax.random.key(0)}, x, train=False)["params"]
     params["mask"]["kernel"] = 0.3 * jax.random.normal(jax.random.key(2), params["mask"]["kernel"].shape)
-    logits, out = model.apply({"params": params}, x, train=False)
-    with audit.shuffled_masks(0):
-        moved_logits, moved = model.apply({"params": params}, x, train=False)
-    np.testing.assert_array_equal(moved["mu"], out["mu"])
-    np.testing.assert_array_equal(moved["mask"][:, :, : empty // 4], out["mask"][:, :, : empty // 4])
-    before, after = (np.asarray(o["mask"])[:, :, empty // 4 :].reshape(3, -1) for o in (out, moved))
-    np.testing.assert_array_equal(np.sort(before), np.sort(after))
-    ranks = [np.argsort(np.argsort(row)) for row in np.concatenate([before, after])]
-    orders = {tuple(np.argsort(ranks[i])[ranks[3 + i]]) for i in range(3)}
-    assert len(orders) == 3 and (before != after).any(axis=1).all()  # each image its own order
+
+    def shuffled(x):
+        logits, out = model.apply({"params": params}, x, train=False)
+        with audit.shuffled_masks(0):
+            moved_logits, moved = model.apply({"params": params}, x, train=False)
+        np.testing.assert_array_equal(moved["mu"], out["mu"])
+        np.testing.assert_array_equal(moved["mask"][:, :, : empty // 4], out["mask"][:, :, : empty // 4])
+        before, after = (np.asarray(o["mask"])[:, :, empty // 4 :].reshape(3, -1) for o in (out, moved))
+        np.testing.assert_array_equal(np.sort(before), np.sort(after))
+        assert (before != after).any(axis=1).all()
+        ranks = [np.argsort(np.argsort(row)) for row in np.concatenate([before, after])]
+        return logits, moved_logits, [tuple(np.argsort(ranks[i])[ranks[3 + i]]) for i in range(3)]
+
+    logits, moved_logits, orders = shuffled(x)
+    others = shuffled(x.at[1].multiply(-1.0))[2]
+    assert others[::2] == orders[::2] and len({*orders, others[1]}) == 4  # each image its own, be its place the same
     assert not np.allclose(logits, moved_logits)
     np.testing.assert_array_equal(model.apply({"params": params}, x, train=False)[0], logits)
 
@@ -315,6 +321,9 @@ def test_lungs_come_from_files_images_or_the_store(runs, tmp_path):
     assert where == str(tmp_path) and (files(5)[::2, ::2] == fields[5]).all() and files(5).shape == (128, 128)
     with pytest.raises(ValueError, match=r"found both"):
         audit.lung_fields(examples, source, data, "test", tmp_path, True)
+    twins = {**examples, "image_id": ["a.jpg", "a.png", *examples["image_id"][2:]]}
+    with pytest.raises(ValueError, match=r"a\.png: expected the lung of one image"):
+        audit.lung_fields(twins, source, data, "test", tmp_path, False)
     path = tmp_path / f"{examples['image_id'][5]}.png"
     path.write_bytes(images.encode(np.ones((128, 100), np.uint8)))
     with pytest.raises(ValueError, match=rf"{path.name}.*aspect"):

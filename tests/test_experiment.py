@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -82,6 +83,15 @@ def test_maps_boxes_and_predictions_belong_to_the_same_images(run):
     for box in read(run / "boxes" / "test.json"):
         x, y, w, h = box["bbox"]
         assert box["image_id"] in ids and min(x, y) >= 0 and max(x + w, y + h) <= 32 and min(w, h) > 0
+
+
+def test_images_out_of_order_are_an_error(run, monkeypatch):
+    """Not maps of other images: as where devices are not in the order of the processes that feed them."""
+    data = datasets.load("synthetic", run.parent / "data")
+    fetch = experiment.parallel.fetch
+    monkeypatch.setattr(experiment.parallel, "fetch", lambda tree: jax.tree.map(lambda x: x[::-1], fetch(tree)))
+    with pytest.raises(RuntimeError, match="out of order"):
+        experiment.predict_split(run, data, "test", ["opacity"])
 
 
 def test_figures_are_drawn_and_redrawn(run):

@@ -408,6 +408,8 @@ def test_wrong_requests_are_refused():
     with pytest.raises(TypeError, match="masks"):
         attribution("gradient", LINEAR, 1, masks=3)
     with pytest.raises(ValueError, match="finding 2: the model has 2"):
+        attribution("cam", LINEAR, 2)(random_variables(LINEAR), random_images(), np.int64(2))
+    with pytest.raises(ValueError, match="finding 2: the model has 2"):
         compiled("cam")(random_variables(LINEAR), random_images(), 2)
     with pytest.raises(ValueError, match="feature_statistics"):
         compiled("iba")({"params": random_variables(LINEAR)["params"]}, random_images(), 0)

@@ -8,18 +8,53 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
 
-from infomask_jax import checkpoint, datasets, pipeline
+from infomask_jax import checkpoint, datasets, parallel, pipeline
 from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 from infomask_jax.datasets import Synthetic
-from infomask_jax.export import PLATFORMS, export_run, lower_steps, make_predict
+from infomask_jax.export import PLATFORMS, export_run, make_predict
 from infomask_jax.reproduce import first_difference, reproduce
-from infomask_jax.train import train
+from infomask_jax.train import create_state, make_train_step, parallel_step, train
 
 ROOT = Path(__file__).parent.parent
+
+
+def lower_steps(config: Config, findings: int) -> dict[str, export.Exported]:
+    """The training and the evaluation step of a config, lowered for PLATFORMS over all devices there are.
+
+    Raises where an operation has no lowering for one of them: no such device is needed to find out.
+    """
+    state = create_state(config, findings)
+    replicated, split = parallel.shardings(config.data.batch_size)
+    size, count = config.data.image_size, config.data.batch_size
+    shapes = {"image": (count, size, size, 1), "labels": (count, findings), "label_mask": (count, findings)}
+    shapes |= {"valid": (count,)}
+    batch = {key: jax.ShapeDtypeStruct(shape, jnp.float32) for key, shape in shapes.items()}
+    batch["index"] = jax.ShapeDtypeStruct((count,), jnp.int32)
+    # As raw data: typed keys and optimizer functions do not pass the border of an exported program.
+    arrays = checkpoint.storable(state)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
+    layout = jax.tree.map(lambda _: replicated, arrays) | {"opt_state": parallel_step(config, state)[1].opt_state}
+
+    def train_step(arrays, batch):
+        new, metrics = make_train_step(config)(checkpoint.from_storable(state, arrays), batch)
+        return checkpoint.storable(new), metrics
+
+    programs = {
+        "train": (
+            jax.jit(train_step, in_shardings=(layout, split), out_shardings=(layout, replicated), donate_argnums=0),
+            (abstract, batch),
+        ),
+        "eval": (
+            jax.jit(make_predict(config, findings), in_shardings=(replicated, split)),
+            (abstract["params"], batch["image"]),
+        ),
+    }
+    return {name: export.export(f, platforms=PLATFORMS)(*arguments) for name, (f, arguments) in programs.items()}
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +99,10 @@ def test_steps_lower_for_every_platform(tmp_path, model, settings):
     for program in programs.values():
         assert program.platforms == PLATFORMS == ("cpu", "cuda", "tpu")
         assert program.nr_devices == 8
+    found = programs["train"].in_shardings_jax(parallel.shardings(16)[0].mesh)
+    divided = sum(sharding is not None and not sharding.is_fully_replicated for sharding in found)
+    batch = 4  # image, labels, label_mask, valid; nothing reads index
+    assert (divided > batch + 20) if settings.get("shard_optimizer") else (divided == batch), (divided, len(found))
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])

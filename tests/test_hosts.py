@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -121,6 +122,17 @@ def test_one_told_to_stop_stops_both(folder):
     assert set(finish(folder, "stopped", started)) == {STOPPED}
     _, step = checkpoint.load_params(folder / "stopped")
     assert step == losses(folder / "stopped")[-1][0]
+
+
+def test_what_one_process_cannot_read_none_takes(folder, whole):
+    """The second process's data iterator is cut: both go on from the checkpoint before, and end as the whole run."""
+    shutil.copytree(whole, folder / "cut")
+    (folder / "cut" / "checkpoints" / str(STEPS) / "data" / "process_1-of-2.json").write_text('{"next')
+    run(folder, "cut")
+    told = "".join((folder / "cut-0.txt").read_text().split())
+    assert f"checkpoints/{STEPS}cannotberead(byanotherprocess);movedto" in told and "fromstep28of" in told
+    assert (folder / "cut" / f"broken-{STEPS}" / "state").is_dir()
+    chex.assert_trees_all_equal(*(checkpoint.load_params(workdir)[0] for workdir in (whole, folder / "cut")))
 
 
 def test_another_number_of_processes_is_refused(folder, whole):

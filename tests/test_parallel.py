@@ -4,6 +4,7 @@ import dataclasses
 import platform
 import subprocess
 import sys
+from collections import namedtuple
 from importlib.util import find_spec
 
 import chex
@@ -143,6 +144,16 @@ def test_optimizer_sharding_takes_the_first_axis_that_divides():
         shape: parallel.optimizer_sharding(np.zeros(shape), replicated).spec for shape in [(3, 16, 8), (8,), (7, 9), ()]
     }
     assert [tuple(spec) for spec in specs.values()] == [(None, "batch"), ("batch",), (), ()]
+
+
+def test_devices_are_in_the_order_of_their_processes(monkeypatch):
+    """As a batch's parts are, whatever order the devices are told in (that of a TPU slice is its network's)."""
+    chip = namedtuple("chip", "process_index id")
+    told = [chip(0, 0), chip(1, 4), chip(0, 1), chip(1, 2), chip(2, 3)]
+    assert [device.process_index for device in parallel.ordered(told)] == [0, 0, 1, 1, 2]
+    devices = jax.devices()[::-1]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    assert [device.id for device in parallel.shardings(8)[1].mesh.devices] == list(range(8))
 
 
 def test_processes_named_by_half_are_refused():

@@ -13,7 +13,8 @@ import pytest
 from rich.console import Console
 
 from infomask_jax.evaluate import score
-from infomask_jax.report import figures, write_all, write_page, write_scores
+from infomask_jax.files import write_all
+from infomask_jax.report import figures, write_page, write_scores
 from infomask_jax.report.render import escape, latex, markdown, tables
 from infomask_jax.report.sheet import number
 from infomask_jax.report.table import sheets

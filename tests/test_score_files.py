@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from infomask_jax import __main__ as command
 from infomask_jax.datasets.schema import BadData
-from infomask_jax.report import export
+from infomask_jax.files import write_all
 from infomask_jax.report.sheet import number
 from infomask_jax.report.table import COLUMNS
 from infomask_jax.score_files import box_tables
@@ -768,7 +768,7 @@ def test_nothing_is_half_written(own, monkeypatch):
     original = type(own).write_bytes
     monkeypatch.setattr(type(own), "write_bytes", full)
     with pytest.raises(OSError):
-        export.write_all({path: "new" for path in sorted(before)})
+        write_all({path: "new" for path in sorted(before)})
     assert {path: path.read_bytes() for path in (own / "evaluation").iterdir()} == before
 
 

@@ -332,6 +332,8 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, data, capsys,
     whole = train(config, data)
     (path,) = (tmp_path / "checkpoints" / "12").glob(what)
     damage(path, kind)
+    if kind == "removed":  # of an earlier sitting, set aside too
+        (tmp_path / "broken-12" / "data").mkdir(parents=True)
     begun = json.loads((tmp_path / "manifest.json").read_text())
     if what.startswith("state"):
         with pytest.raises(OSError, match=f"{tmp_path}/checkpoints/12 cannot be read"):
@@ -340,7 +342,8 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, data, capsys,
         (tmp_path / "manifest.json").write_text(json.dumps({**begun, "git_revision": "of_before"}))
     resumed = train(config, data)
     output = "".join(capsys.readouterr().out.split())  # lines wrap anywhere
-    assert "cannotberead" in output and f"movedto{tmp_path}/broken-12" in output
+    aside = "broken-12-again" if kind == "removed" else "broken-12"
+    assert "cannotberead" in output and f"movedto{tmp_path}/{aside}" in output
     assert f"resumed{tmp_path}fromstep10of12" in output
     now = json.loads((tmp_path / "manifest.json").read_text())
     if kind == "cut":  # begun by another revision
@@ -348,7 +351,7 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, data, capsys,
         assert now["git_revision"] == "of_before" and now["continued"] == [{"step": 10, **manifest.environment()}]
     else:
         assert "notaswhenitbegan" not in output and now == begun
-    assert (tmp_path / "broken-12" / "state").is_dir()  # nothing is lost
+    assert (tmp_path / aside / "state").is_dir()  # nothing is lost
     chex.assert_trees_all_equal(jax.device_get(whole.params), jax.device_get(resumed.params))
 
 
@@ -433,7 +436,8 @@ def test_notice_of_the_cloud_saves_and_stops(tmp_path, data, monkeypatch, notice
         def do_GET(self):
             Metadata.asked += 1
             assert self.headers["Metadata-Flavor"] == "Google"
-            body = json.dumps({"preempted": "FALSE"} if Metadata.asked < 3 else notice).encode()
+            odd = [[], {"preempted": "FALSE"}]  # what is no answer is asked again
+            body = json.dumps(odd[Metadata.asked % 2] if Metadata.asked < 3 else notice).encode()
             self.send_response(200)
             self.end_headers()
             self.wfile.write(body)

@@ -24,6 +24,7 @@ from infomask_jax.ablation.variants import config_of, select, variants
 from infomask_jax.ablation.workers import Task, read, score_run, side_by_side
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
+from infomask_jax.files import write_all
 from infomask_jax.report import ablations as drawing
 
 __all__ = ["config_of", "run", "select", "train_together", "variants"]
@@ -43,8 +44,8 @@ def run(
     """Train or resume every run, score all of them together, write ablations.json, ablations.md and figures/ into
     base.workdir (of other data into its sub-folder on-NAME-FINGERPRINT); return what the JSON holds.
 
-    ValueError for an unknown name, a split that is absent or has no box, other findings, `jobs` that cannot be, or a
-    run directory with another config (it names the fields).
+    ValueError for an unknown name, a base without a mask, a split that is absent or has no box, other findings, `jobs`
+    that cannot be, several processes of JAX, or a run directory with another config (it names the fields).
 
     Args:
       jobs: runs at once, each in a process of its own, see workers.py; 1: all in this one.
@@ -58,9 +59,14 @@ def run(
         raise ValueError(f"expected other data than that of the training; {scored.directory} holds the same")
     else:
         folder /= scored.beside
-    if together and (jobs > 1 or jax.process_count() > 1):
-        found = f"jobs {jobs}, {jax.process_count()} processes"
-        raise ValueError(f"together: runs train in one process on its own; expected jobs 1 and no other, found {found}")
+    if base.model.bottleneck != "infomask":
+        raise ValueError(
+            f"model.bottleneck: expected infomask, whose variants these are, found {base.model.bottleneck}"
+        )
+    if (processes := jax.process_count()) > 1:
+        raise ValueError(f"a table is made by one process, with jobs or together; found {processes}: use one host")
+    if together and jobs > 1:
+        raise ValueError(f"together: runs train in one process; expected jobs 1, found {jobs}")
     if jobs < 1 or (jobs > 1 and parallel.accelerated()):
         raise ValueError(
             f"jobs: expected at least 1, and 1 beside an accelerator, which processes cannot share well; found {jobs}. "
@@ -131,7 +137,7 @@ def run(
         folder / "ablations.json": json.dumps(result, indent=1, allow_nan=False) + "\n",
         folder / "ablations.md": drawing.markdown(result),
     }
-    written = report.write_all(texts | figures)
+    written = write_all(texts | figures)
     console.print(drawing.markdown(result), markup=False, highlight=False, soft_wrap=True)
     console.print("written:", *map(str, written), sep="\n  ", soft_wrap=True)
     return result

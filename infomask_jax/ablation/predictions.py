@@ -50,7 +50,7 @@ def trained(config: Config, data: Prepared) -> Any:
         manifest.claim(config, data)
         try:
             params, step = checkpoint.load_params(config.workdir)
-        except FileNotFoundError:
+        except OSError:  # none is there, or it cannot be read: `train` goes on from the one before
             step = 0
         if step == config.train.steps:
             return params

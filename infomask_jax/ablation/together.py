@@ -1,8 +1,10 @@
 """Many runs in one process, in lockstep: for an accelerator, whose step takes less time than reading its batch."""
 
 import dataclasses
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 from infomask_jax import checkpoint, manifest, monitor, parallel, pipeline
@@ -10,10 +12,12 @@ from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
 from infomask_jax.train import create_state, parallel_step
 
+SAME = attrgetter("data", "train.steps", "train.log_every")  # of runs that train together
+
 
 def train_together(configs: list[Config], data: Prepared) -> None:
     """Train those of the runs that have no checkpoint yet, all at once; where they end, each is what `train` makes of
-    it.
+    it, but for times: each one's images_per_s is in the time of all.
 
     Runs of one seed take the same batches, which are read once, and the seeds of a variant the same program. Programs
     are compiled side by side. A checkpoint is written at the end and when told to stop (then monitor.Stopped is
@@ -25,9 +29,10 @@ def train_together(configs: list[Config], data: Prepared) -> None:
         return
     first = configs[0]
     for config in configs:
-        if (config.data, config.train.steps) != (first.data, first.train.steps) or config.parallel != "jit":
+        if SAME(config) != SAME(first) or config.parallel != "jit":
             raise ValueError(
-                f"{config.workdir}: runs that train together need the same data settings and steps, and parallel jit"
+                f"{config.workdir}: runs that train together need the same data settings, steps and log_every, and "
+                "parallel jit"
             )
     _, split = parallel.shardings(first.data.batch_size)
     to_devices, source = partial(parallel.to_devices, split=split), data.source("train", pipeline.FIELDS)
@@ -59,7 +64,10 @@ def train_together(configs: list[Config], data: Prepared) -> None:
         done, finite = 0, True
         while done < total and finite and not stop.requested:
             if done:
+                started = time.perf_counter()
                 batches = {seed: next(stream) for seed, stream in streams.items()}
+                for log in logs:
+                    log.waited += time.perf_counter() - started
             done += 1
             for i, config in enumerate(configs):
                 states[i], metrics = steps[i](states[i], batches[config.seed])

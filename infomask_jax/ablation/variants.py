@@ -33,7 +33,8 @@ def variants(base: Config, findings: int) -> list[Variant]:
     """Every variant of a base config for data with that many findings, `default` first. Some only say why not.
 
     `terms` keep the recipe's two views, so that they lack the term alone. `rivals` have one view, as published, and
-    otherwise our encoder, pooling, bound and closed empty cells, unless they name their own.
+    otherwise our encoder, pooling, bound and closed empty cells, unless they name their own; `attention` also keeps the
+    auxiliary NLL and `mask_evidence`, `cam` leaves empty cells open. `cam_of_recipe` has the recipe's views and cells.
     Betas are not adapted to a finer or coarser grid, over whose cells the rates are summed.
     """
     base = dataclasses.replace(base, baseline=False)
@@ -71,7 +72,7 @@ def variants(base: Config, findings: int) -> list[Variant]:
             "no_hidden_view": {"loss.hidden": 0.0, "loss.consistency": 0.0, "model.hide": 0.0},
             "no_consistency": {"loss.consistency": 0.0},
             "one_view": ONE_VIEW,
-            "cam_two_views": PLAIN | LINEAR | {"model.pooling": "mean"},
+            "cam_of_recipe": PLAIN | LINEAR | {"model.pooling": "mean"},
             "empty_cells": {"model.close_empty": False},
             "fixed_prior": {"model.learn_prior": False},
             "no_coupling": {"model.learn_prior": False, "model.mask_coupling": 0.0},
@@ -114,7 +115,7 @@ def variants(base: Config, findings: int) -> list[Variant]:
                     skip = " ".join(str(error).split())
             found.append(Variant(name, group, changes, skip=skip))
     cam = next(v for v in found if v.name == "cam")
-    return found + [Variant(f"cam/{m}", "attributions", cam.changes, m) for m in METHODS if m != "cam"]
+    return found + [Variant(f"cam/{m}", "attributions", cam.changes, m, cam.skip) for m in METHODS if m != "cam"]
 
 
 def select(every: list[Variant], only: tuple[str, ...]) -> list[Variant]:

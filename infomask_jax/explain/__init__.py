@@ -5,6 +5,7 @@ trained model for reasons afterwards.
 """
 
 import inspect
+import operator
 from collections.abc import Callable
 
 import jax
@@ -66,7 +67,8 @@ def attribution(
         return function(model, variables, images, finding, **options).astype(jnp.float32)
 
     def maps(variables: dict, images: jax.Array, finding: int) -> jax.Array:
-        if isinstance(finding, int) and not 0 <= finding < findings:  # inside jit it would be clamped without a word
+        known = not isinstance(finding, jax.core.Tracer)
+        if known and not 0 <= operator.index(finding) < findings:  # inside jit it would be clamped without a word
             raise ValueError(f"finding {finding}: the model has {findings}, counted from 0")
         return compiled(variables, images, finding)
 

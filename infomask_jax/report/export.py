@@ -5,6 +5,7 @@ import io
 import json
 from pathlib import Path
 
+from infomask_jax.files import write_all
 from infomask_jax.report.render import latex, markdown
 
 
@@ -32,27 +33,6 @@ def per_image(rows: list[dict]) -> str:
     writer.writerow(columns)
     writer.writerows([_plain(row.get(name)) for name in columns] for row in rows)
     return text.getvalue()
-
-
-def write_all(files: dict[Path, str | bytes | None]) -> list[Path]:
-    """Write files: first all of them beside their places, then each into its place, whole. None: remove an old one.
-
-    Returns: the paths written.
-    """
-    temporary = {path: path.with_name(path.name + ".tmp") for path, content in files.items() if content is not None}
-    try:
-        for path, beside in temporary.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            content = files[path]
-            beside.write_bytes(content.encode() if isinstance(content, str) else content)
-        for path, beside in temporary.items():
-            beside.replace(path)
-        for path in files.keys() - temporary.keys():
-            path.unlink(missing_ok=True)
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
-    return list(temporary)
 
 
 def _plain(value):

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from infomask_jax import evaluate, report
+from infomask_jax.files import write_all
 from infomask_jax.score_files import box_tables, galleries, map_file, matching
 
 FILES = {"json": "eval.json", "md": "table.md", "tex": "table.tex", "csv": "per_image.csv"}
@@ -97,7 +98,7 @@ def score_files(
     for finding, name in galleries.folders(pool).items():
         folder = out / "figures" / (name if len(pool) > 1 else "")
         content |= galleries.draw(result, finding, chosen.index(finding), data, arrays, pool[finding], folder)
-    console, paths = report.console(), report.write_all(content)
+    console, paths = report.console(), write_all(content)
     report.print_scores(result, console, protocols=bool(protocols))
     console.print("written:", *map(str, paths), sep="\n  ", soft_wrap=True, markup=False, highlight=False)
     return result

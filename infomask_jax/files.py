@@ -1,0 +1,24 @@
+"""How results reach the disk: whole, or not at all."""
+
+from pathlib import Path
+
+
+def write_all(files: dict[Path, str | bytes | memoryview | None]) -> list[Path]:
+    """Write files: first all of them beside their places, then each into its place, whole. None: remove an old one.
+
+    Returns: the paths written.
+    """
+    temporary = {path: path.with_name(path.name + ".tmp") for path, content in files.items() if content is not None}
+    try:
+        for path, beside in temporary.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = files[path]
+            beside.write_bytes(content.encode() if isinstance(content, str) else content)
+        for path, beside in temporary.items():
+            beside.replace(path)
+        for path in files.keys() - temporary.keys():
+            path.unlink(missing_ok=True)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+    return list(temporary)
