@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,15 +143,15 @@ def attribute(method: str, config: Config, params, trained_on: Prepared, split: 
             continue
         maps = []
         for batch in pipeline.eval_batches(wanted, size, config.data.batch_size):
-            found = explain(variables, batch["image"], k)
-            if found.shape[1] < size:
+            if jax.eval_shape(partial(explain, finding=k), variables, batch["image"]).shape[1] == size:
+                found = explain(variables, batch["image"], k)
+            else:
 
                 def forward(images, k=k):
                     return {method: explain(variables, images, k)[..., None]}
 
-                found = shifted_heat_maps(forward, batch["image"], config.model.stride, config.map_shifts)[method][
-                    ..., 0
-                ]
+                shifted = shifted_heat_maps(forward, batch["image"], config.model.stride, config.map_shifts)
+                found = shifted[method][..., 0]
             maps.append(np.asarray(found)[batch["valid"] > 0])
         maps = np.concatenate(maps)
         maps = maps / np.maximum(np.abs(maps).max(axis=(1, 2), keepdims=True), np.finfo(np.float32).tiny)
