@@ -16,9 +16,9 @@ from infomask_jax import parallel
 from infomask_jax.config import Config
 
 
-def manager(workdir: Path, keep: int = 2) -> ocp.CheckpointManager:
+def manager(workdir: Path) -> ocp.CheckpointManager:
     """Checkpoints live in workdir/checkpoints/STEP; a write becomes visible only when it is complete."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+    options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True, enable_async_checkpointing=True)
     return ocp.CheckpointManager(_directory(workdir), options=options, item_handlers=_handlers())
 
 

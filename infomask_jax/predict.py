@@ -187,7 +187,7 @@ def _files(folder: Path) -> list[Path]:
 def thresholds(run: Path, findings: Sequence[str]) -> dict[str, dict[str, float]]:
     """{finding: {method: threshold}} as the run was scored, on the test split if it was on several. Says which findings
     have none, because the run was not scored, or on no boxes of theirs."""
-    found = {}
+    found, run = {}, run.resolve()
     of_run = run.name == experiment.BASELINE and (run.parent / "config.json").exists()
     scored = run.parent if of_run else run  # a plain classifier is scored with its run
     for split in ("train", "val", "test"):

@@ -148,13 +148,13 @@ def as_row(row: dict, default: dict, seeds: int) -> dict:
     return out
 
 
-def over_seeds(estimates: list[Estimate], seed: int = 0) -> Estimate:
+def over_seeds(estimates: list[Estimate]) -> Estimate:
     """The mean over seeds of estimates on the same resamples of patients.
 
     Its resamples draw seeds too, with replacement (hierarchical bootstrap); of one seed they are the patients' alone.
     """
     count, resamples = len(estimates), len(estimates[0].samples)
-    draws = np.random.default_rng([seed, 1]).multinomial(count, np.full(count, 1 / count), size=resamples)
+    draws = np.random.default_rng([0, 1]).multinomial(count, np.full(count, 1 / count), size=resamples)
     samples = np.einsum("rs,sr->r", draws, np.stack([e.samples for e in estimates])) / count
     return Estimate(float(np.mean([e.value for e in estimates])), samples, estimates[0].n)
 

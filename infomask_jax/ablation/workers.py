@@ -6,6 +6,7 @@ import multiprocessing.connection
 import os
 import signal
 import sys
+import traceback
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,5 +127,6 @@ def _work(sender, task: Task, log: Path, slot: int, jobs: int, parent: int) -> N
         data, scored = datasets.load(base.dataset, base.data_dir), datasets.load(*task.scored)
         outcome = score_run(task, data, *read(scored, task.split, base.data.image_size))
     except (Exception, monitor.Stopped) as error:
+        traceback.print_exc()  # into the log; the parent gets the error without it
         outcome = error
     sender.send(outcome)
