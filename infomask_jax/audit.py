@@ -16,7 +16,7 @@ from infomask_jax.checkpoint import finished
 from infomask_jax.datasets import Prepared, images
 from infomask_jax.evaluate import shares
 from infomask_jax.experiment import place, predict, read_examples
-from infomask_jax.files import write_all
+from infomask_jax.system import write_all
 
 METHODS = ("infomask_bits", "vib_bits", "infomask")
 TOLERANCE = 0.02  # by which the aspect of a lung file may differ from that of its image

@@ -20,10 +20,10 @@ from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
 from infomask_jax.evaluate import bootstrap, controls
 from infomask_jax.export import make_predict
-from infomask_jax.files import write_all
 from infomask_jax.manifest import write_json
 from infomask_jax.model.infomask import InfoMask
 from infomask_jax.monitor import STOPPED, Stopped
+from infomask_jax.system import write_all
 from infomask_jax.train import train
 
 BASELINE = "plain"  # sub-folder of a run that holds its plain classifier

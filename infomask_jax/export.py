@@ -10,8 +10,8 @@ from jax import export
 from infomask_jax import checkpoint
 from infomask_jax.config import Config
 from infomask_jax.explain import heat_maps, shifted_heat_maps
-from infomask_jax.files import write_all
 from infomask_jax.model.infomask import InfoMask
+from infomask_jax.system import write_all
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

@@ -1,7 +1,6 @@
 """Who owns a work directory: its config.json and manifest.json, and the refusal to mix two runs in one folder."""
 
 import json
-import os
 import platform
 import subprocess
 from importlib.metadata import version
@@ -13,7 +12,7 @@ import jax
 from infomask_jax import __version__, parallel
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
-from infomask_jax.files import write_all
+from infomask_jax.system import cores, write_all
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tensorflow-datasets")
 # Where things are, and what is watched, may change between two sittings of the same run.
@@ -70,7 +69,7 @@ def environment() -> dict:
         "libraries": {name: version(name) for name in LIBRARIES},
         "devices": [device.device_kind for device in jax.devices()],
         "processes": jax.process_count(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
     }
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from infomask_jax import datasets
 from infomask_jax.datasets import BadData, Folder, Source, Synthetic, build, images, load, prepare, schema
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -92,7 +94,7 @@ def test_folder_becomes_examples(own):
 
 def test_findings_select_labels_and_boxes(own):
     train = examples(prepare(changed(own, findings=("edema",))), "train")
-    assert train["a.png"]["labels"].tolist() == [0] and len(train["a.png"]["boxes"]) == 0
+    assert train["a.png"]["labels"].tolist() == [0] and train["a.png"]["box_labels"].tolist() == [-1]
     assert train["e.png"]["box_labels"].tolist() == [0]
 
 
@@ -333,6 +335,36 @@ def test_incomplete_copy_is_not_loaded(own, damage):
     with pytest.raises(FileNotFoundError, match="--overwrite"):
         load("folder", own.data_dir)
     assert prepare(changed(own, overwrite=True)) == prepared
+
+
+def test_what_was_replaced_comes_back_if_the_new_one_does_not_get_there(own, monkeypatch):
+    prepared = prepare(own)
+
+    def stopped(path, target):
+        if path.parent.name == "folder" and path.parent.parent.name == ".building":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    rename = Path.rename
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "rename", stopped)
+        prepare(changed(own, size=24, overwrite=True))
+    assert load("folder", own.data_dir) == prepared
+
+
+def test_a_killed_drawer_is_an_error_that_says_so(tmp_path, monkeypatch):
+    def broken(*_):
+        raise BrokenProcessPool("a child process terminated abruptly")
+
+    monkeypatch.setattr(datasets.build, "build", broken)
+    with pytest.raises(OSError, match="process that draws was killed"):
+        prepare(Synthetic(data_dir=tmp_path, size=32, train=2, val=2, test=2, workers=1))
+
+
+@pytest.mark.parametrize("size", [0, 4097])
+def test_sides_that_no_image_has_are_refused(own, size):
+    with pytest.raises(BadData, match=rf"expected 1\.\.4096 pixels, found {size}"):
+        prepare(changed(own, size=size))
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])

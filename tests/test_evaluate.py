@@ -543,6 +543,13 @@ BOXED = int(np.flatnonzero(scene(12)[0]["labels"][:, 0])[0])
         (lambda d, m: d["boxes"].__setitem__(3, ([[0.5, 0, 0.5, 1]], [0])), "bad boxes: image3"),
         (lambda d, m: d["boxes"].__setitem__(3, ([[0, 0, np.nan, 1]], [0])), "bad boxes: image3"),
         (lambda d, m: d["boxes"].__setitem__(3, ([[0, 0, 1, 1]], [1])), "bad boxes: image3"),
+        (lambda d, m: d["boxes"].__setitem__(3, ([[0, 0, 1]], [0])), "bad boxes: image3"),
+        (lambda d, m: d["boxes"].__setitem__(3, ([[0, 0, 1, 1]], 0)), "bad boxes: image3"),
+        (
+            lambda d, m: d.update(masks=[np.zeros((8, 8, 1))] * len(d["image_id"])),
+            r"masks that are not \[H, W\]: image0",
+        ),
+        (lambda d, m: d.update(brightness=[np.zeros((8, 8 + i)) for i in range(len(d["image_id"]))]), "one shape"),
         (lambda d, m: d["patient_id"].pop(), "patient_id"),
         (lambda d, m: m.update(cam=m["cam"][:5]), "cam maps of shape"),
         (lambda d, m: m["cam"].__setitem__(BOXED, np.nan), rf"cam maps with NaN.*: image{BOXED}$"),

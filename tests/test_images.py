@@ -11,6 +11,7 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
@@ -95,6 +96,26 @@ def test_lossless_formats_return_the_very_pixels(image):
         found = decode(data)
         assert found.dtype == image.dtype
         np.testing.assert_array_equal(found, image)
+
+
+@pytest.mark.parametrize(
+    "name", ["MR_small_jpeg_ls_lossless.dcm", "JPEGLSNearLossless_08.dcm", "JPEGLSNearLossless_16.dcm"]
+)
+def test_jpeg_ls_inside_dicom(name):
+    """Files of pydicom's own tests. After 0xff JPEG-LS stuffs a bit, so 0x01 .. 0x7f there are no markers."""
+    path = get_testdata_file(name)
+    with pydicom.dcmread(path) as ds:
+        expected = ds.pixel_array.astype(float)
+    found = decode(path)
+    alike = np.corrcoef(found.ravel(), expected.ravel())[0, 1]
+    assert found.shape == expected.shape and alike > 0.98  # one has a window
+    with open(path, "rb") as file, pytest.raises(BadImage):
+        data = file.read()
+        decode(data[: -len(data) // 3])
+
+
+def test_jpeg_2000_may_end_in_a_byte_of_padding():
+    assert decode(get_testdata_file("examples_jpeg2k.dcm")).shape == (480, 640)
 
 
 def test_jpeg_is_close_alone_and_inside_dicom():

@@ -80,6 +80,7 @@ def test_rsna_without_split_goes_by_hash(rsna):
         ("stage_2_train_labels.csv", ("patient-0", 1000, 1, 50, 5, 1), "inside 1024 x 1024"),
         ("stage_2_train_labels.csv", ("patient-0", 1000, "", 5, 5, 1), "four numbers"),
         ("stage_2_train_labels.csv", ("patient-0", 1, 1, 5, 5, 3), "expected 0 or 1, found '3'"),
+        ("stage_2_train_labels.csv", ("patient-0", "", "", "", "", 1), "four numbers"),
         ("stage_2_detailed_class_info.csv", ("patient-0", "Normal"), "expected one class"),
         ("stage_2_detailed_class_info.csv", ("patient-0", "Opacity"), "found 'Opacity'"),
         ("split.csv", ("patient-0", "test", 1, "AP"), "a patient in one split, found 'patient-0' also in train"),
@@ -90,6 +91,13 @@ def test_rsna_bad_row_is_named(rsna, name, row, words):
     with pytest.raises(BadData, match="problem") as error:
         prepare(with_rows(rsna, name, row))
     assert words in str(error.value) and name in str(error.value) and nothing_is_left(rsna)
+
+
+def test_rsna_split_that_leaves_nothing_is_no_split_by_hash(rsna):
+    table(rsna.source / "split.csv", ("patientId", "split", "matched"), ("patient-0", "train", 0))
+    with pytest.raises(BadData, match="no image is left"):
+        prepare(changed(rsna, matched=True))
+    assert nothing_is_left(rsna)
 
 
 def test_rsna_two_files_for_one_patient_are_refused(rsna):
@@ -152,9 +160,12 @@ def test_nih_becomes_examples(nih_release):
     assert prepared.findings[example["box_labels"][0]] == "Infiltration" and example["view"] == "PA"
 
 
-def test_nih_findings_drop_the_other_boxes(nih_release):
+def test_nih_boxes_of_findings_that_are_not_kept_are_nobodys(nih_release):
+    """But there: Wang's AFP is over all images with a box of any finding."""
     prepared = prepare(changed(nih_release, findings=("Pneumonia",)))
-    assert prepared.findings == ("Pneumonia",) and sum(s["boxes"] for s in prepared.summary.values()) == 1
+    assert prepared.findings == ("Pneumonia",) and sum(s["boxes"] for s in prepared.summary.values()) == 2
+    found = {i: e["box_labels"].tolist() for split in prepared.splits for i, e in examples(prepared, split).items()}
+    assert {i: labels for i, labels in found.items() if labels} == {"0000_000.png": [-1], "0041_000.png": [0]}
     with pytest.raises(BadData, match="found Pneumona"):
         prepare(changed(nih_release, findings=("Pneumona",), overwrite=True))
 

@@ -13,11 +13,11 @@ import pytest
 from rich.console import Console
 
 from infomask_jax.evaluate import score
-from infomask_jax.files import write_all
 from infomask_jax.report import figures, write_page, write_scores
 from infomask_jax.report.render import escape, latex, markdown, tables
 from infomask_jax.report.sheet import number
 from infomask_jax.report.table import sheets
+from infomask_jax.system import write_all
 
 
 def scene(n=24, grid=16, seed=0, name="image"):

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from infomask_jax.datasets import BadData, images, schema
+from infomask_jax.datasets.schema import Problem, read_table
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 NUMBER = st.floats(-3000, 3000) | st.sampled_from([0.0, 1e-30, 1e300, float("nan"), float("inf")])
@@ -98,6 +99,12 @@ def test_any_bytes_as_csv_are_read_or_refused(tmp_path_factory, data):
             assert row > 1 and cells.keys() == {"id", "b"}
     except BadData as error:
         assert "expected" in str(error)
+
+
+def test_a_table_without_rows_is_refused_whatever_came_before(tmp_path):
+    (tmp_path / "a.csv").write_text("image,finding\n\n")
+    with pytest.raises(BadData, match="found only the header"):
+        read_table(tmp_path / "a.csv", ("image",), [Problem("b.csv", 2, "row", "expected 3 cells, found 2")])
 
 
 def test_check_names_every_field_that_differs():

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from infomask_jax import __main__ as command
 from infomask_jax.datasets.schema import BadData
-from infomask_jax.files import write_all
 from infomask_jax.report.sheet import number
 from infomask_jax.report.table import COLUMNS
-from infomask_jax.score_files import box_tables
+from infomask_jax.score_files import box_tables, galleries
+from infomask_jax.system import write_all
 
 ROOT = Path(__file__).parent.parent
 HEADER = "image,finding,x,y,w,h,image_width,image_height,patient"
@@ -780,3 +780,17 @@ def test_scoring_files_needs_no_jax(own):
         [sys.executable, "-m", "infomask_jax", "evaluate", "--maps", "x"], cwd=own, capture_output=True, text=True
     )
     assert failed.returncode == 1 and failed.stderr.startswith("error: expected") and "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize("positives", [2, 300, 1900])
+def test_galleries_choose_from_both_kinds(monkeypatch, tmp_path, positives):
+    """However rare one of them is."""
+    monkeypatch.setattr(galleries.images, "decode", lambda path: np.zeros((8, 8), np.uint8))
+    n = 2000
+    data = {"image_id": [str(i) for i in range(n)], "probabilities": np.zeros((n, 1))}
+    data["labels"] = np.arange(n)[::-1, None] < positives
+    data["boxes"] = [((), (0,) if label else ()) for label in data["labels"][:, 0]]
+    index, pixels = galleries.choose(data, ["mass"], lambda image: tmp_path, 8, tmp_path)["mass"]
+    chosen = int(data["labels"][index, 0].sum())
+    assert len(index) == len(pixels) == galleries.POOL and (np.diff(index) > 0).all()
+    assert chosen == {2: 2, 300: 200, 1900: 300}[positives]

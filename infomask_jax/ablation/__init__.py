@@ -24,8 +24,8 @@ from infomask_jax.ablation.variants import config_of, select, variants
 from infomask_jax.ablation.workers import Task, read, score_run, side_by_side
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
-from infomask_jax.files import write_all
 from infomask_jax.report import ablations as drawing
+from infomask_jax.system import write_all
 
 __all__ = ["config_of", "run", "select", "train_together", "variants"]
 

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import wait
@@ -20,6 +20,7 @@ from infomask_jax.datasets.rsna import Rsna
 from infomask_jax.datasets.schema import BadData, Item, Problem, Release
 from infomask_jax.datasets.store import Prepared, Source, load
 from infomask_jax.datasets.synthetic import PhantomConfig, render
+from infomask_jax.system import cores
 
 __all__ = [
     "BadData",
@@ -34,6 +35,7 @@ __all__ = [
     "prepare",
 ]
 
+LARGEST = 4096  # side of a stored image, pixels
 FAR = 10_000_000  # first index of val; test begins at twice that: neither changes with the number of training images
 
 
@@ -80,8 +82,8 @@ def prepare(options: Synthetic | Rsna | Nih | Folder) -> Prepared:
     name = next(name for name, kind in OPTIONS.items() if isinstance(options, kind))
     if name == "synthetic":
         name, options = _resolve(options)
-    if options.size < 1:
-        raise BadData(f"size: expected 1 pixel or more, found {options.size}")
+    if not 1 <= options.size <= LARGEST:
+        raise BadData(f"size: expected 1..{LARGEST} pixels, found {options.size}")
     with build.lock(options.data_dir.absolute() / name):
         prepared = _already(name, options)
         if prepared is None:
@@ -115,18 +117,20 @@ def _already(name: str, options) -> Prepared | None:
 
 
 def _build(name: str, options) -> Prepared:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not isinstance(options, Synthetic):
         if not options.source.is_dir():
             raise BadData(f"--source: expected the folder of the release, found no folder {options.source}")
         read = {"rsna": rsna.read, "nih": nih.read, "folder": folder.read}[name]
-        with ThreadPoolExecutor(cores) as pool:  # the decoders release the interpreter lock
-            return build.build(name, options, read, pool, partial(_from_file, size=options.size), cores)
+        with ThreadPoolExecutor(cores()) as pool:  # the decoders release the interpreter lock
+            return build.build(name, options, read, pool, partial(_from_file, size=options.size), cores())
     read, draw = (_phantoms, _draw) if name == "synthetic" else (_backgrounds, implanted.draw)
-    jobs = options.workers or cores
+    jobs = options.workers or cores()
     spawn = multiprocessing.get_context("spawn")  # a fork of a process with running threads can hang
-    with ProcessPoolExecutor(jobs, spawn, initializer=_follow_parent) as pool:
-        return build.build(name, options, read, pool, partial(draw, config=options), jobs)
+    try:
+        with ProcessPoolExecutor(jobs, spawn, initializer=_follow_parent) as pool:
+            return build.build(name, options, read, pool, partial(draw, config=options), jobs)
+    except BrokenExecutor as error:
+        raise OSError("a process that draws was killed (memory?); try fewer --workers") from error
 
 
 def _from_file(item: Item, size: int) -> dict:

@@ -85,9 +85,9 @@ def build(
     facts |= {"tables": {str(p.absolute()): store.digest_of(p) for p in release.tables}, "missing": release.missing}
     summary = {split: _empty_summary(release.findings) for split, those in splits.items() if those}
     digests: list[bytes] = []
-    per_shard = min(max(2**27 // options.size**2, 64), 4096)  # at most about 128 MiB of pixels are held
+    per_shard = min(max(2**27 // options.size**2, 64), 4096)  # about 128 MiB of pixels are held, of large images more
 
-    shutil.rmtree(scratch, ignore_errors=True)  # of an earlier run that was killed
+    _clear(scratch, final)  # of an earlier run that was killed
     scratch.mkdir(parents=True)
     try:
         with contextlib.redirect_stdout(io.StringIO()), _progress() as progress:  # TFDS prints
@@ -139,8 +139,15 @@ def build(
             final.rename(scratch / "replaced")
         built.rename(final)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        _clear(scratch, final)
     return store.load(name, options.data_dir)
+
+
+def _clear(scratch: Path, final: Path) -> None:
+    """Remove what was being built; what it had already replaced comes back if the new one did not get there."""
+    if not final.exists() and (scratch / "replaced").exists():
+        (scratch / "replaced").rename(final)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ class Folder:
     size: int = 256
     """Side of the stored square images, pixels."""
     findings: tuple[str, ...] = ()
-    """Findings to keep (boxes of the others are dropped, their images stay); none: every column."""
+    """Findings to keep; none: every column. Images of the others stay, and their boxes count for Wang's AFP alone."""
     skip_bad: bool = False
     """Leave out bad rows and images and list them in skipped.csv, instead of stopping."""
     overwrite: bool = False
@@ -88,7 +88,7 @@ def read(options: Folder, problems: list[Problem]) -> Release:
 def _read_boxes(
     path: Path, values: dict[str, dict[str, int]], findings: tuple[str, ...], problems: list[Problem]
 ) -> dict[str, list[Box]]:
-    """Boxes of the kept findings by image."""
+    """Boxes by image, -1 for those of findings that are not kept (Wang's AFP counts them)."""
     boxes = defaultdict(list)
     for row, cells in schema.read_table(path, ("image", "finding", "x", "y", "w", "h"), problems):
         image_id, name = cells["image"], cells["finding"]
@@ -103,8 +103,8 @@ def _read_boxes(
                 raise ValueError(f"expected label 1 for a finding with a box, found it is not for {name}")
             field = "x, y, w, h"
             box = schema.parse_box([cells[c] for c in ("x", "y", "w", "h")])
-            if name in findings:
-                boxes[image_id].append(Box(findings.index(name), box, path.name, row))
+            finding = findings.index(name) if name in findings else -1
+            boxes[image_id].append(Box(finding, box, path.name, row))
         except ValueError as error:
             problems.append(Problem(path.name, row, field, str(error), image_id))
     return boxes

@@ -25,6 +25,7 @@ _JPEG = b"\xff\xd8\xff"
 _JPEG2000 = b"\xff\x4f\xff\x51"
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _NOT_ENTROPY = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # first marker after the entropy-coded bytes of a JPEG scan
+_NOT_ENTROPY_LS = re.compile(rb"\xff[\x80-\xfe]")  # of JPEG-LS, which stuffs a bit after 0xff and not a byte
 
 
 class BadImage(ValueError):
@@ -127,7 +128,7 @@ def _check_png(data: bytes, name: str) -> None:
 
 def _check_jpeg(data: bytes, name: str) -> tuple[int, int]:
     """Walks the segments to the end mark, which decoders do not insist on. Returns height, width."""
-    at, shape = 2, None
+    at, shape, not_entropy = 2, None, _NOT_ENTROPY
     while at + 4 <= len(data) or data[at : at + 2] == b"\xff\xd9":
         if data[at] != 0xFF:
             raise _truncated(name, f"no JPEG marker at byte {at}")
@@ -145,9 +146,10 @@ def _check_jpeg(data: bytes, name: str) -> tuple[int, int]:
                     break
                 shape = struct.unpack_from(">HH", data, at + 5)
                 _check_size(*shape, name)
+                not_entropy = _NOT_ENTROPY_LS if marker == 0xF7 else _NOT_ENTROPY
             at += 2 + length
             if marker == 0xDA:
-                found = _NOT_ENTROPY.search(data, at)
+                found = not_entropy.search(data, at)
                 if not found:
                     break
                 at = found.start()
@@ -234,7 +236,7 @@ def _check_frame(pixels: bytes, shape: tuple[int, int], syntax: pydicom.uid.UID,
     if frame.startswith(_JPEG):
         found = _check_jpeg(frame, name)
     elif frame.startswith(_JPEG2000):
-        if not frame.rstrip(b"\0").endswith(b"\xff\xd9"):
+        if not frame.rstrip(b"\0\xff").endswith(b"\xff\xd9"):
             raise _truncated(name, "no end mark in its JPEG 2000 data")
         right, bottom, left, top = struct.unpack_from(">IIII", frame, 8)
         found = (bottom - top, right - left)

@@ -134,7 +134,7 @@ def _negatives(root: Path, problems: list[Problem]) -> tuple[list[Item], list[Pa
     """The backgrounds with their splits, the tables read, and how many of the images that they list are missing."""
     if any((root / name).is_file() for name in rsna.TABLES):
         release, negative = rsna.read(rsna.Rsna(root, allow_missing=True), problems), (0,)
-    elif any(root.glob("Data_Entry_2017*.csv")):
+    elif any(path for name in nih.TABLES for path in root.glob(name)):
         options = nih.Nih(root, findings=("No Finding",), allow_missing=True)
         release, negative = nih.read(options, problems), (1,)
     elif (root / "labels.csv").is_file():

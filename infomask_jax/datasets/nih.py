@@ -12,6 +12,7 @@ FINDINGS = (
     *("Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia", "No Finding"),
 )
 SPELLINGS = {"Infiltrate": "Infiltration"}  # the table of boxes has its own word
+TABLES = ("Data_Entry_2017*.csv", "BBox_List_2017*.csv", "train_val_list.txt", "test_list.txt")
 FRAME = (1024, 1024)  # height, width in which the release gives its boxes
 VAL_SHARE = 0.1  # of the patients of train_val_list.txt
 
@@ -28,7 +29,8 @@ class Nih:
     size: int = 256
     """Side of the stored square images, pixels."""
     findings: tuple[str, ...] = ()
-    """Findings to keep, for example Pneumonia (boxes of the others are dropped, their images stay); none: all 15."""
+    """Findings to keep, for example Pneumonia; none: all 15. Images of the others stay; their boxes count for Wang's
+    AFP alone."""
     allow_missing: bool = False
     """Go on without the images that are listed but absent."""
     skip_bad: bool = False
@@ -44,8 +46,7 @@ def read(options: Nih, problems: list[Problem]) -> Release:
     if unknown:
         raise BadData(f"--findings: expected some of {', '.join(FINDINGS)}; found {', '.join(unknown)}")
     findings = tuple(name for name in FINDINGS if name in options.findings or not options.findings)
-    tables = [_one(options.source, n) for n in ("Data_Entry_2017*.csv", "BBox_List_2017*.csv")]
-    tables += [options.source / name for name in ("train_val_list.txt", "test_list.txt")]
+    tables = [_one(options.source, name) for name in TABLES[:2]] + [options.source / name for name in TABLES[2:]]
     entries = schema.read_table(tables[0], ("Image Index", "Finding Labels", "Patient ID", "View Position"), problems)
     split_of = _read_lists(tables[2], tables[3], problems)
 
@@ -133,7 +134,8 @@ def _read_lists(train_val: Path, test: Path, problems: list[Problem]) -> dict[st
 def _read_boxes(
     path: Path, present: dict[str, set[str]], findings: tuple[str, ...], problems: list[Problem]
 ) -> dict[str, list[Box]]:
-    """Boxes of the kept findings by image. The header of the file splits at the commas of its `Bbox [x,y,w,h]`."""
+    """Boxes by image, -1 for those of findings that are not kept (Wang's AFP counts them). The file's header splits
+    at the commas of its `Bbox [x,y,w,h]`."""
     boxes = defaultdict(list)
     for row, cells in schema.read_table(path, ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]"), problems):
         image_id, name = cells["Image Index"], SPELLINGS.get(cells["Finding Label"], cells["Finding Label"])
@@ -144,10 +146,11 @@ def _read_boxes(
             wrong = ("Finding Label", f"expected one of {', '.join(FINDINGS)}; found {name!r}")
         elif name not in present[image_id]:
             wrong = ("Finding Label", f"expected a label of {image_id}, found a box of {name} without it")
-        elif name in findings:
+        else:
             try:
                 xywh = schema.parse_box([cells[c] for c in ("Bbox [x", "y", "w", "h]")])
-                boxes[image_id].append(Box(findings.index(name), xywh, path.name, row))
+                finding = findings.index(name) if name in findings else -1
+                boxes[image_id].append(Box(finding, xywh, path.name, row))
             except ValueError as error:
                 wrong = ("Bbox [x,y,w,h]", str(error))
         if wrong:

@@ -20,7 +20,8 @@ class Rsna:
 
     source: Path
     """Folder with stage_2_train_labels.csv, stage_2_detailed_class_info.csv, images in any sub-folder, and, if you have
-    one, split.csv (patientId, split; optional: matched, view). Without it patients are split 80/10/10 by their hash."""
+    one, split.csv (patientId, split; optional: matched, view), which says what is taken at all. Without it patients are
+    split 80/10/10 by their hash."""
     data_dir: Path = Path("data")
     """Where prepared data sets are kept."""
     size: int = 256
@@ -66,7 +67,7 @@ def read(options: Rsna, problems: list[Problem]) -> Release:
             wrong = ("Target", f"expected one value an image, found also {target}")
         elif any(xywh) and not schema.LABELS[target]:
             wrong = ("Target", "expected 1 for an image with a box, found 0")
-        elif any(xywh):
+        elif schema.LABELS[target]:
             try:
                 boxes[image_id].append(Box(0, schema.parse_box(xywh), tables[0].name, row))
             except ValueError as error:
@@ -81,7 +82,7 @@ def read(options: Rsna, problems: list[Problem]) -> Release:
     index, root = schema.index_images(options.source, "stem", images.SUFFIXES), str(options.source.resolve())
     items, missing = [], []
     wanted = {"opacity", "normal", "not_normal"} if options.negatives == "all" else {"opacity", options.negatives}
-    for image_id, (split, view, file, row) in (splits or _by_hash(listed, tables[0].name)).items():
+    for image_id, (split, view, file, row) in (_by_hash(listed, tables[0].name) if splits is None else splits).items():
         if image_id not in listed:
             reason = f"expected an image of {tables[0].name}, found {image_id!r}"
             problems.append(Problem(file, row, "patientId", reason, image_id))
@@ -99,7 +100,7 @@ def read(options: Rsna, problems: list[Problem]) -> Release:
         label = (targets[image_id],)
         items.append(Item(image_id, image_id, split, label, path, view, tuple(boxes[image_id]), FRAME, file, row))
     if missing and not options.allow_missing:
-        table = tables[2].name if splits else tables[0].name
+        table = tables[0].name if splits is None else tables[2].name
         problems.append(schema.missing_images(missing, len(missing) + len(items), table))
     return Release(FINDINGS, items, tables, len(missing))
 
@@ -108,12 +109,12 @@ def _by_hash(listed: dict[str, int], file: str) -> dict:
     return {i: (schema.hash_split(i, train=0.8, val=0.1, test=0.1), "", file, row) for i, row in listed.items()}
 
 
-def _read_splits(options: Rsna, path: Path, problems: list[Problem]) -> dict[str, tuple[str, str, str, int]]:
-    """split.csv as {patientId: (split, view, file, row)}, empty where there is none; `matched` applied."""
+def _read_splits(options: Rsna, path: Path, problems: list[Problem]) -> dict[str, tuple[str, str, str, int]] | None:
+    """split.csv as {patientId: (split, view, file, row)}, None where there is none; `matched` applied."""
     if not path.is_file():
         if options.matched:
             raise BadData(f"--matched: expected {path} with a column matched, found no file")
-        return {}
+        return None
     splits = {}
     for row, cells in schema.read_table(path, ("patientId", "split") + ("matched",) * options.matched, problems):
         image_id, split, matched = cells["patientId"], cells["split"], cells.get("matched", "")

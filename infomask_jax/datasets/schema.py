@@ -110,8 +110,8 @@ def check(example: dict, findings: Sequence[str]) -> None:
             wrong.append(f"labels: expected 1, 0 or -1, found {value['labels']}")
         if not ((boxes >= 0) & (boxes <= 1)).all() or not (boxes[:, :2] < boxes[:, 2:]).all():
             wrong.append(f"boxes: expected 0 <= ymin < ymax <= 1 and the same of x, found {boxes.tolist()}")
-        if not ((kinds >= 0) & (kinds < len(findings))).all():
-            wrong.append(f"box_labels: expected 0..{len(findings) - 1}, found {kinds}")
+        if not ((kinds >= -1) & (kinds < len(findings))).all():
+            wrong.append(f"box_labels: expected -1..{len(findings) - 1}, found {kinds}")
     if wrong:
         raise ValueError(f"{example['image_id']}: " + "; ".join(wrong))
 
@@ -136,7 +136,7 @@ def read_table(path: Path, required: Sequence[str], problems: list[Problem]) -> 
     """
     if not path.is_file():
         raise BadData(f"{path}: expected a table with columns {', '.join(required)}, found no file")
-    rows = []
+    rows, before = [], len(problems)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
@@ -161,7 +161,7 @@ def read_table(path: Path, required: Sequence[str], problems: list[Problem]) -> 
                     problems.append(Problem(path.name, reader.line_num, "row", reason, image_id))
     except (csv.Error, UnicodeDecodeError) as error:
         raise BadData(f"{path}: expected comma-separated UTF-8 text, found {error}; save it again as UTF-8") from error
-    if not rows and not problems:
+    if not rows and len(problems) == before:
         raise BadData(f"{path}: expected rows, found only the header")
     return rows
 

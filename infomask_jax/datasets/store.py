@@ -15,7 +15,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from infomask_jax.datasets import images, schema
 
-VERSION = "1.1.0"  # of the stored example; raise it when fields or their meaning change
+VERSION = "1.2.0"  # of the stored example; raise it when fields or their meaning change
 REQUESTS = {
     "synthetic": "synthetic",
     "implanted": "synthetic --backgrounds DIR",

@@ -4,13 +4,13 @@ Boxes of many images are flat, see `regions.Boxes`. Edges are continuous, areas 
 IoBB = |B n G| / |B| for a predicted box B and a true box G.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 
 from infomask_jax.evaluate.regions import Boxes, range_max, sweep
+from infomask_jax.system import cores
 
 
 def flatten(per_image: list[np.ndarray]) -> Boxes:
@@ -77,7 +77,7 @@ def iou_curves(maps: np.ndarray, true: Boxes, thresholds: np.ndarray, connectivi
       ones the topmost, then the leftmost); 0 where there is no region. And how many regions there are [n,T].
     """
     each = partial(_iou_curve, thresholds=thresholds, connectivity=connectivity)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy releases the interpreter lock for most of a sweep
+    with ThreadPoolExecutor(cores()) as pool:  # numpy releases the interpreter lock for most of a sweep
         curves = list(pool.map(each, maps, [true.boxes[true.image == i] for i in range(len(maps))]))
     return np.reshape(curves, (-1, 3, len(thresholds))).swapaxes(0, 1)
 

@@ -25,8 +25,13 @@ def check_split(findings, data: dict, split: str) -> None:
             raise ValueError(f"{split}: expected probabilities of shape {(n, k)}, found {p.shape}")
         outside = ~((p >= 0) & (p <= 1)).all(1)  # NaN too
         _refuse([ids[i] for i in np.flatnonzero(outside)], split, "probabilities that are not in 0..1")
-    if data.get("masks") is not None and len(data["masks"]) != n:
-        raise ValueError(f"{split}: {n} image ids but {len(data['masks'])} masks")
+    if data.get("masks") is not None:
+        if len(data["masks"]) != n:
+            raise ValueError(f"{split}: {n} image ids but {len(data['masks'])} masks")
+        flat = [mask is None or np.ndim(mask) == 2 for mask in data["masks"]]
+        _refuse([i for i, good in zip(ids, flat, strict=True) if not good], split, "masks that are not [H, W]")
+    if data.get("brightness") is not None and len({np.shape(b) for b in data["brightness"]} | {(1, 1)}) > 2:
+        raise ValueError(f"{split}: expected brightness of one shape [h, w] for all images")
     _refuse([i for i, pair in zip(ids, data["boxes"], strict=True) if not _good(pair, k)], split, "bad boxes")
 
 
@@ -47,7 +52,12 @@ def check_maps(maps: dict, data: dict, findings, split: str) -> None:
 
 def _good(pair, k: int) -> bool:
     """Boxes of one image: finite, inside 0..1, of positive area, each with a finding or -1."""
-    boxes, finding = np.asarray(pair[0], float).reshape(-1, 4), np.asarray(pair[1])
+    try:
+        boxes, finding = np.asarray(pair[0], float).reshape(-1, 4), np.asarray(pair[1])
+    except (ValueError, TypeError, IndexError):
+        return False
+    if finding.ndim != 1:
+        return False
     inside = np.isfinite(boxes).all() and boxes.min(initial=0) >= 0 and boxes.max(initial=1) <= 1
     sized = (boxes[:, 2:] > boxes[:, :2]).all()
     return bool(inside and sized and len(finding) == len(boxes) and np.isin(finding, np.arange(-1, k)).all())

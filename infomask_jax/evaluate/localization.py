@@ -28,7 +28,7 @@ CONVENTIONS = {
     "afp": "predicted boxes with no IoU > T on all boxed images of the split / those images",
     "boxes_per_image": "on the scored images",
     "boxes": "continuous edges, no +1 pixel",
-    "ci95": "percentile bootstrap over patients; the threshold is not tuned again in a resample",
+    "ci95": "percentile bootstrap over patients; no threshold is tuned again in a resample, but WSOL's, an oracle",
     "n": "images; acc_iou and acc_iobb: true boxes; afp: boxed images of the split; wang2017/afp: their boxes",
     "control/random": f"uniform noise on {controls.GRID} x {controls.GRID} cells",
     "control/brightness": f"the image averaged over {controls.GRID} x {controls.GRID} cells: no other control sees it",
@@ -136,7 +136,7 @@ def measure(
     frame, cut = truth.mask.shape[1], thresholds.region
     rows = np.searchsorted(truth.boxed, truth.scored)
     prepared, mask, n, m = prediction.prepared(truth.boxed, frame, names), truth.mask, len(rows), len(truth.boxed)
-    own = prepared[rows]
+    own = prepared if n == m else prepared[rows]
     drawn = None if prediction.boxes is None else flatten([prediction.boxes[i] for i in truth.boxed])
     every = region_boxes(prepared, cut)[0] if drawn is None else drawn
     boxes = take(every, rows)

@@ -152,7 +152,7 @@ def predictions(maps, val_maps, data, k, truth: Truth, val, val_truth: Truth | N
         yield f"control/{name}", (*pair, None)[:2]
     pair = [split.get("brightness") for split in ([data, val] if val else [data])]
     if all(array is not None for array in pair):
-        yield "control/brightness", (*map(Prediction, pair), None)[:2]
+        yield "control/brightness", (*(Prediction(np.asarray(array)) for array in pair), None)[:2]
     # Boxes that the mean boxes average, and their owners: validation's, else the split's own, leave-one-out.
     if val:
         boxes, owner = val_truth.boxes.boxes, np.full(len(val_truth.boxes.boxes), -1)
@@ -166,7 +166,7 @@ def predictions(maps, val_maps, data, k, truth: Truth, val, val_truth: Truth | N
         for i in truth.boxed:
             own = np.asarray(data["boxes"][i][0], float).reshape(-1, 4)[np.asarray(data["boxes"][i][1]) == k]
             snapped[i] = controls.snap(own, (rows, columns))
-        exact = data.get("masks") or [None] * n
+        exact = [None] * n if data.get("masks") is None else data["masks"]
         if any(exact[i] is not None for i in truth.scored):
             cells = np.zeros((n, rows, columns), np.float32)
             for i, mask in zip(truth.scored, truth.mask, strict=True):

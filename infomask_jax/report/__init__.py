@@ -18,13 +18,13 @@ from rich.console import Console
 
 from infomask_jax import datasets
 from infomask_jax.config import Config
-from infomask_jax.files import write_all
 from infomask_jax.report.audit import audit_figure, audit_sheets
 from infomask_jax.report.export import render, write_scores
 from infomask_jax.report.figures import DRAWN, galleries, training_curves
 from infomask_jax.report.overlay import as_panel, overlay
 from infomask_jax.report.page import run_page
 from infomask_jax.report.render import as_markdown, print_scores, screen
+from infomask_jax.system import write_all
 
 __all__ = [
     "DRAWN",

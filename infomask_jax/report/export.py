@@ -5,8 +5,8 @@ import io
 import json
 from pathlib import Path
 
-from infomask_jax.files import write_all
 from infomask_jax.report.render import latex, markdown
+from infomask_jax.system import write_all
 
 
 def write_scores(stem: Path, scores: dict, rows: list[dict]) -> list[Path]:

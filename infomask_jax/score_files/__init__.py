@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 
 from infomask_jax import evaluate, report
-from infomask_jax.files import write_all
 from infomask_jax.score_files import box_tables, galleries, map_file, matching
+from infomask_jax.system import write_all
 
 FILES = {"json": "eval.json", "md": "table.md", "tex": "table.tex", "csv": "per_image.csv"}
 LIMITS = {"frame": (8, 4096), "resamples": (1, 100_000), "seed": (0, 2**32 - 1)}

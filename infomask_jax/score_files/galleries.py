@@ -55,15 +55,20 @@ def choose(data: dict, chosen, find, frame: int, folder: Path) -> dict[str, tupl
         raise ValueError(f"--images {folder}: expected files of the images, found none of {data['image_id'][0]!r}")
     out, cut = {}, cache(lambda i: images.resize(images.decode(find(data["image_id"][i])), frame))
     for k, finding in enumerate(chosen):
-        wanted = np.array([k in at for _, at in data["boxes"]])
-        if not wanted.any():
+        positive = np.array([k in at for _, at in data["boxes"]])
+        if not positive.any():
             continue
-        if "probabilities" in data:
-            wanted |= data["labels"][:, k] == 0
-        index = np.flatnonzero(wanted & there)
-        index = index[np.unique(np.linspace(0, len(index) - 1, min(POOL, len(index))).astype(int))]
+        negative = ~positive & (data["labels"][:, k] == 0) & ("probabilities" in data)
+        few, many = sorted((np.flatnonzero(positive & there), np.flatnonzero(negative & there)), key=len)
+        few = spread(few, POOL // 2)  # each its half, so that the rarer kind is not lost among the other
+        index = np.sort(np.r_[few, spread(many, POOL - len(few))])
         out[finding] = index, [cut(int(i)) for i in index]
     return out
+
+
+def spread(index: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the positions, evenly spread."""
+    return index[np.unique(np.linspace(0, len(index) - 1, min(count, len(index))).astype(int))]
 
 
 def draw(

@@ -1,6 +1,12 @@
-"""How results reach the disk: whole, or not at all."""
+"""What is asked of the operating system: the cores that are ours, and files that are whole or not there."""
 
+import os
 from pathlib import Path
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def write_all(files: dict[Path, str | bytes | memoryview | None]) -> list[Path]:
