@@ -16,8 +16,9 @@ start)
   shift
   [ "${1:-}" = -- ] && shift
   [ $# -gt 0 ] || { echo "error: expected -- SCRIPT ARGUMENTS..." >&2; exit 1; }
-  gcloud compute tpus queued-resources create "$NAME" "${WHERE[@]}" --node-id "$NAME" \
-    --accelerator-type "$TYPE" --runtime-version "$RUNTIME" --spot
+  gcloud compute tpus queued-resources describe "$NAME" "${WHERE[@]}" > /dev/null 2>&1 ||
+    gcloud compute tpus queued-resources create "$NAME" "${WHERE[@]}" --node-id "$NAME" \
+      --accelerator-type "$TYPE" --runtime-version "$RUNTIME" --spot
   state=
   until [ "$state" = ACTIVE ]; do
     state=$(gcloud compute tpus queued-resources describe "$NAME" "${WHERE[@]}" --format 'value(state.state)')
@@ -32,11 +33,8 @@ start)
     mountpoint -q /mnt/bucket || gcsfuse --implicit-dirs $(printf %q "$BUCKET") /mnt/bucket
     [ -d infomask_jax ] || git clone $(printf %q "$REPOSITORY") infomask_jax
     python3.11 -m venv ~/venv && ~/venv/bin/pip install -q -r infomask_jax/requirements.txt -e infomask_jax 'jax[tpu]'"
-  on_all "cd infomask_jax && nohup bash -c '
-    until ~/venv/bin/python $(printf '%q ' "$@"); do
-      [ \$? -eq 75 ] || exit 1
-      sleep 5
-    done' > ~/train.log 2>&1 < /dev/null &"
+  again="until ~/venv/bin/python $(printf '%q ' "$@"); do [ \$? -eq 75 ] || exit 1; sleep 5; done"
+  on_all "cd infomask_jax && nohup bash -c $(printf %q "$again") > ~/train.log 2>&1 < /dev/null &"
   ;;
 log) on_all "tail -n 20 ~/train.log" ;;
 stop) gcloud compute tpus queued-resources delete "$NAME" "${WHERE[@]}" --force ;;

@@ -116,25 +116,26 @@ def lung_fields(
 def shuffled_masks(seed: int):
     """A context in which InfoMask exchanges the cells of each image's mask at random; its representation stays.
 
-    The draw is of the seed and the image's own mask logits, so it does not depend on the batch. Empty cells, which
-    the model closes whatever the mask says (`close_empty`), take no part.
+    The draw is of the seed and the image's pixels, so it does not depend on the batch or a machine's rounding. Empty
+    cells, which the model closes whatever the mask says (`close_empty`), take no part.
     """
-    content = None
+    content = pixels = None
 
     def exchange(key, cells, shown):  # [h * w, M], [h * w]
         drawn = jnp.argsort(jnp.where(shown, jax.random.uniform(key, shown.shape), 1.0))
         return cells.at[jnp.argsort(~shown)].set(cells[drawn])  # both have the empty ones last, in their order
 
     def shuffle(call, arguments, options, context):
-        nonlocal content
+        nonlocal content, pixels
+        if context.method_name == "encode":
+            pixels = jax.lax.bitcast_convert_type(arguments[0], jnp.uint32).sum(axis=(1, 2, 3))
         out = call(*arguments, **options)
         if context.method_name == "content":
             content = out
         if context.method_name != "mask_logits":
             return out
         cells = out.reshape(len(out), -1, out.shape[-1])  # [B, h * w, M]
-        own = jax.lax.bitcast_convert_type(cells, jnp.uint32).sum(axis=(1, 2))
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), own)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), pixels)
         return jax.vmap(exchange)(keys, cells, content.reshape(cells.shape[:2]) > 0).reshape(out.shape)
 
     return nn.intercept_methods(shuffle)

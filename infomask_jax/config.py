@@ -114,7 +114,7 @@ class LossConfig:
     delay: float = 0.25
     """Share of the steps before the rates are charged: full weight from step 0 collapses. Ours."""
     ramp: float = 0.4
-    """Share of the steps over which the weights then rise linearly. Ours."""
+    """Share of the steps over which the weights then rise linearly, as far as there are steps left. Ours."""
     auxiliary: float = 1.0
     """Weight of the NLL through the unmasked representation with the same head, which teaches the classifier. Ours."""
     hidden: float = 0.5

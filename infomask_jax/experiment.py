@@ -1,9 +1,7 @@
 """One run from data to pictures: train InfoMask and the plain classifier, score both, draw figures."""
 
 import contextlib
-import csv
 import dataclasses
-import io
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -95,36 +93,37 @@ def evaluate_run(workdir: Path, data: Prepared, split: str, faithfulness: bool =
     Args:
       faithfulness: also measure deletion and insertion (42 forward passes an image and method).
     """
-    workdir, console = Path(workdir), report.console()
-    config = Config.load(workdir)
+    workdir = Path(workdir)
     output, findings = place(workdir, data, split)
     examples, maps = predict_split(workdir, data, split, findings)
     val, val_maps = None, None
     if "val" in data.splits and split != "val":
         val, val_maps = predict_split(workdir, data, "val", findings)
-    if not parallel.is_main():  # every process has helped to predict; one of them writes
-        return output
-    console.print(f"scoring {len(examples['image_id'])} images of {data.name}/{split}")
-    frame = config.data.image_size
-    options = {"frame": frame, "val": val, "val_maps": val_maps, "dataset": data.name, "split": split}
-    scores, per_image = evaluate.score(findings, examples, maps, **options, seed=config.seed)
-    if "plain_probabilities" in examples:
-        plain = {**examples, "probabilities": examples["plain_probabilities"]}
-        scores["classification_plain"] = {
-            name: evaluate.classification_scores(plain, k, config.seed) for k, name in enumerate(findings)
-        }
-    if faithfulness:
-        scores["faithfulness"] = deletion_and_insertion(workdir, data, split, findings, examples, maps, config.seed)
-    written = report.write_scores(output / "eval" / split, scores, per_image)
-    save_maps(output / "maps" / f"{split}.npz", examples["image_id"], maps)
-    detections = detect(findings, examples, maps, scores, frame)
-    write_json(output / "boxes" / f"{split}.json", detections)
-    save_predictions(output / "predictions" / f"{split}.csv", findings, examples)
-    figures = [*report.draw(output, workdir, data, split), report.write_page(output, workdir)]
-    report.print_scores(scores, console)
-    files = {"maps": "npz", "boxes": "json", "predictions": "csv"}
-    paths = [*written, *[output / folder / f"{split}.{ending}" for folder, ending in files.items()], *figures]
-    console.print("written:", *map(str, paths), sep="\n  ", soft_wrap=True)
+    config, console = Config.load(workdir), report.console()
+    with parallel.main_alone("scored") as alone:  # every process has helped to predict; one of them writes
+        if not alone:
+            return output
+        console.print(f"scoring {len(examples['image_id'])} images of {data.name}/{split}")
+        frame = config.data.image_size
+        options = {"frame": frame, "val": val, "val_maps": val_maps, "dataset": data.name, "split": split}
+        scores, per_image = evaluate.score(findings, examples, maps, **options, seed=config.seed)
+        if "plain_probabilities" in examples:
+            plain = {**examples, "probabilities": examples["plain_probabilities"]}
+            scores["classification_plain"] = {
+                name: evaluate.classification_scores(plain, k, config.seed) for k, name in enumerate(findings)
+            }
+        if faithfulness:
+            scores["faithfulness"] = deletion_and_insertion(workdir, data, split, findings, examples, maps, config.seed)
+        written = report.write_scores(output / "eval" / split, scores, per_image)
+        save_maps(output / "maps" / f"{split}.npz", examples["image_id"], maps)
+        detections = detect(findings, examples, maps, scores, frame)
+        write_json(output / "boxes" / f"{split}.json", detections)
+        report.write_predictions(output / "predictions" / f"{split}.csv", findings, examples)
+        figures = [*report.draw(output, workdir, data, split), report.write_page(output, workdir)]
+        report.print_scores(scores, console)
+        files = {"maps": "npz", "boxes": "json", "predictions": "csv"}
+        paths = [*written, *[output / folder / f"{split}.{ending}" for folder, ending in files.items()], *figures]
+        console.print("written:", *map(str, paths), sep="\n  ", soft_wrap=True)
     return output
 
 
@@ -176,14 +175,14 @@ def predict(config: Config, params, source, findings: int) -> tuple[np.ndarray, 
 
 def predicted_batches(config: Config, params, source, findings: int) -> Iterator[tuple[np.ndarray, dict]]:
     """What `predict` returns, a batch of images at a time."""
-    devices, place = jax.device_count(), (jax.process_index(), jax.process_count())
+    devices, part = jax.device_count(), (jax.process_index(), jax.process_count())
     batch_size = -(-config.data.batch_size // devices) * devices  # padding takes up what does not divide
     replicated, split = parallel.shardings(batch_size)
     forward = jax.jit(make_predict(config, findings))
     params = parallel.place(params, replicated)
     batches = -(-len(source) // batch_size)
     name = "plain classifier" if config.model.bottleneck == "none" else config.model.bottleneck
-    stream = pipeline.eval_batches(source, config.data.image_size, batch_size, *place)
+    stream = pipeline.eval_batches(source, config.data.image_size, batch_size, *part)
     done = 0
     for batch in track(stream, f"maps of {name}", total=batches, disable=not parallel.is_main()):
         placed = parallel.to_devices({key: batch[key] for key in ("image", "index")}, split)
@@ -261,25 +260,11 @@ def read_examples(data: Prepared, split: str, findings: list[str]) -> dict:
 def save_maps(path: Path, image_ids: list[str], maps: dict[str, np.ndarray]) -> None:
     """maps/SPLIT.npz: image_id [N] and a float16 array per method, [N, h, w], or [N, h, w, K] for several findings; and
     what else goes by name into a file that `evaluate --maps` reads."""
-    file = io.BytesIO()
-    np.savez_compressed(file, image_id=np.array(image_ids), **maps)
-    write_all({path: file.getbuffer()})
 
+    def write(file):  # straight to the disk: in memory they are there already
+        np.savez_compressed(file, image_id=np.array(image_ids), **maps)
 
-def save_predictions(path: Path, findings: list[str], examples: dict) -> None:
-    """predictions/SPLIT.csv: image_id, patient_id and, for each finding, the label (empty: unknown) and probability."""
-    file = io.StringIO()
-    writer = csv.writer(file)
-    columns = [f"{name} {what}" for name in findings for what in ("label", "probability")]
-    writer.writerow(["image_id", "patient_id", *columns])
-    for i, image_id in enumerate(examples["image_id"]):
-        cells = [
-            cell
-            for label, p in zip(examples["labels"][i], examples["probabilities"][i], strict=True)
-            for cell in ("" if label < 0 else int(label), f"{p:.6g}")
-        ]
-        writer.writerow([image_id, examples["patient_id"][i], *cells])
-    write_all({path: file.getvalue()})
+    write_all({path: write})
 
 
 def drawn_method(maps: dict[str, np.ndarray]) -> str:

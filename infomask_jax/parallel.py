@@ -22,7 +22,6 @@ from infomask_jax.config import HostsConfig
 
 AXIS = "batch"  # the mesh's one axis
 MALLOPT = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1)}  # of glibc's malloc.h
-PATIENCE = 24 * 3600  # seconds that processes wait at their end for the main one, which still scores and draws
 _barriers = itertools.count()  # a name of the coordinator's barriers cannot be used twice
 
 
@@ -33,7 +32,8 @@ def start(hosts: HostsConfig) -> None:
     """
     set_up()
     named = hosts.processes > 0, hosts.process >= 0, hosts.coordinator not in ("", "auto")
-    if any(named) and not all(named):
+    address = hosts.coordinator in ("", "auto") or hosts.coordinator.rpartition(":")[2].isdigit()
+    if (any(named) and not all(named)) or not address:
         raise ValueError(
             "several processes: expected --hosts.coordinator HOST:PORT, --hosts.processes N and --hosts.process I, "
             f"found {hosts.coordinator!r}, {hosts.processes}, {hosts.process}. `--hosts.coordinator auto` asks the "
@@ -42,10 +42,9 @@ def start(hosts: HostsConfig) -> None:
     if jax.distributed.is_initialized():
         return
     if all(named):
-        named = hosts.coordinator, hosts.processes, hosts.process
-        jax.distributed.initialize(*named, shutdown_timeout_seconds=PATIENCE)
+        jax.distributed.initialize(hosts.coordinator, hosts.processes, hosts.process)
     elif hosts.coordinator == "auto" or _on_tpu_host():
-        jax.distributed.initialize(shutdown_timeout_seconds=PATIENCE)
+        jax.distributed.initialize()
 
 
 def set_up() -> None:
@@ -146,12 +145,22 @@ def anywhere(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
-def wait_for_all(name: str) -> None:
-    """Return when every process is here; at most ten minutes, through the coordinator (the devices' own collectives on
-    CPU wait no longer than 30 seconds for a process that is late)."""
+def wait_for_all(name: str, seconds: int = 600) -> None:
+    """Return when every process is here; by default after at most ten minutes, through the coordinator (the devices'
+    own collectives on CPU wait no longer than 30 seconds for a process that is late)."""
     if jax.process_count() > 1:
         everyone = set(range(jax.process_count()))
-        multihost.sync_global_processes(f"{name} {next(_barriers)}", timeout=600, processes=everyone)
+        multihost.sync_global_processes(f"{name} {next(_barriers)}", timeout=seconds, processes=everyone)
+
+
+@contextlib.contextmanager
+def main_alone(name: str):
+    """The main process goes through the block, yielded True; the others, yielded False, wait for it at its end, be that
+    an error or a day away (a process that has ended would take it down within minutes)."""
+    try:
+        yield is_main()
+    finally:
+        wait_for_all(name, seconds=24 * 3600)
 
 
 @contextlib.contextmanager

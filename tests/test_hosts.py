@@ -135,6 +135,33 @@ def test_what_one_process_cannot_read_none_takes(folder, whole):
     chex.assert_trees_all_equal(*(checkpoint.load_params(workdir)[0] for workdir in (whole, folder / "cut")))
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_others_wait_for_the_one_that_scores(fails):
+    """And end when it does, well or not: one that is gone earlier would take it down within minutes."""
+    code = """if True:
+        import sys, time
+        from infomask_jax import parallel
+        from infomask_jax.config import HostsConfig
+        address, process, fails = sys.argv[1:]
+        parallel.start(HostsConfig(coordinator=address, processes=2, process=int(process)))
+        parallel.wait_for_all("begun")
+        with parallel.main_alone("scored") as alone:
+            if alone:
+                time.sleep(4)
+                print(time.time(), flush=True)
+                if fails == "True":
+                    raise ValueError
+        print(time.time(), flush=True)
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    command, pipe = [sys.executable, "-c", code, address], {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    started = [subprocess.Popen([*command, str(i), str(fails)], text=True, **pipe) for i in range(2)]
+    scored, other = (process.communicate(timeout=120)[0].split() for process in started)
+    assert other[0] >= scored[0] and started[1].returncode == 0 and (started[0].returncode != 0) == fails
+
+
 def test_another_number_of_processes_is_refused(folder, whole):
     (process,) = start(folder, "whole", processes=1)
     assert process.wait(timeout=120) == 1

@@ -161,6 +161,25 @@ def test_processes_named_by_half_are_refused():
         parallel.start(HostsConfig(coordinator="a:1", processes=2))
 
 
+def test_coordinator_without_a_port_is_refused():
+    with pytest.raises(ValueError, match=r"coordinator HOST:PORT.*found 'node0', 2, 1"):
+        parallel.start(HostsConfig(coordinator="node0", processes=2, process=1))
+
+
+@pytest.mark.parametrize("chip", ["/dev/accel0", "/dev/vfio/0", None])
+def test_hosts_of_a_tpu_slice_are_known_by_their_chips(monkeypatch, chip):
+    monkeypatch.delenv("JAX_PLATFORMS")
+    for name in ("TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(parallel, "find_spec", lambda name: name)
+    monkeypatch.setattr(parallel.Path, "exists", lambda path: str(path) == chip)
+    assert parallel._on_tpu_host() == (chip is not None)
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
+    assert parallel._on_tpu_host()
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert not parallel._on_tpu_host()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -173,6 +173,7 @@ def test_latex_is_balanced_and_escaped(result, names):
 def test_latex_prints_special_characters():
     assert escape("a_b 5% #1 {x}") == r"a\_b 5\% \#1 \{x\}"
     assert escape("--tune-on .1–.2") == "-{}-tune-on .1--.2"
+    assert escape("a---b") == "a-{}-{}-b"
     assert escape("[x] >.1 \\") == r"{[}x] $>$.1 \textbackslash{}"
 
 

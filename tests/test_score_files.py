@@ -769,6 +769,8 @@ def test_nothing_is_half_written(own, monkeypatch):
     monkeypatch.setattr(type(own), "write_bytes", full)
     with pytest.raises(OSError):
         write_all({path: "new" for path in sorted(before)})
+    with pytest.raises(AttributeError):
+        write_all({own / "evaluation" / "eval.json": lambda file: file.write(b"half") and file.no_such_thing})
     assert {path: path.read_bytes() for path in (own / "evaluation").iterdir()} == before
 
 

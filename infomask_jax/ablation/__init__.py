@@ -25,6 +25,7 @@ from infomask_jax.ablation.workers import Task, read, score_run, side_by_side
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
 from infomask_jax.report import ablations as drawing
+from infomask_jax.report.figures import folders
 from infomask_jax.system import write_all
 
 __all__ = ["config_of", "run", "select", "train_together", "variants"]
@@ -119,13 +120,13 @@ def run(
         "skipped": {v.name: v.skip for v in chosen if v.skip},
         "findings": {},
     }
-    figures = {}
+    figures, names = {}, folders(data.findings)
     for k in weights:
         name, table = data.findings[k], tables[k]
         add_controls(table, splits, k, weights[k])
         rows = [as_row(row, table["default"], len(seeds)) for row in table.values()]
         result["findings"][name] = {"rows": rows}
-        suffix = f"-{name}" if len(weights) > 1 else ""
+        suffix = f"-{names[name]}" if len(weights) > 1 else ""
         figures[folder / "figures" / f"forest{suffix}.png"] = drawing.forest(rows, name)
         if len(strips[k]) > 1:
             truth = splits[0].truths[k]

@@ -21,8 +21,8 @@ def train_together(configs: list[Config], data: Prepared) -> None:
 
     Runs of one seed take the same batches, which are read once, and the seeds of a variant the same program. Programs
     are compiled side by side. A checkpoint is written at the end and when told to stop (then monitor.Stopped is
-    raised), not in between. ValueError if the runs do not agree in data settings and steps, or a folder is another
-    run's; FloatingPointError if a loss stops being finite: the other runs are saved.
+    raised), not in between. ValueError if the runs do not agree in data settings, steps and log_every, or a folder is
+    another run's; FloatingPointError if a loss stops being finite: the other runs are saved.
     """
     configs = [c for c in configs if not (Path(c.workdir) / "checkpoints").exists()]
     if not configs:

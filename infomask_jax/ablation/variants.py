@@ -34,7 +34,8 @@ def variants(base: Config, findings: int) -> list[Variant]:
 
     `terms` keep the recipe's two views, so that they lack the term alone. `rivals` have one view, as published, and
     otherwise our encoder, pooling, bound and closed empty cells, unless they name their own; `attention` also keeps the
-    auxiliary NLL and `mask_evidence`, `cam` leaves empty cells open. `cam_of_recipe` has the recipe's views and cells.
+    auxiliary NLL, `mask_evidence` and that the mask's own part waits for `loss.delay`, `cam` leaves empty cells open.
+    `cam_of_recipe` has the recipe's views and cells.
     Betas are not adapted to a finer or coarser grid, over whose cells the rates are summed.
     """
     base = dataclasses.replace(base, baseline=False)

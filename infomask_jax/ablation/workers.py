@@ -126,7 +126,9 @@ def _work(sender, task: Task, log: Path, slot: int, jobs: int, parent: int) -> N
         parallel.start(base.hosts)
         data, scored = datasets.load(base.dataset, base.data_dir), datasets.load(*task.scored)
         outcome = score_run(task, data, *read(scored, task.split, base.data.image_size))
-    except (Exception, monitor.Stopped) as error:
+    except monitor.Stopped as stop:
+        outcome = stop
+    except Exception as error:
         traceback.print_exc()  # into the log; the parent gets the error without it
         outcome = error
     sender.send(outcome)

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from infomask_jax.model.encoder import per_cell
 
+product = partial(jnp.matmul, precision="highest")  # in float32, which accelerators else round to half of its digits
+
 
 class Head(nn.Module):
     """Evidence of each cell for each finding before it is bounded, w_k . z: [B, h, w, C] -> [B, h, w, K].
@@ -25,9 +27,9 @@ class Head(nn.Module):
     def __call__(self, z: jax.Array, spread: bool = False) -> jax.Array:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (z.shape[-1], self.findings))
         if spread:
-            variance = per_cell(lambda cells: cells @ kernel**2, jnp.exp(2 * z))
+            variance = per_cell(lambda cells: product(cells, kernel**2), jnp.exp(2 * z))
             return 0.5 * jnp.log(variance + 1e-12)  # finite where w is 0
-        return per_cell(lambda cells: cells @ kernel, z)
+        return per_cell(lambda cells: product(cells, kernel), z)
 
 
 class Affine(nn.Module):
@@ -50,7 +52,7 @@ def affine_maps(features: jax.Array, layers: list[tuple[jax.Array, jax.Array]]) 
     weight gradient of N x D faster than one of D x N.
     """
     *grid, inputs = features.shape
-    products = features.reshape(-1, inputs) @ jnp.concatenate([kernel.T for kernel, _ in layers], axis=0).T
+    products = product(features.reshape(-1, inputs), jnp.concatenate([kernel.T for kernel, _ in layers], axis=0).T)
     ends = itertools.accumulate(len(bias) for _, bias in layers[:-1])
     parts = jnp.split(products, list(ends), axis=1)
     return [(part + bias[None]).reshape(*grid, -1) for part, (_, bias) in zip(parts, layers, strict=True)]
@@ -65,7 +67,7 @@ def expected_evidence(head: Head, layer: tuple[jax.Array, jax.Array] | None, fea
     if layer is None:
         return head(features)
     kernel, bias = layer
-    return per_cell(lambda cells: cells @ head(kernel), features) + head(bias)[None, None, None]
+    return per_cell(lambda cells: product(cells, head(kernel)), features) + head(bias)[None, None, None]
 
 
 class GatedAttention(nn.Module):
@@ -79,6 +81,6 @@ class GatedAttention(nn.Module):
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
-        dense = partial(nn.Dense, use_bias=False)
+        dense = partial(nn.Dense, use_bias=False, precision="highest")
         gated = nn.tanh(dense(z.shape[-1], name="tanh")(z)) * nn.sigmoid(dense(z.shape[-1], name="gate")(z))
         return dense(self.findings, name="weights")(gated)

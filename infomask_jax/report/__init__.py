@@ -19,8 +19,8 @@ from rich.console import Console
 from infomask_jax import datasets
 from infomask_jax.config import Config
 from infomask_jax.report.audit import audit_figure, audit_sheets
-from infomask_jax.report.export import render, write_scores
-from infomask_jax.report.figures import DRAWN, galleries, training_curves
+from infomask_jax.report.export import render, write_predictions, write_scores
+from infomask_jax.report.figures import DRAWN, folders, galleries, training_curves
 from infomask_jax.report.overlay import as_panel, overlay
 from infomask_jax.report.page import run_page
 from infomask_jax.report.render import as_markdown, print_scores, screen
@@ -42,6 +42,7 @@ __all__ = [
     "screen",
     "unit_boxes",
     "write_page",
+    "write_predictions",
     "write_scores",
 ]
 
@@ -77,7 +78,7 @@ def draw(output: Path, workdir: Path, data: datasets.Prepared, split: str) -> li
 
     scores = json.loads(_scored(output / "eval" / f"{split}.json").read_text())
     detections = json.loads(_scored(output / "boxes" / f"{split}.json").read_text())
-    with _scored(output / "predictions" / f"{split}.csv").open(newline="") as file:
+    with _scored(output / "predictions" / f"{split}.csv").open(newline="", encoding="utf-8") as file:
         predictions = list(csv.DictReader(file))
     with np.load(_scored(output / "maps" / f"{split}.npz")) as stored:
         maps = {name: stored[name] for name in stored.files if name != "image_id"}
@@ -94,7 +95,7 @@ def draw(output: Path, workdir: Path, data: datasets.Prepared, split: str) -> li
     ids = [example["image_id"] for example in examples]
     if len(scored_ids) != len(source) or ids != [str(name) for name in scored_ids[chosen]]:
         raise ValueError(f"{output / 'maps'} is of other images than {data.directory}: evaluate the run again")
-    figures = {}
+    figures, names = {}, folders(scores["localization"])
     for finding in scores["localization"]:
         k = list(scores["classification"]).index(finding)  # the run's order, in which maps are stored
         own = data.findings.index(finding)  # the data's order
@@ -107,7 +108,7 @@ def draw(output: Path, workdir: Path, data: datasets.Prepared, split: str) -> li
             [float(predictions[i][f"{finding} probability"]) for i in chosen],
             [int(e["labels"][own]) for e in examples],
             ids,
-            output / "figures" / (finding if len(scores["localization"]) > 1 else ""),
+            output / "figures" / (names[finding] if len(names) > 1 else ""),
             f"{scores['dataset']} / {split}, {finding}" + (f", {MOST} images" if len(predictions) > MOST else ""),
         )
     curves = {"InfoMask": workdir / "metrics.jsonl", "plain": workdir / "plain" / "metrics.jsonl"}

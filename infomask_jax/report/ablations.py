@@ -97,6 +97,7 @@ def _changes(changes: dict) -> str:
     return ", ".join(f"`{name}` {value}" for name, value in changes.items())
 
 
+@matplotlib.rc_context({"text.parse_math": False})
 def forest(rows: list[dict], title: str) -> bytes:
     """PNG: of every row the paired difference of PxAP, default minus row, with its interval, by group; a dot a seed."""
     default = next(row for row in rows if row["method"] == "default")["scores"]["pxap"]["by_seed"]

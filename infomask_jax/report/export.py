@@ -35,5 +35,21 @@ def per_image(rows: list[dict]) -> str:
     return text.getvalue()
 
 
+def write_predictions(path: Path, findings: list[str], examples: dict) -> None:
+    """predictions/SPLIT.csv: image_id, patient_id and, for each finding, the label (empty: unknown) and probability."""
+    file = io.StringIO()
+    writer = csv.writer(file)
+    columns = [f"{name} {what}" for name in findings for what in ("label", "probability")]
+    writer.writerow(["image_id", "patient_id", *columns])
+    for i, image_id in enumerate(examples["image_id"]):
+        cells = [
+            cell
+            for label, p in zip(examples["labels"][i], examples["probabilities"][i], strict=True)
+            for cell in ("" if label < 0 else int(label), f"{p:.6g}")
+        ]
+        writer.writerow([image_id, examples["patient_id"][i], *cells])
+    write_all({path: file.getvalue()})
+
+
 def _plain(value):
     return int(value) if isinstance(value, float) and value.is_integer() else value

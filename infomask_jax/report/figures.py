@@ -2,11 +2,12 @@
 
 Boxes are [n,4] (ymin,xmin,ymax,xmax) in 0..1 of the image. Green: true boxes. Orange: predicted boxes. Heat maps are
 resized and min-maxed as for scoring (`localize.prepare_map`), and drawn over the image, row 0 on top.
-A figure is the bytes of a PNG; `export.write_all` writes it.
+A figure is the bytes of a PNG; `system.write_all` writes it.
 """
 
 import io
 import json
+import re
 import textwrap
 from pathlib import Path
 
@@ -232,3 +233,17 @@ def as_png(fig) -> bytes:
     finally:
         plt.close(fig)
     return drawn.getvalue()
+
+
+def folders(findings) -> dict[str, str]:
+    """A folder's name for each finding, different ones even where letter case does not count."""
+    out = {}
+    for finding in findings:
+        name = base = re.sub(r"[^\w-]+", "_", finding)[:60] or "_"
+        taken = {other.casefold() for other in out.values()}
+        number = 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{base}_{number}"
+        out[finding] = name
+    return out

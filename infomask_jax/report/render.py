@@ -17,7 +17,7 @@ LATEX = {
     **{c: "\\" + c for c in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{"<": "$<$", ">": "$>$", "≥": r"$\geq$", "–": "--", "|": r"\textbar{}", '"': "''"},
-    **{"[": "{[}", "*": "{*}"},  # after the \\ of a row, both would be read as its argument
+    **{"[": "{[}", "*": "{*}", "\0": "{}"},  # after the \\ of a row, both would be read as its argument
 }
 
 
@@ -89,8 +89,8 @@ def latex(result: dict) -> str:
 
 def escape(text: str) -> str:
     """Text -> LaTeX that prints it."""
-    parts = ("".join(LATEX.get(character, character) for character in part) for part in text.split("--"))
-    return "-{}-".join(parts)  # not a dash
+    apart = re.sub("-(?=-)", "-\0", text)  # or they print as a dash
+    return "".join(LATEX.get(character, character) for character in apart)
 
 
 def _screen(sheet: Sheet) -> Table:

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from infomask_jax import evaluate, report
+from infomask_jax.report.figures import folders
 from infomask_jax.score_files import box_tables, galleries, map_file, matching
 from infomask_jax.system import write_all
 
@@ -95,7 +96,7 @@ def score_files(
     result["notes"] = notes
     content = {out / FILES[ending]: text for ending, text in report.render(result, rows).items()}
     content |= dict.fromkeys(galleries.old(out / "figures"))
-    for finding, name in galleries.folders(pool).items():
+    for finding, name in folders(pool).items():
         folder = out / "figures" / (name if len(pool) > 1 else "")
         content |= galleries.draw(result, finding, chosen.index(finding), data, arrays, pool[finding], folder)
     console, paths = report.console(), write_all(content)

@@ -1,6 +1,5 @@
 """Galleries of anyone's maps: the files of images by their names, which of them to draw, and the drawing."""
 
-import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -97,20 +96,6 @@ def draw(
         folder,
         f"{result['split']}, {finding}, {len(index)} images" + ("" if given else ", no probabilities given"),
     )
-
-
-def folders(findings) -> dict[str, str]:
-    """A folder's name for each finding, different ones even where letter case does not count."""
-    out = {}
-    for finding in findings:
-        name = base = re.sub(r"[^\w-]+", "_", finding)[:60] or "_"
-        taken = {other.casefold() for other in out.values()}
-        number = 1
-        while name.casefold() in taken:
-            number += 1
-            name = f"{base}_{number}"
-        out[finding] = name
-    return out
 
 
 def old(folder: Path) -> list[Path]:
