@@ -575,12 +575,12 @@ def test_bootstrap_of_880_images_takes_seconds():
     assert time.perf_counter() - start < 10
 
 
-def test_room_imports_neither_jax_nor_other_rooms_but_localize():
+def test_room_imports_neither_jax_nor_other_rooms_but_localize_and_system():
     code = (
         "import sys, infomask_jax.evaluate\n"
         "bad = [m for m in sys.modules if m in ('jax', 'flax', 'torch', 'tensorflow')\n"
         "       or m.startswith('infomask_jax.') and not m.startswith('infomask_jax.evaluate')\n"
-        "       and m != 'infomask_jax.localize']\n"
+        "       and m not in ('infomask_jax.localize', 'infomask_jax.system')]\n"
         "assert not bad, bad"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
