@@ -56,6 +56,7 @@ STATED = {  # of the synthetic base: 64 px, stride 4, betas 3e-5 and 1e-3
     "lse_mil": NONE | LINEAR | ONE_VIEW,
     "noisy_or_mil": NONE | {"model.evidence_bound": 0.0} | ONE_VIEW | NOISY,
     "cam": CAM | STANDARD,
+    "cam_no_shifts": CAM | STANDARD | {"map_shifts": 1},
     "no_hidden_view": {"loss.hidden": 0.0, "loss.consistency": 0.0, "model.hide": 0.0},
     "no_consistency": {"loss.consistency": 0.0},
     "one_view": ONE_VIEW,

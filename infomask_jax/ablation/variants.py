@@ -33,8 +33,9 @@ def variants(base: Config, findings: int) -> list[Variant]:
     """Every variant of a base config for data with that many findings, `default` first. Some only say why not.
 
     `terms` keep the recipe's two views, so that they lack the term alone. `rivals` have one view, as published, and
-    otherwise our encoder, pooling, bound and closed empty cells, unless they name their own; `attention` also keeps the
-    auxiliary NLL, `mask_evidence` and that the mask's own part waits for `loss.delay`, `cam` leaves empty cells open.
+    otherwise our encoder, pooling, bound, closed empty cells and shifts of the maps, unless they name their own;
+    `attention` also keeps the auxiliary NLL, `mask_evidence` and that the mask's own part waits for `loss.delay`, `cam`
+    leaves empty cells open, and `cam_no_shifts` has the map of one pass, as it was published.
     `cam_of_recipe` has the recipe's views and cells.
     Betas are not adapted to a finer or coarser grid, over whose cells the rates are summed.
     """
@@ -68,6 +69,7 @@ def variants(base: Config, findings: int) -> list[Variant]:
             "lse_mil": PLAIN | LINEAR | ONE_VIEW | {"model.pooling": "lse"},
             "noisy_or_mil": PLAIN | LINEAR | ONE_VIEW | noisy_or,
             "cam": plain_cam,
+            "cam_no_shifts": plain_cam | {"map_shifts": 1},
         },
         "recipe": {
             "no_hidden_view": {"loss.hidden": 0.0, "loss.consistency": 0.0, "model.hide": 0.0},
