@@ -71,10 +71,10 @@ def nih_boxes():
 # --- regions
 
 
-def plain_regions(s, tau, connectivity):
+def plain_regions(s, tau):
     """Boxes with pixel counts of the regions {s > tau}: one labelling per threshold."""
     height, width = s.shape
-    found, count = ndimage.label(s > tau, np.ones((3, 3)) if connectivity == 8 else None)
+    found, count = ndimage.label(s > tau, np.ones((3, 3)))
     sizes = np.bincount(found.ravel(), minlength=count + 1)[1:]
     slices = ndimage.find_objects(found)
     return [
@@ -97,17 +97,16 @@ def hard_map(seed):
 
 
 @settings(max_examples=150, deadline=None)
-@given(SEEDS, st.sampled_from([4, 8]))
-def test_sweep_equals_one_labelling_per_threshold(seed, connectivity):
+@given(SEEDS)
+def test_sweep_equals_one_labelling_per_threshold(seed):
     s, rng = hard_map(seed), np.random.default_rng(seed + 1)
     values = [rng.random(20), np.arange(20) / 20, s.ravel()][rng.integers(3)]
     thresholds = np.unique(rng.choice(values, 9).astype(np.float32))
-    found = sweep(s, thresholds, connectivity)
+    found = sweep(s, thresholds)
     for t, tau in enumerate(thresholds):
         alive = (found.first <= t) & (t <= found.last)
         boxes = sorted((*b, p) for b, p in zip(found.boxes[alive].tolist(), found.pixels[alive], strict=True))
-        assert boxes == sorted(plain_regions(s, tau, connectivity))
-        assert found.counts(len(thresholds))[t] == len(boxes)
+        assert boxes == sorted(plain_regions(s, tau))
 
 
 def test_sweep_of_values_too_fine_for_one_float64_is_exact():
@@ -117,7 +116,7 @@ def test_sweep_of_values_too_fine_for_one_float64_is_exact():
     found = sweep(s, np.array([0, 0.5, 2], np.float32))
     boxes = {tuple(np.rint(b * 3000).astype(int)) for b in found.boxes}
     assert boxes == {(5, 5, 9, 9), (7, 2000, 8, 2001), (2500, 1000, 2600, 1400)}
-    assert found.counts(3).tolist() == [3, 2, 1]
+    assert [int(((found.first <= t) & (t <= found.last)).sum()) for t in range(3)] == [3, 2, 1]
 
 
 @settings(max_examples=50, deadline=None)
@@ -132,18 +131,18 @@ def test_range_max_equals_a_plain_loop(seed):
 
 
 @settings(max_examples=40, deadline=None)
-@given(SEEDS, st.sampled_from([4, 8]))
-def test_regions_of_one_threshold_equal_scipy_labels(seed, connectivity):
+@given(SEEDS)
+def test_regions_of_one_threshold_equal_scipy_labels(seed):
     rng = np.random.default_rng(seed)
     maps = rng.random((5, 9, 7), dtype=np.float32)
     threshold = np.float32(rng.uniform(0, 1))
     expected = set()
     for i, s in enumerate(maps):
-        labels = ndimage.label(s >= threshold, np.ones((3, 3)) if connectivity == 8 else None)[0]
+        labels = ndimage.label(s >= threshold, np.ones((3, 3)))[0]
         for number, (rows, cols) in enumerate(ndimage.find_objects(labels), 1):
             peak = s[labels == number].max()
             expected.add((i, rows.start / 9, cols.start / 7, rows.stop / 9, cols.stop / 7, float(peak)))
-    found, peaks = region_boxes(maps, threshold, connectivity)
+    found, peaks = region_boxes(maps, threshold)
     assert {(i, *b, float(p)) for b, i, p in zip(found.boxes, found.image, peaks, strict=True)} == expected
     assert (np.diff(found.image) >= 0).all()
 
@@ -165,26 +164,25 @@ def map_box_pairs(n=200, size=24):
     return prepare_maps(np.concatenate([smooth, maps[n // 2 :]]), size), true
 
 
-@pytest.mark.parametrize("connectivity", [4, 8])
-def test_max_box_acc_equals_one_connected_components_call_per_threshold(connectivity):
+def test_max_box_acc_equals_one_connected_components_call_per_threshold(monkeypatch):
     maps, true = map_box_pairs()
     taus = protocols.TAUS[::10]
-    best, largest, counts = np.zeros((3, len(maps), len(taus)))
+    best, largest = np.zeros((2, len(maps), len(taus)))
     for i, s in enumerate(maps):
         for t, tau in enumerate(taus):
-            regions = plain_regions(s, tau, connectivity)
+            regions = plain_regions(s, tau)
             iou = [max(plain_overlap(r, g)[0] for g in true[i]) for r in regions]
-            best[i, t], counts[i, t] = max(iou, default=0), len(regions)
+            best[i, t] = max(iou, default=0)
             order = sorted(range(len(regions)), key=lambda j: (-regions[j][4], regions[j][0], regions[j][1]))
             largest[i, t] = iou[order[0]] if regions else 0
-    found = iou_curves(maps, flatten(true), taus, connectivity)
-    np.testing.assert_array_equal(found[2], counts)
+    found = iou_curves(maps, flatten(true), taus)
     np.testing.assert_allclose(found[0], best, atol=1e-6)
     np.testing.assert_allclose(found[1], largest, atol=1e-6)
     for delta in (0.3, 0.5, 0.7):  # no pair so close to a threshold that rounding decides
         assert np.abs(best - delta).min() > 1e-6
 
-    scores, chosen = protocols.wsol(maps, flatten(true), thresholds=taus, connectivity=connectivity)
+    monkeypatch.setattr(protocols, "TAUS", taus)
+    scores, chosen = protocols.wsol(maps, flatten(true))
     assert scores["max_box_acc_v2"].value == np.mean([(best >= d).mean(0).max() for d in (0.3, 0.5, 0.7)])
     assert scores["max_box_acc"].value == (largest >= 0.5).mean(0).max()
     assert (best >= 0.3).mean(0)[np.searchsorted(taus, np.float32(chosen["0.3"]))] == (best >= 0.3).mean(0).max()
@@ -200,12 +198,11 @@ def test_max_box_acc_equals_one_connected_components_call_per_threshold(connecti
             assert value == pytest.approx(plain(np.repeat(np.arange(len(maps)), times[index].astype(int))))
 
 
-def test_connectivity_matters_and_is_eight_by_default():
+def test_pixels_that_touch_at_a_corner_are_one_region():
     s = np.zeros((1, 6, 6), np.float32)
     s[0, 1, 1] = s[0, 2, 2] = 1
     true = flatten([np.array([[1, 1, 3, 3]]) / 6])
     assert protocols.wsol(s, true)[0]["max_box_acc_v2"].value == 1
-    assert protocols.wsol(s, true, connectivity=4)[0]["max_box_acc_v2"].value == 0
 
 
 def test_wsol_takes_boxes_as_they_are():

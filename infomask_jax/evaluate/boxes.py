@@ -66,30 +66,30 @@ def best_iou(predicted: Boxes, true: Boxes, n: int) -> np.ndarray:
     return best
 
 
-def iou_curves(maps: np.ndarray, true: Boxes, thresholds: np.ndarray, connectivity: int = 8):
+def iou_curves(maps: np.ndarray, true: Boxes, thresholds: np.ndarray) -> np.ndarray:
     """IoU with the true boxes of the boxes of all regions {s > tau}, at every tau, from one `sweep` a map.
 
     Args:
       maps: float32 [n,S,S], prepared.
 
     Returns:
-      best IoU of any region with any true box [n,T], and that of the region with the most pixels alone [n,T] (of equal
-      ones the topmost, then the leftmost); 0 where there is no region. And how many regions there are [n,T].
+      [2,n,T]: the best IoU of any region with any true box, and that of the region with the most pixels alone (of equal
+      ones the topmost, then the leftmost); 0 where there is no region.
     """
-    each = partial(_iou_curve, thresholds=thresholds, connectivity=connectivity)
+    each = partial(_iou_curve, thresholds=thresholds)
     with ThreadPoolExecutor(cores()) as pool:  # numpy releases the interpreter lock for most of a sweep
         curves = list(pool.map(each, maps, [true.boxes[true.image == i] for i in range(len(maps))]))
-    return np.reshape(curves, (-1, 3, len(thresholds))).swapaxes(0, 1)
+    return np.reshape(curves, (-1, 2, len(thresholds))).swapaxes(0, 1)
 
 
-def _iou_curve(s: np.ndarray, own: np.ndarray, thresholds: np.ndarray, connectivity: int) -> np.ndarray:
-    """`iou_curves` of one map with its true boxes [g,4], stacked: [3,T]."""
-    size, found = len(thresholds), sweep(s, thresholds, connectivity)
+def _iou_curve(s: np.ndarray, own: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """`iou_curves` of one map with its true boxes [g,4], stacked: [2,T]."""
+    size, found = len(thresholds), sweep(s, thresholds)
     iou = overlap(found.boxes[:, None], own[None])[0].max(1, initial=0.0)
     rank = np.empty(len(iou), np.int64)  # by pixels, then position; 0 stands for no region
     rank[np.lexsort((-found.boxes[:, 1], -found.boxes[:, 0], found.pixels))] = np.arange(1, len(iou) + 1)
     largest = np.r_[0.0, iou[np.argsort(rank)]][range_max(rank, found.first, found.last, size)]
-    return np.stack([range_max(iou, found.first, found.last, size), largest, found.counts(size)])
+    return np.stack([range_max(iou, found.first, found.last, size), largest])
 
 
 def count(flags: np.ndarray, image: np.ndarray, n: int) -> np.ndarray:

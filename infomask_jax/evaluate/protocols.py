@@ -66,21 +66,18 @@ def li2018(maps, mask, threshold: float) -> dict[str, PerImage]:
     return out | {f"acc_ior/{t:g}": average(ior >= t) for t in IOBB_LEVELS}
 
 
-def wsol(maps, true: Boxes, predicted: Boxes | None = None, thresholds=TAUS, connectivity: int = 8):
+def wsol(maps, true: Boxes, predicted: Boxes | None = None):
     """MaxBoxAcc and MaxBoxAccV2 (Choe et al. 2020). BoxAcc(tau, delta): share of images with IoU >= delta at tau.
 
     max_box_acc: the box of the largest region {s > tau}, maximum over tau at delta .5. max_box_acc_v2: the best of all
     regions and true boxes, mean over delta .3 .5 .7 of the maximum over tau. Both choose tau on the scored images (an
     oracle), and again in every resample. PxAP, the third score of the paper, is `pixels.pxap`.
 
-    Args:
-      thresholds: tau, ascending. connectivity: of regions, 8 or 4.
-
     Returns: the scores, and the best tau {"max_box_acc": tau, "0.3": tau, ...}, empty for `predicted` boxes.
     """
     n = len(maps)
     if predicted is None:
-        best, largest, _ = iou_curves(maps, true, thresholds, connectivity)
+        best, largest = iou_curves(maps, true, TAUS)
     else:
         best, largest = best_iou(predicted, true, n)[:, None], _largest_box_iou(predicted, true, n)[:, None]
     v1, v2 = largest >= 0.5, np.stack([best >= delta for delta in DELTAS], axis=-1)  # [n,T], [n,T,3]
@@ -91,7 +88,7 @@ def wsol(maps, true: Boxes, predicted: Boxes | None = None, thresholds=TAUS, con
     if predicted is not None:
         return scores, {}
     chosen = {"max_box_acc": v1.mean(0).argmax(), **dict(zip(map(str, DELTAS), v2.mean(0).argmax(0), strict=True))}
-    return scores, {name: round(float(thresholds[at]), 6) for name, at in chosen.items()}
+    return scores, {name: round(float(TAUS[at]), 6) for name, at in chosen.items()}
 
 
 def _mean_of_maxima(shares: np.ndarray) -> np.ndarray:

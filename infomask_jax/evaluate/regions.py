@@ -1,4 +1,4 @@
-"""Connected regions of maps: of one threshold by labelling, of every threshold at once by a component tree.
+"""8-connected regions of maps: of one threshold by labelling, of every threshold at once by a component tree.
 
 The regions {s > tau} of a map form a tree as tau falls: a region appears at a local maximum, grows, and merges with
 others at saddles (the max-tree of Salembier et al. 1998). `sweep` builds that tree once and reads off the bounding box
@@ -30,13 +30,8 @@ class Sweep(NamedTuple):
     first: np.ndarray  # int [r]
     last: np.ndarray  # int [r]
 
-    def counts(self, thresholds: int) -> np.ndarray:
-        """How many regions there are at each threshold, [T]."""
-        begin, end = (np.bincount(at, minlength=thresholds + 1) for at in (self.first, self.last + 1))
-        return np.cumsum(begin - end)[:thresholds]
 
-
-def region_boxes(maps: np.ndarray, threshold: float, connectivity: int = 8) -> tuple[Boxes, np.ndarray]:
+def region_boxes(maps: np.ndarray, threshold: float) -> tuple[Boxes, np.ndarray]:
     """Tight boxes of the connected regions {s >= threshold} of maps [n,H,W], and the maximum of s in each, [boxes].
 
     Images are stacked into one tall picture with an empty row after each, so that one connected-components call serves
@@ -49,7 +44,7 @@ def region_boxes(maps: np.ndarray, threshold: float, connectivity: int = 8) -> t
         part = maps[first : first + step]
         mosaic = np.zeros((len(part), height + 1, width), np.uint8)
         mosaic[:, :height] = part >= np.float32(threshold)
-        count, region, stats, _ = cv2.connectedComponentsWithStats(mosaic.reshape(-1, width), connectivity=connectivity)
+        count, region, stats, _ = cv2.connectedComponentsWithStats(mosaic.reshape(-1, width), connectivity=8)
         left, top, wide, high = stats[1:, :4].T  # row 0 is the background
         image, top = np.divmod(top, height + 1)
         order = np.lexsort((left, top, image))
@@ -63,13 +58,12 @@ def region_boxes(maps: np.ndarray, threshold: float, connectivity: int = 8) -> t
     return Boxes(np.concatenate(boxes), np.concatenate(images)), np.concatenate(peaks)
 
 
-def sweep(s: np.ndarray, thresholds: np.ndarray, connectivity: int = 8) -> Sweep:
+def sweep(s: np.ndarray, thresholds: np.ndarray) -> Sweep:
     """Boxes of the regions {s > tau} of one map for every tau.
 
     Args:
       s: float32 [H,W], finite, 0 or more.
       thresholds: [T], ascending, 0 or more. For regions {s >= t} pass np.nextafter(t, 0, dtype=np.float32).
-      connectivity: 8 (pixels that touch at a corner belong together) or 4.
 
     A pixel's level is the number of thresholds that it passes; {s > thresholds[t]} are the pixels of level t + 1 or
     more. Steepest ascent sends every pixel to a local maximum. The pixels of one maximum are connected above every
@@ -78,7 +72,7 @@ def sweep(s: np.ndarray, thresholds: np.ndarray, connectivity: int = 8) -> Sweep
     height, width = s.shape
     s = np.ascontiguousarray(s, np.float32) + np.float32(0)  # + 0 turns -0.0 into 0.0
     level = np.searchsorted(np.asarray(thresholds, np.float32), s.ravel(), side="left")
-    peak = _local_maximum(s, connectivity)
+    peak = _local_maximum(s)
     peaks = np.flatnonzero((peak == np.arange(s.size)) & (level > 0))
     if not len(peaks):
         return Sweep(np.zeros((0, 4)), *np.zeros((3, 0), int))
@@ -86,7 +80,7 @@ def sweep(s: np.ndarray, thresholds: np.ndarray, connectivity: int = 8) -> Sweep
     number[peaks] = np.arange(len(peaks))
     basin = np.where(level > 0, number[peak], -1)
 
-    a, b, saddle = _saddles(basin.reshape(s.shape), level.reshape(s.shape), connectivity)
+    a, b, saddle = _saddles(basin.reshape(s.shape), level.reshape(s.shape))
     parent, formed = _merge_tree(a, b, saddle, level[peaks])
     jumps = _jumps(parent)
     inside = np.flatnonzero(level > 0)
@@ -129,7 +123,7 @@ def range_max(values: np.ndarray, first: np.ndarray, last: np.ndarray, size: int
     return table[0]
 
 
-def _local_maximum(s: np.ndarray, connectivity: int) -> np.ndarray:
+def _local_maximum(s: np.ndarray) -> np.ndarray:
     """The maximum that steepest ascent reaches from each pixel [H,W] -> [H*W]; of equal pixels the later is higher."""
     bits = int(s.size - 1).bit_length()
     # Non-negative floats sort like their bits. Value and position share one float64, exact up to 53 bits.
@@ -138,8 +132,7 @@ def _local_maximum(s: np.ndarray, connectivity: int) -> np.ndarray:
     if int(values.max()).bit_length() + bits > 53:
         values = np.unique(values, return_inverse=True)[1].reshape(s.shape)
     ranked += values << bits
-    shape = cv2.MORPH_RECT if connectivity == 8 else cv2.MORPH_CROSS
-    highest = cv2.dilate(ranked.astype(np.float64), cv2.getStructuringElement(shape, (3, 3)))
+    highest = cv2.dilate(ranked.astype(np.float64), np.ones((3, 3), np.uint8))
     step = (highest.astype(np.int64) & ((1 << bits) - 1)).astype(np.int32).ravel()
     while True:
         further = step[step]
@@ -148,13 +141,13 @@ def _local_maximum(s: np.ndarray, connectivity: int) -> np.ndarray:
         step = further
 
 
-def _saddles(basin: np.ndarray, level: np.ndarray, connectivity: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _saddles(basin: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs of basins that touch, each once, and the highest level at which they do: a, b, saddle, each [pairs]."""
     count, bits = int(basin.max()) + 1, int(level.max()).bit_length()
     here = [np.s_[:, :-1], np.s_[:-1, :], np.s_[:-1, :-1], np.s_[:-1, 1:]]
     there = [np.s_[:, 1:], np.s_[1:, :], np.s_[1:, 1:], np.s_[1:, :-1]]
     keys = []
-    for p, q in zip(here[: connectivity // 2], there, strict=False):
+    for p, q in zip(here, there, strict=True):
         touch = (basin[p] != basin[q]) & (np.minimum(basin[p], basin[q]) >= 0)
         a, b = basin[p][touch].astype(np.int64), basin[q][touch].astype(np.int64)
         pair = np.minimum(a, b) * count + np.maximum(a, b)
