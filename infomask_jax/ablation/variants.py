@@ -35,8 +35,8 @@ def variants(base: Config, findings: int) -> list[Variant]:
     `terms` keep the recipe's two views, so that they lack the term alone. `rivals` have one view, as published, and
     otherwise our encoder, pooling, bound, closed empty cells and shifts of the maps, unless they name their own;
     `attention` also keeps the auxiliary NLL, `mask_evidence` and that the mask's own part waits for `loss.delay`, `cam`
-    leaves empty cells open, and `cam_no_shifts` has the map of one pass, as it was published.
-    `cam_of_recipe` has the recipe's views and cells.
+    leaves empty cells open. `cam_of_recipe` has the recipe's views and cells, `cam_no_shifts` the map of one pass, as
+    it was published.
     Betas are not adapted to a finer or coarser grid, over whose cells the rates are summed.
     """
     base = dataclasses.replace(base, baseline=False)
@@ -69,7 +69,6 @@ def variants(base: Config, findings: int) -> list[Variant]:
             "lse_mil": PLAIN | LINEAR | ONE_VIEW | {"model.pooling": "lse"},
             "noisy_or_mil": PLAIN | LINEAR | ONE_VIEW | noisy_or,
             "cam": plain_cam,
-            "cam_no_shifts": plain_cam | {"map_shifts": 1},
         },
         "recipe": {
             "no_hidden_view": {"loss.hidden": 0.0, "loss.consistency": 0.0, "model.hide": 0.0},
@@ -82,6 +81,7 @@ def variants(base: Config, findings: int) -> list[Variant]:
             "no_mask_evidence": {"model.mask_evidence": 0.0},
             "teach_through_mask": {"model.teach_through_mask": True},
             "no_shifts": {"map_shifts": 1},
+            "cam_no_shifts": plain_cam | {"map_shifts": 1},
             "second_kernel_3": {"model.second_kernel": 3},
         },
         "samplers": {f"sampler_{v}": {"model.sampler": v} for v in _choices("sampler") if v != model.sampler},
