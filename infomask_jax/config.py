@@ -26,6 +26,8 @@ class DataConfig:
     """Random left-right flips. Off: the heart has a side. Ours."""
     workers: int = 0
     """Loader processes; 0 reads in threads of this process. Does not change the batches."""
+    cache_gib: float = 1.0
+    """Memory for decoded training images, which later epochs need not decode, GiB. Does not change the batches."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,7 @@ class Config:
             "data.image_size": (8, 4096),
             "data.batch_size": (1, 2**20),
             "data.workers": (0, 1024),
+            "data.cache_gib": (0, 2**20),
             "data.shift": (0, 0.5),
             "data.scale": (0, 0.9),
             "data.contrast": (0, 0.99),

@@ -6,7 +6,9 @@ padding; index int32 [B], position in the split (-1 for padding).
 
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,10 +24,39 @@ from infomask_jax.config import DataConfig
 Batch = dict[str, np.ndarray]
 FIELDS = ("image", "labels")  # of a stored example, all that a batch needs
 
+# Threads that work on images below this side, pixels, wait longer for each other's Python than the work takes.
+_SMALL = 160
+_one_at_a_time = threading.Lock()
+
 
 def decode_gray(data: bytes) -> np.ndarray:
     """Stored PNG bytes -> uint8 or uint16 [H, W]."""
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+
+
+class Decoded:
+    """Stored examples as (pixels uint8 or uint16 [H, W], labels int8 [K]); those read first are kept in memory.
+
+    Args:
+      source: stored examples, see datasets/schema.py.
+      gib: memory for pixels that are kept, GiB. Neither it nor the order of reading changes what is read.
+    """
+
+    def __init__(self, source: Sequence, gib: float = 0.0):
+        self.source, self.left, self.kept = source, gib * 2**30, {}
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        if i in self.kept:
+            return self.kept[i]
+        example = self.source[i]
+        pixels, labels = decode_gray(example["image"]), example["labels"]
+        if i not in self.kept and pixels.nbytes <= self.left:  # another thread may have read it meanwhile
+            self.left -= pixels.nbytes
+            self.kept[i] = pixels, labels
+        return pixels, labels
 
 
 def blocks(length: float, size: int) -> int:
@@ -85,17 +116,19 @@ def augment(image: np.ndarray, size: int, draw: Sequence[float], config: DataCon
     return cv2.flip(image, 1) if config.flip and draw[3] < 0 else image
 
 
-def to_batch(source, index: np.ndarray, size: int, picture: Callable, gains: Sequence[float] | None = None) -> Batch:
-    """Batch of the stored examples (see datasets/schema.py) at `index` [B]; -1 is padding, a copy of the first.
+def to_batch(
+    examples: Decoded, index: np.ndarray, size: int, picture: Callable, gains: Sequence[float] | None = None
+) -> Batch:
+    """Batch of the examples at `index` [B]; -1 is padding, a copy of the first.
 
     `picture`: (stored pixels, place in the batch) -> [size, size]; gains [B]: standard deviations in place of 1.
     """
-    images, labels = np.empty((len(index), size, size, 1), np.float32), []
-    for place, i in enumerate(np.maximum(index, 0)):
-        example = source[int(i)]
-        pixels = picture(decode_gray(example["image"]), place)
-        standardise(pixels, 1.0 if gains is None else gains[place], out=images[place, ..., 0])
-        labels.append(example["labels"])
+    read = [examples[i] for i in np.maximum(index, 0).tolist()]
+    images, labels = np.empty((len(index), size, size, 1), np.float32), [labels for _, labels in read]
+    with _one_at_a_time if size < _SMALL else nullcontext():
+        for place, (pixels, _) in enumerate(read):
+            gain = 1.0 if gains is None else gains[place]
+            standardise(picture(pixels, place), gain, out=images[place, ..., 0])
     labels = np.array(labels, np.float32)
     return {
         "image": images,
@@ -134,7 +167,7 @@ class _Shuffled:
 
 
 def train_batches(
-    source,
+    source: Sequence | Decoded,
     config: DataConfig,
     seed: int,
     to_devices: Callable[[Batch], Any] | None = None,
@@ -145,17 +178,19 @@ def train_batches(
 
     Epochs stay whole: every image is drawn once before any is drawn again. The iterator (`iter`) is checkpointable.
     With `to_devices`, batches have gone through it, two of them ahead of the step. Of several processes each gets its
-    consecutive part of every batch, and reads no other images.
+    consecutive part of every batch, and reads no other images. Streams that are given the same `Decoded` share what it
+    keeps; another source is decoded by each.
     """
     if len(source) < 1:
         raise ValueError("the training split is empty: nothing to train on")
     size, part = config.image_size, config.batch_size // processes
     mine = slice(process * part, (process + 1) * part)
+    examples = source if isinstance(source, Decoded) else Decoded(source, config.cache_gib / max(config.workers, 1))
 
     def augmented(index: np.ndarray, rng: np.random.Generator) -> Batch:
         draws = rng.uniform(-1.0, 1.0, (len(index), 5))[mine].tolist()  # of the whole batch, however it is shared
         gains = [1.0 + config.contrast * draw[4] for draw in draws]
-        return to_batch(source, index[mine], size, lambda pixels, i: augment(pixels, size, draws[i], config), gains)
+        return to_batch(examples, index[mine], size, lambda pixels, i: augment(pixels, size, draws[i], config), gains)
 
     dataset = (
         grain.MapDataset.source(_Shuffled(len(source), config.batch_size, seed))
@@ -178,11 +213,11 @@ def eval_batches(source, image_size: int, batch_size: int, process: int = 0, pro
 
     Of several processes each gets its consecutive part of every batch; all get the same number of batches.
     """
-    count = len(source)
+    count, examples = len(source), Decoded(source)
 
     def fitted(index: np.ndarray) -> Batch:
         index = np.where(index < count, index, -1)
-        return to_batch(source, index, image_size, lambda pixels, _: fit(pixels, image_size))
+        return to_batch(examples, index, image_size, lambda pixels, _: fit(pixels, image_size))
 
     return (
         grain.MapDataset.range(-(-count // batch_size) * batch_size)

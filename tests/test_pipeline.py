@@ -64,6 +64,35 @@ def test_epochs_end_within_a_batch(examples):
     assert (np.sort(index, axis=1) == [0, 1, 2]).all() and len(np.unique(index, axis=0)) > 3
 
 
+class Counting:
+    """A source that notes what is read of it."""
+
+    def __init__(self, source):
+        self.source, self.asked = source, []
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, i):
+        self.asked.append(i)
+        return self.source[i]
+
+
+@pytest.mark.parametrize("kept", [0, 20, 64])
+def test_what_is_kept_is_decoded_once_and_does_not_change_the_batches(examples, kept):
+    """64 images, with room for `kept` of them."""
+    source, nbytes = Counting(examples), pipeline.decode_gray(examples[0]["image"]).nbytes
+    decoded = pipeline.Decoded(source, (kept + 0.5) * nbytes / 2**30)
+    for _ in range(3):
+        for i in range(64):
+            pixels, labels = decoded[i]
+            np.testing.assert_array_equal(pixels, pipeline.decode_gray(examples[i]["image"]))
+            np.testing.assert_array_equal(labels, examples[i]["labels"])
+    assert [source.asked.count(i) for i in range(64)] == [1] * kept + [3] * (64 - kept)
+    streams = (pipeline.train_batches(source, CONFIG, seed=0) for source in (pipeline.Decoded(examples), decoded))
+    chex.assert_trees_all_equal(*(first(stream, 24) for stream in streams))  # three epochs
+
+
 def test_iterator_state_restores_the_stream(examples):
     iterator = iter(pipeline.train_batches(examples, CONFIG, seed=0))
     for _ in range(5):
