@@ -6,6 +6,7 @@ of a TPU pod, or one started by hand with `--hosts`. With one process all of thi
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import os
 from importlib.util import find_spec
@@ -59,6 +60,23 @@ def set_up() -> None:
 def accelerated() -> bool:
     """Whether JAX is installed for an accelerator and not told to leave it; asks without starting it."""
     return os.environ.get("JAX_PLATFORMS") != "cpu" and any(find_spec(name) for name in ("libtpu", "jax_plugins"))
+
+
+@functools.cache
+def step_options() -> dict[str, str] | None:
+    """Compiler options of the training step: on CPU convolutions by Eigen, elsewhere or without such an option none.
+
+    Those of YNNPACK, which XLA prefers, take up to five times as long over weight gradients. Who names that option in
+    XLA_FLAGS keeps what it says there.
+    """
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""}  # it is left nothing
+    if jax.default_backend() != "cpu" or next(iter(options)) in os.environ.get("XLA_FLAGS", ""):
+        return None
+    try:
+        jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:  # XLA's experiments come and go
+        return None
+    return options
 
 
 def _keep_memory() -> None:

@@ -141,7 +141,13 @@ def parallel_step(config: Config, state: TrainState) -> tuple[Callable, TrainSta
     if config.train.shard_optimizer:
         shard = partial(parallel.optimizer_sharding, replicated=replicated)
         layout = layout.replace(opt_state=jax.tree.map(shard, state.opt_state))
-    return jax.jit(make_train_step(config), donate_argnums=0, out_shardings=(layout, replicated)), layout
+    step = jax.jit(
+        make_train_step(config),
+        donate_argnums=0,
+        out_shardings=(layout, replicated),
+        compiler_options=parallel.step_options(),
+    )
+    return step, layout
 
 
 def train(config: Config, data: Prepared) -> TrainState:

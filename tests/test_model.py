@@ -10,7 +10,7 @@ import pytest
 
 from infomask_jax.config import ModelConfig
 from infomask_jax.explain import heat_maps
-from infomask_jax.model.encoder import space_to_depth
+from infomask_jax.model.encoder import add_bias, space_to_depth
 from infomask_jax.model.heads import affine_maps
 from infomask_jax.model.infomask import LOGIT_BOUND, InfoMask
 from infomask_jax.model.views import has_content, random_blocks
@@ -49,6 +49,21 @@ def test_contract_of_outputs(bottleneck, per_finding, dtype):
     for name, maps in heat_maps(out, bottleneck).items():
         chex.assert_shape(maps, (2, 4, 4, 3 if name.endswith(("cam", "evidence")) else count))
         chex.assert_tree_all_finite(maps)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (7, 5)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gradient_of_a_bias_is_the_sum_over_all_cells(shape, dtype):
+    x, weight = jax.random.normal(jax.random.key(0), (2, *shape)).astype(dtype)
+    bias = jnp.arange(5, dtype=dtype)
+    value, pullback = jax.vjp(add_bias, x, bias)
+    of_x, of_bias = pullback(weight)
+    np.testing.assert_array_equal(value, x + bias.reshape((1,) * (x.ndim - 1) + (5,)))
+    np.testing.assert_array_equal(of_x, weight)
+    expected = weight.astype(jnp.float32).reshape(-1, 5).sum(axis=0)
+    tolerance = 1e-6 if dtype == jnp.float32 else 0.05
+    np.testing.assert_allclose(of_bias.astype(jnp.float32), expected, rtol=tolerance, atol=tolerance)
+    assert of_bias.dtype == dtype
 
 
 def test_affine_maps_are_those_of_each_layer_alone():

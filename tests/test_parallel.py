@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 from collections import namedtuple
+from functools import partial
 from importlib.util import find_spec
 
 import chex
@@ -223,3 +224,24 @@ def test_a_step_takes_its_memory_from_the_step_before():
         command = [sys.executable, "-c", code.format(start=start)]
         pages[start] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert pages[True] < 0.7 * pages[False], pages  # it still may grow a few times
+
+
+def test_the_step_leaves_convolutions_to_eigen_unless_told_otherwise(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    options = parallel.step_options.__wrapped__()
+    images, kernel = jax.numpy.ones((8, 32, 32, 16)), jax.numpy.ones((3, 3, 16, 16))
+
+    def convolve(images, kernel):
+        return jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    weights = jax.jit(lambda x, k: jax.vjp(partial(convolve, x), k)[1](x), compiler_options=options)
+    assert "ynn_fusion" not in weights.lower(images, kernel).compile().as_text()
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=individual_dot")
+    assert parallel.step_options.__wrapped__() is None
+
+    def unknown(*_, **__):
+        raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: No such compile option")
+
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(jax, "jit", unknown)
+    assert parallel.step_options.__wrapped__() is None

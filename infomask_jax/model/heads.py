@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from infomask_jax.model.encoder import per_cell
+from infomask_jax.model.encoder import add_bias, per_cell
 
 product = partial(jnp.matmul, precision="highest")  # in float32, which accelerators else round to half of its digits
 
@@ -52,10 +52,11 @@ def affine_maps(features: jax.Array, layers: list[tuple[jax.Array, jax.Array]]) 
     weight gradient of N x D faster than one of D x N.
     """
     *grid, inputs = features.shape
-    products = product(features.reshape(-1, inputs), jnp.concatenate([kernel.T for kernel, _ in layers], axis=0).T)
-    ends = itertools.accumulate(len(bias) for _, bias in layers[:-1])
-    parts = jnp.split(products, list(ends), axis=1)
-    return [(part + bias[None]).reshape(*grid, -1) for part, (_, bias) in zip(parts, layers, strict=True)]
+    kernels, biases = zip(*layers, strict=True)
+    products = product(features.reshape(-1, inputs), jnp.concatenate([kernel.T for kernel in kernels], axis=0).T)
+    ends = itertools.accumulate(len(bias) for bias in biases[:-1])
+    parts = jnp.split(add_bias(products, jnp.concatenate(biases)), list(ends), axis=1)
+    return [part.reshape(*grid, -1) for part in parts]
 
 
 def expected_evidence(head: Head, layer: tuple[jax.Array, jax.Array] | None, features: jax.Array) -> jax.Array:
