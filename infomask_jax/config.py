@@ -27,7 +27,7 @@ class DataConfig:
     workers: int = 0
     """Loader processes; 0 reads in threads of this process. Does not change the batches."""
     cache_gib: float = 1.0
-    """Memory for decoded training images, which later epochs need not decode, GiB. Does not change the batches."""
+    """Memory for decoded training images, of all loader processes, GiB. Later epochs find them there; same batches."""
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,11 @@ def train_together(configs: list[Config], data: Prepared) -> None:
                 "parallel jit"
             )
     _, split = parallel.shardings(first.data.batch_size)
-    to_devices = partial(parallel.to_devices, split=split)
-    examples = pipeline.Decoded(data.source("train", pipeline.FIELDS), first.data.cache_gib)
+    to_devices, source = partial(parallel.to_devices, split=split), data.source("train", pipeline.FIELDS)
+    if not first.data.workers:  # loader processes share nothing
+        source = pipeline.Decoded(source, first.data.cache_gib)
     streams = {
-        seed: iter(pipeline.train_batches(examples, first.data, seed, to_devices)) for seed in {c.seed for c in configs}
+        seed: iter(pipeline.train_batches(source, first.data, seed, to_devices)) for seed in {c.seed for c in configs}
     }
     total, every = first.train.steps, first.train.log_every
     with monitor.Stop() as stop, monitor.progress_bar() as progress:
