@@ -24,7 +24,7 @@ def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
     return x + jnp.expand_dims(bias, range(x.ndim - 1))
 
 
-def _backward(_, gradient):
+def _add_bias_backward(_, gradient):
     cells = gradient.reshape(-1, gradient.shape[-1])
 
     def product(cells):
@@ -33,7 +33,7 @@ def _backward(_, gradient):
     return gradient, jax.lax.platform_dependent(cells, cpu=product, default=partial(jnp.sum, axis=0))
 
 
-add_bias.defvjp(lambda x, bias: (add_bias(x, bias), None), _backward)
+add_bias.defvjp(lambda x, bias: (add_bias(x, bias), None), _add_bias_backward)
 
 
 class WSConv(nn.Module):
