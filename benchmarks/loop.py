@@ -40,9 +40,9 @@ class Benchmark:
     """Pixels per side of a cell."""
     batch_size: int = DataConfig.batch_size
     """Images in one step, over all devices."""
-    steps: int = 20
+    steps: int = 5
     """Steps of each in one round."""
-    rounds: int = 7
+    rounds: int = 40
     """How often the two take turns."""
 
 

@@ -1,12 +1,13 @@
 """Speed of one training step: InfoMask against the plain classifier with the same encoder, and against PyTorch.
 
     python benchmarks/step.py --image-size 128
-    python benchmarks/step.py --image-size 224 --dtypes bfloat16 --widths 16 64   (on an accelerator)
+    python benchmarks/step.py --image-size 224 --dtypes bfloat16 --widths 16 64 --steps 20   (on an accelerator)
 
-The candidates take turns in one process, so that a busy machine slows all of them; figures are medians over the rounds,
-`infomask_over_plain_ci95` is a bootstrap over rounds. `flops_per_s` is what XLA counts for the step as it is given to
-the compiler (of the compiled one it does not count what a library does) over the time; `of_peak` its share of the
-device's published peak (bfloat16's; else null), or on CPU of the largest matrix product measured in the same run.
+The candidates take turns in one process, every other round in reverse, so that what slows the machine for a while slows
+all of them: one step at a time on CPU; on an accelerator as many as make its start small. Figures are medians over the
+rounds, `infomask_over_plain_ci95` is a bootstrap over rounds. `flops_per_s` is what XLA counts for the step as it is
+given to the compiler (of the compiled one it does not count what a library does) over the time; `of_peak` its share of
+the device's published peak (bfloat16's; else null), or on CPU of the largest matrix product measured in the same run.
 `of_torch` is null where torch is not installed or JAX has several devices; else the same model with the same parameters
 is first checked to give the same logits. Prints one JSON object on the last line: the first width and dtype at the top,
 all of them under `configs`.
@@ -54,9 +55,9 @@ class Benchmark:
     """Encoder widths."""
     dtypes: tuple[str, ...] = ("float32",)
     """Compute types of the encoder."""
-    steps: int = 5
+    steps: int = 1
     """Steps of one candidate in one round."""
-    rounds: int = 7
+    rounds: int = 60
     """How often the candidates take turns."""
     one_view: bool = True
     """Also time both classifiers with one view."""
@@ -170,8 +171,9 @@ def measure(settings: Benchmark, width: int, dtype: str) -> dict:
     times = {name: [] for name in runs}
     for run in runs.values():
         run(2)
-    for _ in range(settings.rounds):
-        for name, run in runs.items():
+    for turn in range(settings.rounds):
+        for name, run in list(runs.items())[:: -1 if turn % 2 else 1]:
+            time.sleep(0.02)  # threads of the one before (PyTorch's) wait for work on their cores for a while
             start = time.perf_counter()
             run(settings.steps)
             times[name].append((time.perf_counter() - start) / settings.steps)

@@ -4,10 +4,14 @@ import atexit
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Programs of tests are small and run a few times: most of their time went into XLA's optimization of them.
+# Programs of tests are small and run a few times: most of their time went into XLA's optimization of them, then into
+# its newer emitters, which take twice as long as the older ones (a later XLA has none and ends at an unknown flag).
 os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
+if version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ['XLA_FLAGS']}"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # one for all test processes and the runs they start
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # not even the smallest is compiled twice
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="infomask-jax-tests-")
