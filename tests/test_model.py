@@ -26,7 +26,7 @@ def build(findings: int = 3, size: int = 16, **changes):
 
 
 def run(model, params, images, seed=None, **options):
-    """Logits and `out`, in training with a seed. Compiled: one operation after the other takes ten times as long."""
+    """Logits and `out`, in training with a seed; compiled, as a run has it."""
     options |= {"train": False} if seed is None else {"train": True, "rngs": {"sample": jax.random.key(seed)}}
     return jax.jit(lambda p, x: model.apply({"params": p}, x, **options))(params, images)
 
