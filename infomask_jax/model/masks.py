@@ -94,7 +94,7 @@ def mask_prior_logits(pi: jax.Array, logit: float | jax.Array, coupling: float |
     def total(x):  # sum over the 3 x 3 cells around each
         return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
 
-    neighbours = total(jnp.ones((1, *pi.shape[1:3], 1))) - 1.0  # a constant: XLA takes seconds to fold that of a batch
+    neighbours = total(jnp.ones((1, *pi.shape[1:3], 1))) - 1.0  # XLA folds it: a batch's would take a second
     around = (total(pi) - pi) / jnp.maximum(neighbours, 1.0)
     shape = (1, 1, 1, -1)
     return jnp.reshape(logit, shape) + jnp.reshape(coupling, shape) * around
