@@ -7,7 +7,7 @@ padding; index int32 [B], position in the split (-1 for padding).
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -59,9 +59,14 @@ class Decoded:
         return pixels, labels
 
 
-def blocks(length: float, size: int) -> int:
-    """Pixels on a side of the blocks that `rescale` averages for a side of `length` to become `size`."""
-    return max(int(length / size + 1 / 3), 1)
+def blocks(lengths: np.ndarray, size: int) -> np.ndarray:
+    """Pixels on a side of the blocks that `rescale` averages for sides of these lengths to become `size`."""
+    return np.maximum((lengths / size + 1 / 3).astype(int), 1)
+
+
+@lru_cache(maxsize=4096)  # films of one size, seen at different zooms
+def _near(shape: tuple[int, int], size: int) -> tuple[int, int]:
+    return tuple(np.rint(shape / blocks(np.array(shape), size)).astype(int).tolist())
 
 
 def rescale(image: np.ndarray, size: int) -> np.ndarray:
@@ -70,7 +75,7 @@ def rescale(image: np.ndarray, size: int) -> np.ndarray:
     Blocks of 2 x 2 from 5/3 of the size on, of 3 x 3 from 8/3; below 5/3 (256 to 224 pixels) bilinear alone. Averages
     over areas of any size (cv2.INTER_AREA) smooth a little better, but take up to half as long as decoding.
     """
-    near = tuple(round(length / blocks(length, size)) for length in image.shape)
+    near = _near(image.shape, size)
     if near != image.shape:
         image = cv2.resize(image, near[::-1], interpolation=cv2.INTER_AREA)
     if near != (size, size):
@@ -93,43 +98,53 @@ def standardise(image: np.ndarray, gain: float = 1.0, out: np.ndarray | None = N
     return out
 
 
-def augment(image: np.ndarray, size: int, draw: Sequence[float], config: DataConfig) -> np.ndarray:
+def augment(images: Sequence[np.ndarray], size: int, draws: np.ndarray, config: DataConfig) -> Iterator[np.ndarray]:
     """Random zoom, translation and (if asked for) left-right flip: stored pixels [H, W] -> [size, size], same type.
 
     What is seen is a window of the stored image, to the nearest pixel, its sides to the nearest multiple of the blocks
     that are averaged (where the whole image is no such multiple, it is seen a pixel wider or narrower); beyond the
-    edges they are repeated. `draw`: 4 numbers uniform in -1 .. 1, for zoom, shift down, shift right and flip.
+    edges they are repeated. Windows of all images are computed at once, which takes a tenth of the time.
+
+    Args:
+      images: B of them.
+      draws: [B, 4], uniform in -1 .. 1, for zoom, shift down, shift right and flip.
     """
-    zoom, pads = 1.0 + config.scale * draw[0], []
-    for axis, length in enumerate(image.shape):
-        block = blocks(length / zoom, size)  # whole ones are averaged ten times as fast as broken ones
-        side = block * max(round(length / zoom / block), 1)
-        start = round((length - side) / 2 - config.shift * length / zoom * draw[1 + axis])
-        low, high = min(max(start, 0), length - 1), min(max(start + side, 1), length)
-        image = image[low:high] if axis == 0 else image[:, low:high]
-        beyond = side - (high - low)
-        before = min(max(low - start, 0), beyond)
-        pads += [before, beyond - before]
-    if any(pads):
-        image = cv2.copyMakeBorder(image, *pads, cv2.BORDER_REPLICATE)
-    image = rescale(image, size)
-    return cv2.flip(image, 1) if config.flip and draw[3] < 0 else image
+    shapes = np.array([image.shape for image in images])
+    lengths = shapes / (1.0 + config.scale * draws[:, :1])
+    block = blocks(lengths, size)  # whole ones are averaged ten times as fast as broken ones
+    sides = block * np.maximum(np.rint(lengths / block).astype(int), 1)
+    starts = np.rint((shapes - sides) / 2 - config.shift * lengths * draws[:, 1:3]).astype(int)
+    lows, highs = np.clip(starts, 0, shapes - 1), np.clip(starts + sides, 1, shapes)
+    beyond = sides - (highs - lows)
+    before = np.clip(lows - starts, 0, beyond)
+    pads = np.stack([before, beyond - before], axis=2).reshape(-1, 4)
+    flips = (config.flip & (draws[:, 3] < 0)).tolist()
+    windows = zip(images, lows.tolist(), highs.tolist(), pads.tolist(), flips, strict=True)
+    for image, (top, left), (bottom, right), pad, flip in windows:
+        image = image[top:bottom, left:right]
+        if any(pad):
+            image = cv2.copyMakeBorder(image, *pad, cv2.BORDER_REPLICATE)
+        image = rescale(image, size)
+        yield cv2.flip(image, 1) if flip else image
 
 
 def to_batch(
-    examples: Decoded, index: np.ndarray, size: int, picture: Callable, gains: Sequence[float] | None = None
+    examples: Decoded,
+    index: np.ndarray,
+    size: int,
+    picture: Callable[[list[np.ndarray]], Iterable[np.ndarray]],
+    gains: np.ndarray | None = None,
 ) -> Batch:
     """Batch of the examples at `index` [B]; -1 is padding, a copy of the first.
 
-    `picture`: (stored pixels, place in the batch) -> [size, size]; gains [B]: standard deviations in place of 1.
+    `picture`: stored pixels of the B examples -> [size, size] of each; gains [B]: standard deviations in place of 1.
     """
     read = [examples[i] for i in np.maximum(index, 0).tolist()]
-    images, labels = np.empty((len(index), size, size, 1), np.float32), [labels for _, labels in read]
+    images, labels = np.empty((len(index), size, size, 1), np.float32), np.array([row for _, row in read], np.float32)
+    gains = [1.0] * len(index) if gains is None else gains.tolist()
     with _one_at_a_time if size < _SMALL else nullcontext():
-        for place, (pixels, _) in enumerate(read):
-            gain = 1.0 if gains is None else gains[place]
-            standardise(picture(pixels, place), gain, out=images[place, ..., 0])
-    labels = np.array(labels, np.float32)
+        for image, gain, out in zip(picture([pixels for pixels, _ in read]), gains, images, strict=True):
+            standardise(image, gain, out=out[..., 0])
     return {
         "image": images,
         "labels": np.maximum(labels, 0.0),
@@ -188,9 +203,9 @@ def train_batches(
     examples = source if isinstance(source, Decoded) else Decoded(source, config.cache_gib / max(config.workers, 1))
 
     def augmented(index: np.ndarray, rng: np.random.Generator) -> Batch:
-        draws = rng.uniform(-1.0, 1.0, (len(index), 5))[mine].tolist()  # of the whole batch, however it is shared
-        gains = [1.0 + config.contrast * draw[4] for draw in draws]
-        return to_batch(examples, index[mine], size, lambda pixels, i: augment(pixels, size, draws[i], config), gains)
+        draws = rng.uniform(-1.0, 1.0, (len(index), 5))[mine]  # of the whole batch, however it is shared
+        gains = 1.0 + config.contrast * draws[:, 4]
+        return to_batch(examples, index[mine], size, lambda images: augment(images, size, draws, config), gains)
 
     dataset = (
         grain.MapDataset.source(_Shuffled(len(source), config.batch_size, seed))
@@ -217,7 +232,7 @@ def eval_batches(source, image_size: int, batch_size: int, process: int = 0, pro
 
     def fitted(index: np.ndarray) -> Batch:
         index = np.where(index < count, index, -1)
-        return to_batch(examples, index, image_size, lambda pixels, _: fit(pixels, image_size))
+        return to_batch(examples, index, image_size, lambda images: (fit(image, image_size) for image in images))
 
     return (
         grain.MapDataset.range(-(-count // batch_size) * batch_size)

@@ -157,12 +157,27 @@ def test_shrinking_smooths_about_as_averages_over_areas_do(length):
 STILL = DataConfig(image_size=16, shift=0.0, scale=0.0, contrast=0.0)
 
 
+def seen(image, draw, config):
+    """One image, augmented."""
+    (out,) = pipeline.augment([image], config.image_size, np.array([draw]), config)
+    return out
+
+
 def test_augmentation_off_is_the_identity_and_flip_mirrors(examples):
     pixels = pipeline.decode_gray(examples[0]["image"])
     draw, flips = np.array([0.7, -0.3, 0.2, -0.1]), dataclasses.replace(STILL, flip=True)
-    np.testing.assert_array_equal(pipeline.augment(pixels, 16, draw, STILL), pixels)
-    np.testing.assert_array_equal(pipeline.augment(pixels, 16, draw, flips), pixels[:, ::-1])
-    np.testing.assert_array_equal(pipeline.augment(pixels, 16, np.abs(draw), flips), pixels)
+    np.testing.assert_array_equal(seen(pixels, draw, STILL), pixels)
+    np.testing.assert_array_equal(seen(pixels, draw, flips), pixels[:, ::-1])
+    np.testing.assert_array_equal(seen(pixels, np.abs(draw), flips), pixels)
+
+
+def test_images_of_any_shape_are_augmented_side_by_side():
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, shape).astype(dtype) for shape in ((40, 70), (16, 16)) for dtype in ("u1", "u2")]
+    config, draws = dataclasses.replace(STILL, shift=0.3, scale=0.4, flip=True), rng.uniform(-1, 1, (4, 4))
+    for image, draw, out in zip(images, draws, pipeline.augment(images, 16, draws, config), strict=True):
+        assert out.dtype == image.dtype
+        np.testing.assert_array_equal(out, seen(image, draw, config))
 
 
 def test_gains_are_the_deviations_of_the_images(examples):
@@ -187,7 +202,7 @@ def test_zoom_and_shift_move_a_spot_where_they_say(draw, scale, shift, size):
     rows, columns = np.indices((stored, stored)) + 0.5
     image = 200 * np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / 18)
     config = DataConfig(image_size=size, shift=shift, scale=scale, contrast=0.0)
-    out = pipeline.augment(image.astype(np.uint8), size, np.array([*draw, 0.0]), config).astype(float)
+    out = seen(image.astype(np.uint8), [*draw, 0.0], config).astype(float)
     zoom = 1 + scale * draw[0]
     expected = [
         stored / 2 + zoom * (p - stored / 2) + shift * stored * d for p, d in zip((y, x), draw[1:], strict=True)
@@ -203,7 +218,7 @@ def test_zoom_and_shift_move_a_spot_where_they_say(draw, scale, shift, size):
 def test_what_lies_beyond_the_edge_repeats_it():
     image = np.repeat(np.arange(64, dtype=np.uint8)[:, None], 64, axis=1)
     config = DataConfig(image_size=64, shift=0.5, scale=0.9, contrast=0.0)
-    out = pipeline.augment(image, 64, np.array([-1.0, 1.0, 0.0, 0.0]), config)  # zoom 0.1: far above the image
+    out = seen(image, [-1.0, 1.0, 0.0, 0.0], config)  # zoom 0.1: far above the image
     assert (np.diff(out[:, 0].astype(int)) >= 0).all() and out[0, 0] == out[31, 0] < out[-1, 0]
 
 
