@@ -66,8 +66,8 @@ def accelerated() -> bool:
 def step_options() -> dict[str, str] | None:
     """Compiler options of the training step: on CPU convolutions by Eigen, elsewhere or without such an option none.
 
-    Those of YNNPACK, which XLA prefers, take several times as long over weight gradients (docs/tpu.md). Who names that
-    option in XLA_FLAGS keeps what it says there.
+    Those of YNNPACK, which XLA prefers, take several times as long over weight gradients (benchmarks/README.md). Who
+    names that option in XLA_FLAGS keeps what it says there.
     """
     options = {"xla_cpu_experimental_ynn_fusion_type": ""}  # it is left nothing
     if jax.default_backend() != "cpu" or next(iter(options)) in os.environ.get("XLA_FLAGS", ""):

@@ -48,8 +48,8 @@ class Affine(nn.Module):
 def affine_maps(features: jax.Array, layers: list[tuple[jax.Array, jax.Array]]) -> list[jax.Array]:
     """Maps of the same features as one matrix product: [B, h, w, D] -> [B, h, w, N] each.
 
-    One product for their gradients too, see docs/tpu.md for what that saves. Transposed twice, for XLA:CPU computes a
-    weight gradient of N x D faster than one of D x N.
+    One product for their gradients too, see benchmarks/README.md for what that saves. Transposed twice, for XLA:CPU
+    computes a weight gradient of N x D faster than one of D x N.
     """
     *grid, inputs = features.shape
     kernels, biases = zip(*layers, strict=True)
