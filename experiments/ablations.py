@@ -22,7 +22,7 @@ import quickstart
 import rsna_pneumonia
 import tyro
 
-from infomask_jax import ablation, datasets, parallel
+from infomask_jax import ablation, datasets
 from infomask_jax.experiment import exits
 from infomask_jax.report.ablations import command_line
 
@@ -85,7 +85,6 @@ def main(arguments: Ablations) -> None:
 
 
 if __name__ == "__main__":
-    with exits():
-        chosen = tyro.cli(Ablations, description=__doc__)
-        parallel.start(BASES[chosen.base].hosts)
+    chosen = tyro.cli(Ablations, description=__doc__)
+    with exits(BASES[chosen.base].hosts):
         main(chosen)

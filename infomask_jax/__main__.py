@@ -5,7 +5,7 @@ redraw a report.
 Training is in experiments/: each script there is one configuration and takes --help.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Annotated
 import tyro
 
 from infomask_jax import datasets
+from infomask_jax.config import HostsConfig
 
 
 def default(text: str):
@@ -28,7 +29,9 @@ ONE_OR_MORE = tyro.conf.arg(metavar="X-RAY...", help_behavior_hint="(one or more
 class Prepare:
     """Read a raw release, check all of it, and store it for training; `prepare DATASET --help` lists the options."""
 
-    release: reduce(or_, (Annotated[kind, tyro.conf.subcommand(name)] for name, kind in datasets.OPTIONS.items()))
+    release: tyro.conf.OmitArgPrefixes[
+        reduce(or_, (Annotated[kind, tyro.conf.subcommand(name)] for name, kind in datasets.OPTIONS.items()))
+    ]
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,8 @@ class Audit:
 @dataclass(frozen=True)
 class Reproduce:
     """Train a finished run again from its config and manifest, in a temporary folder, and name the first step whose
-    loss differs. Exit status 0: the same bit for bit; 2: not."""
+    loss differs. Exit status 0: the same bit for bit; 2: not. What several processes have trained is started on as
+    many, with --hosts as it was."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Work directory of the run; its plain classifier is a run of its own, RUN/plain."""
@@ -123,6 +127,7 @@ class Reproduce:
     """Folder given to `prepare`."""
     dataset: Annotated[str | None, default("that of the run")] = None
     """Name of the prepared dataset."""
+    hosts: HostsConfig = field(default_factory=HostsConfig)
 
 
 @dataclass(frozen=True)
@@ -189,7 +194,7 @@ def open_data(options: Evaluate | Audit | Reproduce) -> datasets.Prepared:
 def main() -> None:
     kinds = (Prepare, Evaluate, Predict, Audit, Reproduce, Export, Report)
     verbs = reduce(or_, (Annotated[v, tyro.conf.subcommand(v.__name__.lower())] for v in kinds))
-    config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+    config = (tyro.conf.OmitSubcommandPrefixes,)
     verb = tyro.cli(verbs, prog="python -m infomask_jax", description=__doc__, config=config)
     try:
         if isinstance(verb, Prepare):
@@ -198,7 +203,10 @@ def main() -> None:
         if isinstance(verb, (Predict, Audit, Reproduce, Export)) or (isinstance(verb, Evaluate) and verb.run):
             from infomask_jax import parallel
 
-            parallel.set_up()
+            if isinstance(verb, Reproduce):
+                parallel.start(verb.hosts)
+            else:
+                parallel.set_up()
         if isinstance(verb, Evaluate):
             evaluate(verb)
         elif isinstance(verb, Predict):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import tyro
 from rich.progress import track
 
 from infomask_jax import checkpoint, datasets, evaluate, localize, parallel, pipeline, report
-from infomask_jax.config import Config
+from infomask_jax.config import Config, HostsConfig
 from infomask_jax.datasets import Prepared
 from infomask_jax.evaluate import bootstrap, controls
 from infomask_jax.export import make_predict
@@ -30,15 +31,18 @@ BASELINE = "plain"  # sub-folder of a run that holds its plain classifier
 def main(default: Config, description: str | None) -> None:
     """Command line of an experiment script: `default` with any field overridden, then `run`."""
     config = tyro.cli(Config, default=default, description=description)
-    with exits():
-        parallel.start(config.hosts)
+    with exits(config.hosts):
         run(config)
 
 
 @contextlib.contextmanager
-def exits():
-    """Exit status of a command: 0 done, 75 asked to stop and saved (the same command continues), 1 an error, told."""
+def exits(hosts: HostsConfig):
+    """Joins the processes and gives a command its exit status: 0 done, 1 an error, told, 75 asked to stop: what is
+    saved is kept, and the same command continues from there."""
+    before = signal.getsignal(signal.SIGTERM)
     try:
+        parallel.start(hosts)
+        signal.signal(signal.SIGTERM, _stop)  # only now: where processes have joined, JAX hears it and goes on
         yield
     except Stopped as stop:
         print(stop, file=sys.stderr)
@@ -47,6 +51,13 @@ def exits():
         raise SystemExit("interrupted") from None
     except (ValueError, OSError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(number, frame) -> None:
+    """While training it is monitor.Stop that hears this, and saves."""
+    raise Stopped("stopped; what is saved is kept. The same command continues from there.")
 
 
 def run(config: Config) -> None:

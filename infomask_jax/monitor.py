@@ -20,7 +20,7 @@ METADATA_SECONDS = 5.0  # between two looks at the cloud's notices; a preempted 
 
 
 class Stopped(KeyboardInterrupt):
-    """Training was asked to stop, and saved; the same command continues it."""
+    """A run was asked to stop, and what it had is saved; the same command continues it."""
 
 
 class MetricsLog:

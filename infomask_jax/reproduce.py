@@ -1,14 +1,18 @@
 """Train a finished run again from what its folder says, and compare every step."""
 
+import contextlib
 import dataclasses
 import json
+import secrets
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from infomask_jax import checkpoint, manifest, report
+from infomask_jax import checkpoint, manifest, parallel, report
 from infomask_jax.config import HostsConfig
 from infomask_jax.datasets import Prepared
 from infomask_jax.train import train
@@ -16,11 +20,12 @@ from infomask_jax.train import train
 
 def reproduce(run: Path, data: Prepared) -> bool:
     """Train `run` again in a temporary folder; print what differs in the environment, the first step whose loss
-    differs, and whether the parameters at the end are equal bit for bit. Returns that.
+    differs, and whether the parameters at the end are equal bit for bit. Returns that, on every process.
 
     ValueError if the run is not at its end, or the data is not what it was trained on.
     """
     run, console = Path(run), report.console()
+    console.quiet = not parallel.is_main()
     config, expected = checkpoint.finished(run)
     made = json.loads((run / "manifest.json").read_text())
     if made["dataset"]["fingerprint"] != data.fingerprint:
@@ -30,22 +35,39 @@ def reproduce(run: Path, data: Prepared) -> bool:
         )
     if lines := manifest.changes(run):
         console.print("not as it was, and each of these can change the last bits:", *lines, sep="\n  ", markup=False)
-    with tempfile.TemporaryDirectory(prefix="infomask-reproduce-") as folder:
+    with _folder(run) as folder:
         again = dataclasses.replace(
-            config, workdir=Path(folder) / "again", data_dir=data.directory, profile=False, hosts=HostsConfig()
+            config, workdir=folder / "again", data_dir=data.directory, profile=False, hosts=HostsConfig()
         )
         params = jax.device_get(train(again, data).params)
-        first = first_difference(losses(run), losses(again.workdir))
+        first = first_difference(losses(run), losses(again.workdir)) if parallel.is_main() else None
     if first is not None:
         console.print(f"the first step that differs is {first[0]}: loss {first[1]!r} then, {first[2]!r} now")
     largest = max(
         float(np.abs(np.asarray(a, np.float64) - b).max())
         for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(params), strict=True)
     )
-    same = first is None and largest == 0
+    same = not parallel.anywhere(first is not None or largest > 0)
     told = "every loss and every parameter is the same, bit for bit" if same else "the run is NOT reproduced"
     console.print(f"{told}; {config.train.steps} steps, largest difference of a parameter {largest:.3g}")
     return same
+
+
+@contextlib.contextmanager
+def _folder(run: Path) -> Iterator[Path]:
+    """A folder that is gone afterwards: a temporary one, or beside the run where several processes have to see it."""
+    if jax.process_count() == 1:
+        with tempfile.TemporaryDirectory(prefix="infomask-reproduce-") as folder:
+            yield Path(folder)
+        return
+    number = parallel.fetch(np.array([secrets.randbits(31)], np.int32))[0]  # of each; the first one's counts
+    folder = run.absolute().parent / f"infomask-reproduce-{number:08x}"
+    try:
+        yield folder
+        parallel.wait_for_all("compared")
+    finally:
+        if parallel.is_main():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def losses(run: Path) -> dict[int, float]:

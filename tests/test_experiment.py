@@ -3,8 +3,11 @@
 import csv
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import numpy as np
 import pytest
 
 from infomask_jax import datasets, experiment, predict, report
-from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+from infomask_jax.config import Config, DataConfig, HostsConfig, LossConfig, ModelConfig, TrainConfig
 from infomask_jax.datasets import Synthetic
 from infomask_jax.evaluate import PROTOCOLS, controls
 from infomask_jax.localize import boxes_from_map
@@ -208,3 +211,12 @@ def test_missing_data_is_one_line_that_says_what_to_run(tmp_path):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "python -m infomask_jax prepare synthetic" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_sigterm_beside_training_asks_for_the_same_command(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended, experiment.exits(HostsConfig()):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    assert ended.value.code == 75 and "The same command continues" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -35,12 +35,17 @@ def folder(tmp_path_factory) -> Path:
 
 
 def start(folder: Path, name: str, *flags: str, processes: int = 2) -> list[subprocess.Popen]:
+    """Processes of one run, see `side_by_side`."""
+    command = [str(ROOT / "experiments" / "quickstart.py"), *FLAGS, *flags]
+    command += ["--data-dir", str(folder / "data"), "--workdir", str(folder / name)]
+    return side_by_side(folder, name, [sys.executable, *command], processes)
+
+
+def side_by_side(folder: Path, name: str, command: list[str], processes: int = 2) -> list[subprocess.Popen]:
     """Processes that share eight devices, each writing NAME-I.txt."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, str(ROOT / "experiments" / "quickstart.py"), *FLAGS, *flags]
-    command += ["--data-dir", str(folder / "data"), "--workdir", str(folder / name)]
     started = []
     for i in range(processes):
         hosts = ["--hosts.coordinator", f"localhost:{port}", "--hosts.processes", str(processes)]
@@ -133,6 +138,21 @@ def test_what_one_process_cannot_read_none_takes(folder, whole):
     assert f"checkpoints/{STEPS}cannotberead(byanotherprocess);movedto" in told and "fromstep28of" in told
     assert (folder / "cut" / f"broken-{STEPS}" / "state").is_dir()
     chex.assert_trees_all_equal(*(checkpoint.load_params(workdir)[0] for workdir in (whole, folder / "cut")))
+
+
+def test_two_processes_reproduce_their_run(folder, whole, tmp_path):
+    """To the last bit of every parameter; and both end as the first does, who finds a loss that was another."""
+    run, before = shutil.copytree(whole, tmp_path / "run"), sorted(folder.iterdir())
+    first, *others = (run / "metrics.jsonl").read_text().splitlines()
+    row = json.loads(first)
+    row["losses"][1] += 1e-6
+    (run / "metrics.jsonl").write_text("\n".join([json.dumps(row), *others, ""]))
+    command = [sys.executable, "-m", "infomask_jax", "reproduce", str(run)]
+    assert finish(tmp_path, "told", side_by_side(tmp_path, "told", command)) == [2, 2]
+    told, other = ((tmp_path / f"told-{i}.txt").read_text() for i in range(2))
+    assert "the first step that differs is 2:" in told and "largest difference of a parameter 0\n" in told
+    assert "not as it was" not in told and "differ" not in other
+    assert sorted(folder.iterdir()) == before and {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"run"}
 
 
 @pytest.mark.parametrize("fails", [False, True])
