@@ -52,7 +52,7 @@ def exits(hosts: HostsConfig):
     except (ValueError, OSError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from error
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: a handler that was not set by Python
 
 
 def _stop(number, frame) -> None:
