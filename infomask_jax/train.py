@@ -218,8 +218,8 @@ def train(config: Config, data: Prepared) -> TrainState:
             checkpoint.save(checkpoints, step, whole(state), iterator)
         checkpoint.wait(checkpoints)
     if waits := [row["data_wait"] for row in log.written if "data_wait" in row]:
-        advice = ": --data.cache-gib and --data.workers help (docs/tpu.md)" if np.mean(waits) > 0.05 else ""
-        progress.console.print(f"{workdir}: {np.mean(waits):.1%} of the time waited for data{advice}")
+        advice = ": --data.cache-gib and --data.workers may help (docs/tpu.md)" if np.mean(waits) > 0.1 else ""
+        progress.console.print(f"{workdir}: {np.mean(waits):.1%} of the time waited for data{advice}", soft_wrap=True)
     if step < total or parallel.anywhere(stop.requested):
         raise monitor.Stopped(f"stopped at step {step} of {total}; saved. The same command continues from there.")
     return whole(state)
