@@ -21,7 +21,7 @@ from infomask_jax.evaluate import bootstrap, controls
 from infomask_jax.export import make_predict
 from infomask_jax.manifest import write_json
 from infomask_jax.model.infomask import InfoMask
-from infomask_jax.monitor import STOPPED, Stopped
+from infomask_jax.monitor import STOPPED, Stopped, end_now
 from infomask_jax.system import write_all
 from infomask_jax.train import train
 
@@ -42,7 +42,7 @@ def exits(hosts: HostsConfig):
     before = signal.getsignal(signal.SIGTERM)
     try:
         parallel.start(hosts)
-        signal.signal(signal.SIGTERM, _stop)  # only now: where processes have joined, JAX hears it and goes on
+        signal.signal(signal.SIGTERM, end_now)  # only now: where processes have joined, JAX hears it and goes on
         yield
     except Stopped as stop:
         print(stop, file=sys.stderr)
@@ -53,11 +53,6 @@ def exits(hosts: HostsConfig):
         raise SystemExit(f"error: {error}") from error
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: a handler that was not set by Python
-
-
-def _stop(number, frame) -> None:
-    """While training it is monitor.Stop that hears this, and saves."""
-    raise Stopped("stopped; what is saved is kept. The same command continues from there.")
 
 
 def run(config: Config) -> None:

@@ -23,6 +23,11 @@ class Stopped(KeyboardInterrupt):
     """A run was asked to stop, and what it had is saved; the same command continues it."""
 
 
+def end_now(number, frame) -> None:
+    """Handler of a signal where no step is running that `Stop` could wait for."""
+    raise Stopped("stopped; what is saved is kept. The same command continues from there.")
+
+
 class MetricsLog:
     """metrics.jsonl: one line of means over the steps since the last line, rates of progress, and the finite check.
 

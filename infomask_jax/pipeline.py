@@ -66,6 +66,7 @@ def blocks(lengths: np.ndarray, size: int) -> np.ndarray:
 
 @lru_cache(maxsize=4096)  # films of one size, seen at different zooms
 def _near(shape: tuple[int, int], size: int) -> tuple[int, int]:
+    """Shape [H, W] of the averages over whole blocks, the first step of `rescale`."""
     return tuple(np.rint(shape / blocks(np.array(shape), size)).astype(int).tolist())
 
 
@@ -103,11 +104,12 @@ def augment(images: Sequence[np.ndarray], size: int, draws: np.ndarray, config: 
 
     What is seen is a window of the stored image, to the nearest pixel, its sides to the nearest multiple of the blocks
     that are averaged (where the whole image is no such multiple, it is seen a pixel wider or narrower); beyond the
-    edges they are repeated. Windows of all images are computed at once, which takes a tenth of the time.
+    edges they are repeated.
 
     Args:
       images: B of them.
-      draws: [B, 4], uniform in -1 .. 1, for zoom, shift down, shift right and flip.
+      draws: [B, 4], uniform in -1 .. 1, for zoom, shift down, shift right and flip. Windows of all images are computed
+        at once: it is Python that reading threads wait for.
     """
     shapes = np.array([image.shape for image in images])
     lengths = shapes / (1.0 + config.scale * draws[:, :1])
@@ -205,7 +207,7 @@ def train_batches(
     def augmented(index: np.ndarray, rng: np.random.Generator) -> Batch:
         draws = rng.uniform(-1.0, 1.0, (len(index), 5))[mine]  # of the whole batch, however it is shared
         gains = 1.0 + config.contrast * draws[:, 4]
-        return to_batch(examples, index[mine], size, lambda images: augment(images, size, draws, config), gains)
+        return to_batch(examples, index[mine], size, lambda images: augment(images, size, draws[:, :4], config), gains)
 
     dataset = (
         grain.MapDataset.source(_Shuffled(len(source), config.batch_size, seed))

@@ -32,8 +32,8 @@ COMMANDS = {
 @pytest.fixture
 def host(tmp_path) -> Path:
     """A host's home folder; beside it `bin` with the commands, and `origin`, the source, of two commits."""
-    if missing := [name for name in ("bash", "flock", "git") if not shutil.which(name)]:
-        pytest.skip(f"no {', '.join(missing)} here")
+    if not shutil.which("flock"):  # the hosts have Linux, a developer may not
+        pytest.skip("no flock here (util-linux)")
     for folder in ("home", "bin", "origin"):
         (tmp_path / folder).mkdir()
     for name, text in COMMANDS.items():

@@ -67,7 +67,7 @@ def side_by_side(tasks: list[Task], jobs: int, logs: Path) -> Iterator[dict]:
     context, jobs = multiprocessing.get_context("spawn"), min(jobs, len(tasks))
     waiting, running, done, free = deque(enumerate(tasks)), {}, {}, list(range(jobs))
     logs.mkdir(parents=True, exist_ok=True)
-    before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, monitor.end_now) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         for at in range(len(tasks)):
             while at not in done:
@@ -101,10 +101,6 @@ def side_by_side(tasks: list[Task], jobs: int, logs: Path) -> Iterator[dict]:
             process.join()
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _stop(number, frame) -> None:
-    raise monitor.Stopped("stopped; the runs have saved. The same command continues from there.")
 
 
 def _work(sender, task: Task, log: Path, slot: int, jobs: int, parent: int) -> None:
