@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 
@@ -13,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import (
     MPEG2MPML,
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
@@ -28,13 +31,14 @@ from infomask_jax.datasets.images import BadImage, decode
 
 RAMP8 = np.add.outer(np.arange(48), np.arange(40)).astype(np.uint8) * 2  # [48, 40], smooth
 RAMP16 = RAMP8.astype(np.uint16) * 257
+PIXELS = b"\xe0\x7f\x10\0"  # the tag of Pixel Data
 
 
 def coded(kind, image):
     return cv2.imencode(kind, image)[1].tobytes()
 
 
-def dicom(image, syntax=ExplicitVRLittleEndian, frame=None, bits=None, kind="MONOCHROME2", **tags):
+def dicom(image, syntax=ExplicitVRLittleEndian, frame=None, bits=None, kind="MONOCHROME2", meta=None, **tags):
     """DICOM bytes of an image; `frame` are its compressed bytes, if the syntax is a compressed one."""
     ds = Dataset()
     ds.file_meta = FileMetaDataset()
@@ -53,13 +57,34 @@ def dicom(image, syntax=ExplicitVRLittleEndian, frame=None, bits=None, kind="MON
         ds["PixelData"].is_undefined_length = True
     for name, value in tags.items():
         setattr(ds, name, value)
+    for name, value in (meta or {}).items():
+        setattr(ds.file_meta, name, value)
     if syntax == RLELossless and frame is None:
         ds.PixelData = image.tobytes()
         ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         ds.compress(RLELossless)
     out = io.BytesIO()
-    ds.save_as(out, enforce_file_format=True)
+    if ds.file_meta.TransferSyntaxUID is None:
+        del ds.file_meta.TransferSyntaxUID
+        ds.preamble = bytes(128)
+        ds.save_as(out, implicit_vr=False, little_endian=True)
+    else:
+        ds.save_as(out, enforce_file_format=True)
     return out.getvalue()
+
+
+def lut(entries, first, bits, count=None):
+    """One item of a Modality or VOI LUT Sequence."""
+    item = Dataset()
+    item.LUTDescriptor = [count or len(entries), first, bits]
+    item.LUTData = np.array(entries, "<u2").tobytes()
+    item["LUTDescriptor"].VR, item["LUTData"].VR = "US", "OW"
+    return item
+
+
+def without_end(jpeg):
+    """The first part of its data, and an end mark."""
+    return jpeg[:-60] + b"\xff\xd9"
 
 
 def j2k(image):
@@ -132,9 +157,6 @@ def test_path_and_bytes_agree(tmp_path):
 
 
 def test_palette_and_transparency():
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
     head = struct.pack(">IIBBBBB", 2, 1, 8, 3, 0, 0, 0)
     body = chunk(b"PLTE", bytes([10, 10, 10, 200, 200, 200])) + chunk(b"IDAT", zlib.compress(b"\0\1\0"))
     palette = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + body + chunk(b"IEND", b"")
@@ -159,6 +181,58 @@ def test_twelve_bits_fill_sixteen():
     found = decode(dicom(image, bits=12))
     assert found.dtype == np.uint16
     np.testing.assert_array_equal(found, np.round(image / 4095 * 65535))
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize(("bits", "high", "allocated"), [(12, 15, 16), (10, 12, 16), (12, 11, 16), (6, 7, 8)])
+def test_bits_beside_those_stored_are_not_of_the_pixel(bits, high, allocated, signed):
+    """PS3.5 8.1.1: an overlay or rubbish may lie there; the sign is the highest bit stored."""
+    rng, shift = np.random.default_rng(0), high + 1 - bits
+    values = rng.integers(0, 1 << bits, (48, 40))
+    codes = (values ^ (1 << bits - 1) if signed else values) << shift  # two's complement of values - half the range
+    rubbish = rng.integers(0, 1 << allocated, values.shape) & ~(((1 << bits) - 1) << shift)
+    image = (codes | rubbish).astype(f"u{allocated // 8}").view(f"{'iu'[not signed]}{allocated // 8}")
+    found = decode(dicom(image, bits=bits, HighBit=high))
+    np.testing.assert_array_equal(found, np.round(values / ((1 << bits) - 1) * 65535))
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_bits_above_those_stored_in_compressed_pixels(signed):
+    values = (RAMP16 >> 4).astype(np.uint16)
+    codes = (values ^ 0x800 if signed else values) | 0xA000
+    found = decode(dicom(codes, JPEG2000Lossless, j2k(codes), bits=12, PixelRepresentation=int(signed)))
+    np.testing.assert_array_equal(found, np.round(values / 4095 * 65535))
+
+
+@pytest.mark.parametrize(
+    ("place", "bits"), [("Modality", 8), ("Modality", 12), ("Modality", 16), ("VOI", 8), ("VOI", 12)]
+)
+def test_lookup_table_of_any_depth(place, bits):
+    """Entries for more values than 8 bits count, from 100 on; values before and after get the first and last entry."""
+    stored = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    entries = np.arange(1000) ** 2 * ((1 << bits) - 1) // 999**2
+    expected = entries[np.clip(stored.astype(int) - 100, 0, 999)] / ((1 << bits) - 1) * 65535
+    found = decode(dicom(stored, bits=12, **{f"{place}LUTSequence": [lut(entries, 100, bits)]})).astype(float)
+    assert np.abs(found * 65535 / found.max() - expected).max() < 1
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"WindowCenter": 100, "WindowWidth": 0},
+        {"WindowCenter": 100, "WindowWidth": 0.5},
+        {"WindowCenter": 100, "WindowWidth": -50},
+        {"WindowCenter": None, "WindowWidth": 50},
+        {"WindowCenter": 100, "WindowWidth": 0, "VOILUTFunction": "SIGMOID"},
+        {"RescaleSlope": None, "RescaleIntercept": 5},
+        {"WindowCenter": "NaN", "WindowWidth": 50},
+        {"WindowCenter": [], "WindowWidth": []},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:Invalid value")
+def test_useless_window_or_rescale_is_left_out(tags):
+    np.testing.assert_array_equal(decode(dicom(RAMP8, **tags)), RAMP8)
 
 
 @pytest.mark.parametrize("slope", [1, 2, -1])
@@ -220,6 +294,101 @@ def test_flipped_byte_of_png_is_refused(data):
         decode(bytes(whole))
 
 
+def chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def with_chunks(png, *chunks):
+    """Chunks put behind the header."""
+    return png[:33] + b"".join(chunks) + png[33:]
+
+
+def test_only_the_chunks_of_the_still_picture_are_decoded(capfd):
+    """An animation's first frame, a profile and text say nothing of the pixels; the decoder never sees them."""
+    frames = (
+        chunk(b"acTL", struct.pack(">II", 2, 0)),
+        chunk(b"fcTL", struct.pack(">7IHHBB", *range(7), 1, 1, 0, 0)[:26]),
+    )
+    for extra in (
+        frames,
+        frames[:1],
+        [chunk(b"iCCP", b"RGB\0\0" + zlib.compress(b"rubbish"))],
+        [chunk(b"tEXt", b"a\0b")],
+    ):
+        np.testing.assert_array_equal(decode(with_chunks(WHOLE["png"], *extra)), RAMP8)
+    assert capfd.readouterr() == ("", "")
+    rubbish = WHOLE["png"][:33] + frames[0] + chunk(b"IDAT", b"rubbish") + chunk(b"IEND", b"")
+    with pytest.raises(BadImage, match="the decoder refused it"):
+        decode(rubbish)
+    with pytest.raises(BadImage, match="found b'ABCD'"):
+        decode(with_chunks(WHOLE["png"], chunk(b"ABCD", b"")))
+
+
+@pytest.mark.parametrize(
+    "options", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_RST_INTERVAL, 2)], ids=str
+)
+@pytest.mark.parametrize("color", [False, True])
+def test_jpeg_with_lost_data_is_refused(options, color):
+    """Decoders fill what is lost with gray."""
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3) if color else (64, 64), np.uint8)
+    jpeg = cv2.imencode(".jpg", image, options)[1].tobytes()
+    start = jpeg.index(b"\xff\xda") + 14
+    for cut in np.linspace(start, len(jpeg) - 20, 12).astype(int):
+        with pytest.raises(BadImage, match="libjpeg: "):
+            decode(jpeg[:cut] + b"\xff\xd9")
+
+
+@pytest.mark.parametrize("name", ["JPGExtended.dcm"])
+def test_jpeg_of_more_than_eight_bits_is_read(name):
+    """Of 12 bits, taken out of DICOM files of pydicom's own tests."""
+    with pydicom.dcmread(get_testdata_file(name)) as ds:
+        stored, jpeg = ds.pixel_array, get_frame(ds.PixelData, 0, number_of_frames=1)
+    bits = images.png_jpeg.check_jpeg(jpeg)[2]
+    np.testing.assert_array_equal(decode(jpeg), np.round(stored / ((1 << bits) - 1) * 65535))
+    assert bits == 12
+
+
+def test_time_and_memory_have_bounds():
+    """Scans, fill bytes, segments, chunks, elements and fragments without end, behind small files."""
+    jpeg = cv2.imencode(".jpg", RAMP8, (cv2.IMWRITE_JPEG_PROGRESSIVE, 1))[1].tobytes()
+    scan = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    many = {
+        "scans": jpeg[:-2] + scan * 60 + b"\xff\xd9",
+        "whole segments": jpeg[:2] + b"\xff\xfe\0\2" * 100_001 + jpeg[2:],
+        "chunks": with_chunks(WHOLE["png"], chunk(b"tEXt", b"a\0") * 100_001),
+        "header that takes": dicom(RAMP8).replace(PIXELS, b"\x09\0\x10\0LO\0\0" * 100_001 + PIXELS),
+        "fragments": dicom(RAMP8, JPEGBaseline8Bit, b"\xfe\xff\0\xe0\0\0\0\0" * 10_001 + WHOLE["jpeg"]),
+    }
+    for found, data in many.items():
+        with pytest.raises(BadImage, match=found):
+            decode(data)
+    np.testing.assert_array_equal(decode(jpeg[:2] + b"\xff" * 10_000_000 + jpeg[2:]), decode(jpeg))
+
+
+def test_nothing_of_the_patient_is_told(capfd):
+    """Neither by warnings nor by errors, on the screen or in a log."""
+    name = "DOE^JANE"
+    tags = {"PatientName": name, "PatientID": name, "SpecificCharacterSet": "BOGUS", "StudyDate": name}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = dicom(RAMP8, **tags)
+        bad = [
+            dicom(RAMP8, **tags, WindowWidth=8, WindowCenter=12345678).replace(b"12345678", b"DOE^JANE"),
+            whole.replace(b"CS\x0c\0MONOCHROME2 ", b"CS\x08\0DOE^JANE"),
+        ]
+    code = """
+import sys
+from infomask_jax.datasets import images
+try:
+    images.decode(sys.stdin.buffer.read())
+except images.BadImage as error:
+    print(error)
+"""
+    for data in (whole, *bad):
+        done = subprocess.run([sys.executable, "-W", "always", "-c", code], input=data, capture_output=True)
+        assert done.stderr == b"" and b"JANE" not in done.stdout, done
+
+
 def png_header(width, height):
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
@@ -250,12 +419,27 @@ def jpeg_of_size(height, width):
         (dicom(RAMP8[:9], JPEG2000Lossless, j2k(RAMP8)), "40 x 48 compressed"),
         (dicom(RAMP8, MPEG2MPML, coded(".jpg", RAMP8)), "MPEG2"),
         (dicom(RAMP8, ExplicitVRLittleEndian).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.9.9.9\0"), "9.9.9"),
-        (dicom(RAMP8).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99\0"), "deflated"),
+        (dicom(RAMP8, DeflatedExplicitVRLittleEndian), "deflated"),
+        (dicom(RAMP8, DeflatedExplicitVRLittleEndian, meta={"PrivateInformation": bytes(9000)}), "deflated"),
+        (dicom(RAMP8, meta={"TransferSyntaxUID": None}), "Transfer Syntax UID (0002,0010)"),
+        (dicom(RAMP8)[132:], "preamble"),
+        (dicom(RAMP8, kind=None), "Photometric Interpretation (0028,0004)"),
+        (dicom(RAMP8, kind="DOE^JANE"), "found another"),
+        (dicom(RAMP16, bits=12, HighBit=10), "High Bit (0028,0102) 11, found 10"),
+        (dicom(RAMP16, JPEG2000Lossless, j2k(RAMP16), bits=12, HighBit=15), "High Bit (0028,0102) 11, found 15"),
+        (dicom(RAMP8, PresentationLUTShape="INVERSE"), "Presentation LUT Shape (2050,0020) IDENTITY with MONOCHROME2"),
+        (dicom(RAMP8, kind="MONOCHROME1", PresentationLUTShape="IDENTITY"), "INVERSE with MONOCHROME1"),
+        (dicom(RAMP8, ModalityLUTSequence=[lut([1, 2, 3], 0, 16, count=9)]), "Modality LUT (0028,3000)"),
+        (dicom(RAMP8, WindowCenter=10, WindowWidth=9, VOILUTFunction="CURVE"), "VOI LUT Function (0028,1056)"),
+        (
+            dicom(RAMP8, WindowCenter=8.5, WindowWidth=9).replace(b"8.5 ", b"8,5 "),
+            "Window Center (0028,1050)",
+        ),
+        (dicom(RAMP8, JPEGBaseline8Bit, without_end(coded(".jpg", RAMP8))), "libjpeg: "),
         (dicom(RAMP8, NumberOfFrames=7), "7"),
         (dicom(RAMP8, kind="PALETTE COLOR"), "PALETTE COLOR"),
         (dicom(RAMP8, BitsAllocated=32, BitsStored=32), "32"),
         (dicom(RAMP8, RescaleSlope=0, RescaleIntercept=0), "0.0 to 0.0"),
-        (dicom(RAMP8, WindowCenter=10, WindowWidth=0), "Window Width"),
         (dicom(RAMP8, RescaleSlope="1", RescaleIntercept="0").replace(b"DS\x02\x001 ", b"DS\x02\x00ab"), "x.dcm"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -1,0 +1,218 @@
+"""DICOM bytes -> one gray array: pydicom reads and decodes; here is what it leaves open, and what no film may do."""
+
+import io
+import logging
+import math
+import struct
+import warnings
+
+import cv2
+import numpy as np
+import pydicom
+from pydicom.datadict import dictionary_description, tag_for_keyword
+from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
+from pydicom.pixels import apply_windowing
+from pydicom.tag import Tag
+
+from infomask_jax.datasets import png_jpeg
+from infomask_jax.datasets.png_jpeg import BadImage, check_size, truncated
+
+MAX_READS = 100_000  # of a header; elements of a film take some hundreds
+MAX_FRAGMENTS = 10_000  # of compressed pixels
+# How a data set begins where the 128 bytes of preamble are missing: groups 2 and 8.
+WITHOUT_PREAMBLE = tuple(
+    bytes([group, 0, element, 0]) for group, elements in ((2, (0, 1, 2)), (8, (0, 1, 5, 8, 22))) for element in elements
+)
+
+# All that is read: what a file says of its patient is never parsed.
+_ELEMENTS = [
+    *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "ModalityLUTSequence", "RescaleIntercept"),
+    *("RescaleSlope", "VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction", "PresentationLUTShape"),
+    "PixelData",
+]
+_KINDS = ("MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_SHAPES = {"MONOCHROME1": "INVERSE", "MONOCHROME2": "IDENTITY"}  # Presentation LUT Shape: PS3.3 C.8.11.1.1.2
+_JPEG2000 = b"\xff\x4f\xff\x51"
+_ITEM = b"\xfe\xff\x00\xe0"  # begins each fragment of compressed pixels
+
+# Its warnings quote the header, which may name the patient, and do not name the file.
+warnings.filterwarnings("ignore", module="pydicom")
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+
+
+class _File(io.BytesIO):
+    """A file for pydicom that cannot be inflated and has no more elements than a film."""
+
+    reads = 0
+
+    def read(self, size=-1):
+        if size is None or size < 0:  # only what is to be inflated is read at once: a small file may grow to anything
+            raise BadImage("expected a data set that is not deflated; convert it, with dcmconv +te")
+        self.reads += 1
+        if self.reads > MAX_READS:
+            raise BadImage(f"expected a header that takes {MAX_READS} reads at most, found more; convert it to PNG")
+        return super().read(size)
+
+
+def decode(data: bytes) -> np.ndarray:
+    """[H, W], uint8 where 8 bits hold it exactly, else uint16: modality (rescale) and VOI (window) transforms applied,
+    MONOCHROME1 turned, spread over the full range; large is bright. BadImage where that cannot be told for sure."""
+    try:
+        dataset = pydicom.dcmread(_File(data), specific_tags=_ELEMENTS)
+        dataset.decode()  # parses every element
+    except BadImage:
+        raise
+    except Exception as error:  # on hostile bytes the parser raises anything, and quotes them
+        found = f"an unreadable header ({type(error).__name__})"
+        raise BadImage(f"expected a DICOM picture, found {found}; fetch it again") from error
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    if syntax is None:
+        raise BadImage("expected a Transfer Syntax UID (0002,0010), found none; write it anew, with dcmconv")
+    if syntax not in pydicom.uid.AllTransferSyntaxes:
+        raise BadImage(f"expected a transfer syntax of the DICOM standard, found {str(syntax)[:64]!r}; convert it")
+    shape, frames = (_whole(dataset, "Rows"), _whole(dataset, "Columns")), _whole(dataset, "NumberOfFrames", 1)
+    samples, allocated = _whole(dataset, "SamplesPerPixel", 1), _whole(dataset, "BitsAllocated")
+    bits, signed = _whole(dataset, "BitsStored"), _whole(dataset, "PixelRepresentation", 0)
+    high, kind = _whole(dataset, "HighBit", bits - 1), dataset.get("PhotometricInterpretation")
+    check_size(*shape)
+    if frames != 1:
+        raise BadImage(f"expected one frame, found {frames}; save the frame you mean as its own file")
+    if kind not in _KINDS or samples != (1 if kind in _SHAPES else 3):
+        found = kind if kind in (*_KINDS, "PALETTE COLOR") else "another or none"
+        wanted = f"Photometric Interpretation (0028,0004) of {', '.join(_KINDS)}"
+        raise BadImage(f"expected {wanted}, found {found} with {samples} samples a pixel; convert it to PNG")
+    if allocated not in (8, 16) or not 1 <= bits <= allocated or (kind not in _SHAPES and bits < 8):
+        raise BadImage(f"expected 8 or 16 bits, found {bits} stored in {allocated}; convert it to PNG")
+    if not bits - 1 <= high < (bits if syntax.is_compressed else allocated):
+        raise BadImage(f"expected High Bit (0028,0102) {bits - 1}, found {high} of {allocated} bits; correct it")
+    if "PixelData" not in dataset:
+        raise BadImage("expected Pixel Data (7FE0,0010), found none; fetch it again")
+    if syntax.is_compressed:
+        _check_frame(dataset.PixelData, shape, syntax)
+    else:  # for pydicom would drop the bits above Bits Stored, be they the pixel's
+        dataset.BitsStored, dataset.HighBit = allocated, allocated - 1
+    try:
+        array = dataset.pixel_array
+    except Exception as error:
+        raise BadImage(f"cannot be decoded from {syntax.name}: {_line(error)}; convert it to PNG") from error
+    if array.shape[:2] != shape:
+        raise BadImage(f"expected {shape[1]} x {shape[0]} pixels, found an array {array.shape}; fetch it again")
+    # Bits above High Bit and below the lowest one stored are not of the pixel: PS3.5 8.1.1.
+    codes = array.astype(np.uint8 if allocated == 8 else np.uint16) >> (high + 1 - bits) & ((1 << bits) - 1)
+    if kind not in _SHAPES:
+        return cv2.cvtColor((codes >> (bits - 8)).astype(np.uint8), cv2.COLOR_RGB2GRAY)
+    table = np.arange(1 << bits, dtype=np.int32)
+    if signed:
+        table = (table ^ 1 << bits - 1) - (1 << bits - 1)  # the sign is the highest bit stored
+    return _brightness(table, dataset)[codes]
+
+
+def _brightness(table: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """The pixel values of all codes -> what each of them shows: uint8 where that is exact, else uint16."""
+    kind, shape = dataset.PhotometricInterpretation, str(dataset.get("PresentationLUTShape") or "")
+    if shape not in ("", _SHAPES[kind]):
+        wanted = f"Presentation LUT Shape (2050,0020) {_SHAPES[kind]} with {kind}"
+        raise BadImage(f"expected {wanted}, found another: which way is bright? Correct one of the two")
+    table = _voi(_modality(table, dataset), dataset).astype(np.float64)
+    low, high = table.min(), table.max()
+    if not (np.isfinite(table).all() and high > low):
+        raise BadImage(f"expected finite pixel values, found {low} to {high} after rescale and window")
+    table = (table - low) / (high - low)
+    if kind == "MONOCHROME1":
+        table = 1 - table
+    levels = np.round(table * 255)
+    return levels.astype(np.uint8) if np.allclose(table * 255, levels) else np.round(table * 65535).astype(np.uint16)
+
+
+def _look_up(table: np.ndarray, lut: Dataset, dataset: Dataset, name: str) -> np.ndarray:
+    """Values -> entries of a lookup table; those before its first and after its last one get that: PS3.3 C.11.1.1."""
+    try:
+        count, first, _ = lut.LUTDescriptor
+        entries, order = lut.LUTData, "<" if dataset.original_encoding[1] else ">"
+        entries = np.frombuffer(entries, f"{order}u2") if isinstance(entries, bytes) else np.asarray(entries)
+        entries = entries[: count or 1 << 16]
+        if len(entries) < (count or 1 << 16):
+            raise ValueError(f"{len(entries)} entries of {count}")
+    except Exception as error:  # elements that are absent, or of other kinds
+        raise BadImage(f"expected a whole {name}, found it damaged ({_line(error)}); convert it to PNG") from error
+    return entries[np.clip(np.round(table) - first, 0, len(entries) - 1).astype(int)]
+
+
+def _modality(table: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """Values after the Modality LUT, or Rescale Slope and Intercept, which are left out where one is empty."""
+    if dataset.get("ModalityLUTSequence"):
+        return _look_up(table, dataset.ModalityLUTSequence[0], dataset, "Modality LUT (0028,3000)")
+    slope, intercept = _number(dataset, "RescaleSlope"), _number(dataset, "RescaleIntercept")
+    for keyword in ("RescaleSlope", "RescaleIntercept"):
+        dataset.pop(keyword, None)  # pydicom would turn the window over where the slope is negative
+    return table if slope is None or intercept is None else table * slope + intercept
+
+
+def _voi(table: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """Values after the VOI LUT or the window, which is left out where empty, not finite or too narrow: PS3.3 C.11.2."""
+    if dataset.get("VOILUTSequence"):
+        return _look_up(table, dataset.VOILUTSequence[0], dataset, "VOI LUT (0028,3010)")
+    center, width = _number(dataset, "WindowCenter"), _number(dataset, "WindowWidth")
+    if center is None or width is None or not (math.isfinite(center) and 0 < width < math.inf):
+        return table
+    function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        raise BadImage("expected VOI LUT Function (0028,1056) LINEAR, LINEAR_EXACT or SIGMOID, found another")
+    if function == "LINEAR" and width < 1:
+        return table
+    dataset.WindowCenter, dataset.WindowWidth, dataset.VOILUTFunction = center, width, function
+    return apply_windowing(table, dataset)
+
+
+def _number(dataset: Dataset, keyword: str) -> float | None:
+    """The (first) number of an element, None where it is empty or absent. BadImage, naming it, if it is none."""
+    value = dataset.get(keyword)
+    value = value[0] if isinstance(value, pydicom.multival.MultiValue) and value else value
+    try:
+        return float(value) if value not in (None, "", []) else None
+    except (TypeError, ValueError) as error:
+        raise BadImage(f"expected a number in {_named(keyword)}, found none; correct it") from error
+
+
+def _whole(dataset: Dataset, keyword: str, default: int | None = None) -> int:
+    value = dataset.get(keyword)
+    value = default if value in (None, "") else value
+    try:
+        return int(value)
+    except (TypeError, ValueError) as error:
+        raise BadImage(f"expected a whole number in {_named(keyword)}, found none; correct it") from error
+
+
+def _named(keyword: str) -> str:
+    tag = tag_for_keyword(keyword)
+    return f"{dictionary_description(tag)} {Tag(tag)}"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _check_frame(pixels: bytes, shape: tuple[int, int], syntax: pydicom.uid.UID) -> None:
+    """Compressed pixel data carries its own header: it must be whole and agree with the DICOM one."""
+    if pixels.count(_ITEM) > MAX_FRAGMENTS:
+        raise BadImage(f"expected at most {MAX_FRAGMENTS} fragments of pixels, found more; convert it to PNG")
+    try:
+        frame = get_frame(pixels, 0, number_of_frames=1)
+    except Exception as error:
+        raise truncated(f"{syntax.name}: {_line(error)}") from error
+    if frame.startswith(png_jpeg.JPEG):
+        found, marker, bits = png_jpeg.check_jpeg(frame)
+        if bits == 8 and marker in png_jpeg.TURBO:
+            png_jpeg.decode_turbo(frame)  # which the decoder of DICOM is not: it invents what is lost
+    elif frame.startswith(_JPEG2000) and len(frame) >= 24:
+        if not frame.rstrip(b"\0\xff").endswith(b"\xff\xd9"):
+            raise truncated("no end mark in its JPEG 2000 data")
+        right, bottom, left, top = struct.unpack_from(">IIII", frame, 8)
+        found = (bottom - top, right - left)
+    else:
+        return  # RLE has no size of its own; an unknown syntax is refused by the decoder
+    if found != shape:
+        expected = f"{shape[1]} x {shape[0]} pixels as its header says"
+        raise BadImage(f"expected {expected}, found {found[1]} x {found[0]} compressed; fetch it again")
