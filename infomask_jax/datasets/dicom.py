@@ -72,11 +72,13 @@ def decode(data: bytes) -> np.ndarray:
         raise BadImage("expected a Transfer Syntax UID (0002,0010), found none; write it anew, with dcmconv")
     if syntax not in pydicom.uid.AllTransferSyntaxes:
         raise BadImage(f"expected a transfer syntax of the DICOM standard, found {str(syntax)[:64]!r}; convert it")
+    if "PixelData" not in dataset:
+        raise BadImage("expected Pixel Data (7FE0,0010), found none: a DICOMDIR, a report, or cut short? Remove it")
     shape, frames = (_whole(dataset, "Rows"), _whole(dataset, "Columns")), _whole(dataset, "NumberOfFrames", 1)
     samples, allocated = _whole(dataset, "SamplesPerPixel", 1), _whole(dataset, "BitsAllocated")
     bits, signed = _whole(dataset, "BitsStored"), _whole(dataset, "PixelRepresentation", 0)
     high, kind = _whole(dataset, "HighBit", bits - 1), dataset.get("PhotometricInterpretation")
-    check_size(*shape)
+    check_size(*shape, samples)
     if frames != 1:
         raise BadImage(f"expected one frame, found {frames}; save the frame you mean as its own file")
     if kind not in _KINDS or samples != (1 if kind in _SHAPES else 3):
@@ -87,8 +89,6 @@ def decode(data: bytes) -> np.ndarray:
         raise BadImage(f"expected 8 or 16 bits, found {bits} stored in {allocated}; convert it to PNG")
     if not bits - 1 <= high < (bits if syntax.is_compressed else allocated):
         raise BadImage(f"expected High Bit (0028,0102) {bits - 1}, found {high} of {allocated} bits; correct it")
-    if "PixelData" not in dataset:
-        raise BadImage("expected Pixel Data (7FE0,0010), found none; fetch it again")
     if syntax.is_compressed:
         _check_frame(dataset.PixelData, shape, syntax)
     else:  # for pydicom would drop the bits above Bits Stored, be they the pixel's

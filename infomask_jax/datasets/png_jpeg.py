@@ -13,7 +13,7 @@ import libjpeg
 import numpy as np
 import simplejpeg
 
-MAX_PIXELS = 50_000_000  # a radiograph has at most about 20 million
+MAX_PIXELS = 40_000_000  # a radiograph has at most about 20 million
 MAX_PARTS = 100_000  # chunks of a PNG, segments of a JPEG
 MAX_SCANS = 50  # of a progressive JPEG; encoders write about 10
 
@@ -34,11 +34,12 @@ def truncated(where: str) -> BadImage:
     return BadImage(f"expected a whole file, found it truncated or damaged ({where}); fetch it again")
 
 
-def check_size(height: int, width: int) -> None:
+def check_size(height: int, width: int, samples: int = 1) -> None:
     if height < 1 or width < 1:
         raise BadImage(f"expected at least one pixel, found {width} x {height}; remove the file")
-    if height * width > MAX_PIXELS:
-        raise BadImage(f"expected at most {MAX_PIXELS} pixels, found {width} x {height}; shrink or remove it")
+    if height * width * samples > MAX_PIXELS:
+        found = f"{width} x {height}{f' x {samples} samples' if samples > 1 else ''}"
+        raise BadImage(f"expected at most {MAX_PIXELS} pixels, found {found}; shrink or remove it")
 
 
 def decode_png(data: bytes) -> np.ndarray:
@@ -84,6 +85,7 @@ def decode_png(data: bytes) -> np.ndarray:
 
 
 def decode_jpeg(data: bytes) -> np.ndarray:
+    """By libjpeg-turbo, or, of more than 8 bits or without loss (gray alone), by libjpeg of pylibjpeg, in 16 bits."""
     shape, kind, bits = check_jpeg(data)
     if kind in TURBO and bits == 8:
         return decode_turbo(data)
