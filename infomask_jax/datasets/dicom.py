@@ -105,7 +105,8 @@ def decode(data: bytes) -> np.ndarray:
         return cv2.cvtColor((codes >> (bits - 8)).astype(np.uint8), cv2.COLOR_RGB2GRAY)
     table = np.arange(1 << bits, dtype=np.int32)
     if signed:
-        table = (table ^ 1 << bits - 1) - (1 << bits - 1)  # the sign is the highest bit stored
+        half = 1 << (bits - 1)
+        table = (table ^ half) - half  # the sign is the highest bit stored
     return _brightness(table, dataset)[codes]
 
 
