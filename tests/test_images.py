@@ -161,10 +161,15 @@ def test_palette_and_transparency():
     body = chunk(b"PLTE", bytes([10, 10, 10, 200, 200, 200])) + chunk(b"IDAT", zlib.compress(b"\0\1\0"))
     palette = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + body + chunk(b"IEND", b"")
     assert decode(palette).tolist() == [[200, 10]]
+    with pytest.raises(BadImage, match="tRNS"):
+        decode(with_chunks(WHOLE["png"], chunk(b"tRNS", b"\0\0")))
     half = np.full((1, 2, 4), 200, np.uint8)
     half[0, 0, 3] = 0
-    half[0, 1, 3] = 255
-    assert decode(coded(".png", half)).tolist() == [[0, 200]]
+    half[0, 1, 3] = 100
+    assert decode(coded(".png", half)).tolist() == [[0, round(200 * 100 / 255)]]
+    deep = np.full((300, 2, 4), 50_000, np.uint16)
+    deep[:, 1, 3] = 65535
+    np.testing.assert_array_equal(decode(coded(".png", deep)), [[round(50_000**2 / 65535), 50_000]] * 300)
 
 
 def test_monochrome1_is_turned():
@@ -362,6 +367,9 @@ def test_time_and_memory_have_bounds():
     for found, data in many.items():
         with pytest.raises(BadImage, match=found):
             decode(data)
+    at = jpeg.index(b"\xff\xc2")
+    with pytest.raises(BadImage, match="two frame headers"):
+        decode(jpeg[:at] + jpeg[at : at + 13].replace(b"\xff\xc2", b"\xff\xc3") + jpeg[at:])
     np.testing.assert_array_equal(decode(jpeg[:2] + b"\xff" * 10_000_000 + jpeg[2:]), decode(jpeg))
 
 

@@ -138,7 +138,7 @@ def _look_up(table: np.ndarray, lut: Dataset, dataset: Dataset, name: str) -> np
             raise ValueError(f"{len(entries)} entries of {count}")
     except Exception as error:  # elements that are absent, or of other kinds
         raise BadImage(f"expected a whole {name}, found it damaged ({_line(error)}); convert it to PNG") from error
-    return entries[np.clip(np.round(table) - first, 0, len(entries) - 1).astype(int)]
+    return entries[np.clip(np.floor(table) - first, 0, len(entries) - 1).astype(int)]
 
 
 def _modality(table: np.ndarray, dataset: Dataset) -> np.ndarray:

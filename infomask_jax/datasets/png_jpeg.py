@@ -19,7 +19,7 @@ MAX_SCANS = 50  # of a progressive JPEG; encoders write about 10
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
-_PICTURE = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # the chunks of a PNG that make the picture
+_PICTURE = (b"IHDR", b"PLTE", b"IDAT", b"IEND")  # the chunks of a PNG that make the picture
 TURBO = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)  # JPEG frames that libjpeg-turbo reads, at 8 bits
 _MARKER = re.compile(rb"\xff+([^\x00\xff])")
 _NOT_ENTROPY = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # first marker after the entropy-coded bytes of a JPEG scan
@@ -61,6 +61,8 @@ def decode_png(data: bytes) -> np.ndarray:
             check_size(height, width)
         if kind in _PICTURE:
             kept.append(memoryview(data)[at : end + 4])
+        elif kind == b"tRNS":  # decoders differ in what they make of it
+            raise BadImage("expected no transparent colour, found PNG chunk tRNS; save it again without")
         elif not kind[0] & 0x20:  # no decoder may leave it out
             raise BadImage(f"expected chunks of the PNG standard, found {kind!r}; save it again as PNG")
         at = end + 4
@@ -126,6 +128,8 @@ def check_jpeg(data: bytes) -> tuple[tuple[int, int], int, int]:
         if (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:  # a frame header
             if at + 7 > len(data):
                 break
+            if frame:
+                raise truncated("two frame headers of JPEG")
             bits, *shape = struct.unpack_from(">BHH", data, at + 2)
             check_size(*shape)
             frame = (tuple(shape), marker, bits)
