@@ -438,6 +438,7 @@ def jpeg_of_size(height, width):
         (dicom(RAMP8, PresentationLUTShape="INVERSE"), "Presentation LUT Shape (2050,0020) IDENTITY with MONOCHROME2"),
         (dicom(RAMP8, kind="MONOCHROME1", PresentationLUTShape="IDENTITY"), "INVERSE with MONOCHROME1"),
         (dicom(RAMP8, ModalityLUTSequence=[lut([1, 2, 3], 0, 16, count=9)]), "Modality LUT (0028,3000)"),
+        (dicom(RAMP8, RescaleSlope="NaN", RescaleIntercept=0, VOILUTSequence=[lut([1, 2, 3], 0, 16)]), "Rescale Slope"),
         (dicom(RAMP8, WindowCenter=10, WindowWidth=9, VOILUTFunction="CURVE"), "VOI LUT Function (0028,1056)"),
         (
             dicom(RAMP8, WindowCenter=8.5, WindowWidth=9).replace(b"8.5 ", b"8,5 "),

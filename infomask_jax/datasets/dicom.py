@@ -148,7 +148,11 @@ def _modality(table: np.ndarray, dataset: Dataset) -> np.ndarray:
     slope, intercept = _number(dataset, "RescaleSlope"), _number(dataset, "RescaleIntercept")
     for keyword in ("RescaleSlope", "RescaleIntercept"):
         dataset.pop(keyword, None)  # pydicom would turn the window over where the slope is negative
-    return table if slope is None or intercept is None else table * slope + intercept
+    if slope is None or intercept is None:
+        return table
+    if not (math.isfinite(slope) and math.isfinite(intercept)):
+        raise BadImage(f"expected finite {_named('RescaleSlope')} and Intercept, found {slope} and {intercept}")
+    return table * slope + intercept
 
 
 def _voi(table: np.ndarray, dataset: Dataset) -> np.ndarray:
