@@ -127,7 +127,8 @@ def dicom(data: bytes) -> tuple[dict, float, float]:
     """The film in 0..1 by pydicom: pixels of another plugin, its rescale and window over all values that can be stored."""
     dataset = pydicom.dcmread(io.BytesIO(data))
     syntax, bits, allocated = dataset.file_meta.TransferSyntaxUID, dataset.BitsStored, dataset.BitsAllocated
-    high, signed = dataset.get("HighBit", bits - 1), bool(dataset.get("PixelRepresentation", 0))
+    signed = bool(dataset.get("PixelRepresentation") or 0)
+    high = bits - 1 if dataset.get("HighBit") in (None, "") else dataset.HighBit
     kind, lossy = dataset.PhotometricInterpretation, syntax in (pydicom.uid.JPEGBaseline8Bit, pydicom.uid.JPEG2000)
     tolerances = (MEAN, MOST) if lossy else (EXACT, EXACT)
     array = stored(data, dataset, high)
@@ -137,25 +138,39 @@ def dicom(data: bytes) -> tuple[dict, float, float]:
     values = np.arange(1 << bits, dtype=np.int64)
     if signed:
         values = np.where(values >> (bits - 1), values - (1 << bits), values)
-    try:
-        table = modality(values.astype(np.int32 if signed else np.uint32), dataset)
-        slope = dataset.pop("RescaleSlope", None)  # for pydicom would turn the window over where it is negative
-        del slope
-        table = np.asarray(apply_voi_lut(table, dataset), np.float64)
-    except Exception as error:  # useless elements are left out by ours, as viewers do; pydicom gives up
-        raise Unjudged(f"pydicom: {type(error).__name__}") from error
-    low, top = table.min(), table.max()
-    if not np.isfinite(table).all() or top <= low:
-        raise Refused(f"pydicom: {low} to {top} after rescale and window")
-    table = (table - low) / (top - low)
-    return {"pydicom": (1 - table if kind == "MONOCHROME1" else table)[codes].astype(np.float32)}, *tolerances
+    values, pictures = modality(values.astype(np.int32 if signed else np.uint32), dataset), {}
+    for name, rounded in (("pydicom", values), ("pydicom with whole values", np.round(values).astype(np.int64))):
+        try:
+            table = np.asarray(apply_voi_lut(rounded, without_useless(dataset)), np.float64)
+        except Exception as error:  # useless elements are left out by ours, as viewers do; pydicom gives up
+            raise Unjudged(f"pydicom: {type(error).__name__}") from error
+        low, top = table.min(), table.max()
+        if not np.isfinite(table).all() or top <= low:
+            raise Refused(f"{name}: {low} to {top} after rescale and window")
+        table = (table - low) / (top - low)
+        pictures[name] = (1 - table if kind == "MONOCHROME1" else table)[codes].astype(np.float32)
+        if "VOILUTSequence" not in dataset:  # only in a lookup table does it matter
+            break
+    return pictures, *tolerances
+
+
+def without_useless(dataset: pydicom.Dataset) -> pydicom.Dataset:
+    """Without a window that is not finite, and without the slope: where it is negative, pydicom would turn the window."""
+    dataset.pop("RescaleSlope", None)
+    window = [np.ravel(dataset.get(name) or [])[:1] for name in ("WindowCenter", "WindowWidth")]
+    if not all(np.isfinite(np.asarray(value, float)).all() for value in window):
+        del dataset.WindowCenter, dataset.WindowWidth
+    return dataset
 
 
 def modality(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
     """Rescaled values; where one of the two numbers is empty, as they are."""
-    if "ModalityLUTSequence" not in dataset and None in (dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")):
+    if not dataset.get("ModalityLUTSequence") and None in (dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")):
         return values
-    return apply_modality_lut(values, dataset)
+    try:
+        return apply_modality_lut(values, dataset)
+    except Exception as error:  # lookup tables of 12 bits, for one
+        raise Unjudged(f"pydicom: {type(error).__name__}") from error
 
 
 def stored(data: bytes, dataset: pydicom.Dataset, high: int) -> np.ndarray:
@@ -182,6 +197,7 @@ def stored(data: bytes, dataset: pydicom.Dataset, high: int) -> np.ndarray:
     decoder, wrong = get_decoder(syntax), []
     for plugin in [name for name in PLUGINS if name in decoder.available_plugins]:
         copy = pydicom.dcmread(io.BytesIO(data))
+        copy.pop("ExtendedOffsetTable", None)  # of no use with one frame, often damaged
         if syntax == pydicom.uid.RLELossless:  # so that bits above Bits Stored are given
             copy.BitsStored, copy.HighBit = copy.BitsAllocated, copy.BitsAllocated - 1
         try:
