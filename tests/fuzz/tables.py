@@ -1,0 +1,332 @@
+"""Damaged tables and files of maps: through the readers of `prepare` and of `evaluate --maps --boxes`."""
+
+import io
+import os
+import shutil
+import struct
+import tempfile
+import zipfile
+import zlib
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from fuzz import mutators
+from fuzz.workers import Bad
+from infomask_jax.datasets import folder, nih, rsna, schema
+from infomask_jax.datasets.schema import BadData
+from infomask_jax.score_files import box_tables, map_file
+
+SIDE = 24  # of the films, pixels
+CELLS = (
+    *("", "0", "1", "-1", "2", "1.0", "0.5", "nan", "inf", "-inf", "1e400", "1e308", "0x10", "1_0", "١", "½", " 1 "),
+    *("../0.png", "/etc/passwd", "..\\0.png", "C:\\0.png", ".", "a" * 5000, "0.png\x00", "x\ny", "=1+1", "\x1b[2J", "é"),
+    *("e\u0301", "\u202e", "mass", "Pneumonia", "Lung Opacity", "train", "val", "No Finding", "Mass|Mass", '"', "\ufeff"),
+)
+
+
+def start(source: Path, tables: dict[str, str]) -> None:
+    """A release: twelve films under every name that the tables use, and the tables."""
+    (source / "images").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        data = cv2.imencode(".png", rng.integers(0, 255, (SIDE, SIDE), np.uint8))[1].tobytes()
+        (source / "images" / f"{i:08d}_000.png").write_bytes(data)
+    for name, text in tables.items():
+        (source / name).write_text(text, encoding="utf-8")
+
+
+def releases() -> dict[str, dict[str, str]]:
+    """{kind: {file name: text}} of whole releases of each kind, and of a table of boxes of our own format."""
+    ids = [f"{i:08d}_000" for i in range(12)]
+    names = [f"{i}.png" for i in ids]
+    boxed = [i for i in range(12) if i % 2]
+    own = ["image,patient,split,view,mass,effusion"]
+    own += [f"{n},p{i},{('train', 'val', 'test')[i % 3]},PA,{i % 2},{('', '0', '1')[i % 3]}" for i, n in enumerate(names)]
+    boxes = ["image,finding,x,y,w,h"] + [f"{names[i]},mass,{i},2,{5 + i % 3},7.5" for i in boxed]
+    labels, classes = ["patientId,x,y,width,height,Target"], ["patientId,class"]
+    for i, name in enumerate(ids):
+        labels.append(f"{name},{100 + i},50,200,300.5,1" if i % 2 else f"{name},,,,,0")
+        classes.append(f"{name},{'Lung Opacity' if i % 2 else ('Normal', 'No Lung Opacity / Not Normal')[i // 2 % 2]}")
+    split = ["patientId,split,matched,view"] + [f"{n},{('train', 'val', 'test')[i % 3]},1,PA" for i, n in enumerate(ids)]
+    entries = ["Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"]
+    entries += [f"{n},{'Mass|Nodule' if i % 2 else 'No Finding'},0,{i},50,M,PA" for i, n in enumerate(names)]
+    drawn = ["Image Index,Finding Label,Bbox [x,y,w,h],,,"] + [f"{names[i]},Mass,{100 + i},50,200,300.5" for i in boxed]
+    score = ["image,finding,x,y,w,h,image_width,image_height,patient"]
+    score += [f"{n},mass,3,{i},5,6.5,{SIDE},{SIDE},p{i}" if i % 2 else f"{n},mass,,,,,,,p{i}" for i, n in enumerate(names)]
+    found = {
+        "folder": {"labels.csv": own, "boxes.csv": boxes},
+        "rsna": {rsna.TABLES[0]: labels, rsna.TABLES[1]: classes, "split.csv": split},
+        "nih": {"Data_Entry_2017.csv": entries, "BBox_List_2017.csv": drawn, "test_list.txt": names[8:]}
+        | {"train_val_list.txt": names[:8]},
+        "boxes": {"own.csv": score},
+    }
+    return {kind: {name: "\n".join(rows) + "\n" for name, rows in tables.items()} for kind, tables in found.items()}
+
+
+def damaged_text(rng: np.random.Generator, text: str) -> bytes:
+    """A table with cells, rows or columns changed, another encoding or separator, or bytes damaged."""
+    kind = rng.choice(["cell", "cell", "cell", "row", "column", "header", "encoding", "bytes", "unit", "text"])
+    rows = [line.split(",") for line in text.splitlines()]
+    at, column = int(rng.integers(1, len(rows))), int(rng.integers(len(rows[0])))
+    if kind == "cell":
+        for _ in range(rng.integers(1, 4)):
+            at = int(rng.integers(len(rows)))
+            other = rows[int(rng.integers(len(rows)))][-1] if rng.random() < 0.2 else CELLS[rng.integers(len(CELLS))]
+            rows[at][int(rng.integers(len(rows[at])))] = other
+    elif kind == "row":
+        rows = mutators.rearranged(rng, rows, 0 if rng.random() < 0.1 else 1)
+    elif kind == "column":
+        for row in rows:
+            cell = row.pop(min(column, len(row) - 1))
+            if rng.random() < 0.02:
+                row.append(cell)
+    elif kind == "header":
+        rows[0][column] = str(rng.choice([*rows[0], "", "Image", "patient_id", "x ", "h]", "mass"]))
+    elif kind == "unit":  # boxes as shares of the image
+        for row in rows[1:]:
+            row[:] = [f"{float(cell) / 1024:.4f}" if cell.replace(".", "").isdigit() and "." not in cell[1:3]
+                      and i > 1 else cell for i, cell in enumerate(row)]  # fmt: skip
+    text = "\n".join(",".join(row) for row in rows) + "\n"
+    if kind == "encoding":
+        return text.encode(str(rng.choice(["utf-16", "utf-32", "utf-8-sig", "utf-7", "cp037"])))
+    if kind == "bytes":
+        return mutators.damage(rng, text.encode())
+    if kind == "text":
+        whole = (text.replace(",", ";"), text.replace(",", "\t"), text.replace("\n", "\r\n"), text.replace("\n", "\r"))
+        return (*whole, text * 2, "", "\n\n", '"' + text, text.replace("1", "1" * 200_000, 1))[rng.integers(9)].encode()
+    return text.encode()
+
+
+class Tables:
+    """Checks tables; `make` gives (kind, {file name: bytes or None})."""
+
+    def __init__(self):
+        self.folder = Path(tempfile.mkdtemp(prefix="fuzz-tables-"))
+        self.releases = releases()
+        for kind, tables in self.releases.items():
+            start(self.folder / kind, tables)
+            if (found := self.check((kind, {}), None)[0]) != "accepted":
+                raise RuntimeError(f"the whole tables of {kind} are {found}")
+
+    def close(self) -> None:
+        shutil.rmtree(self.folder)
+
+    def make(self, rng: np.random.Generator) -> tuple[str, dict]:
+        kind = list(self.releases)[rng.integers(4)]
+        tables = self.releases[kind]
+        name = list(tables)[rng.integers(len(tables))]
+        return kind, {name: None if rng.random() < 0.01 else damaged_text(rng, tables[name])}
+
+    def check(self, case: tuple[str, dict], decoded) -> tuple[str, str]:
+        kind, changed = case
+        source = self.folder / kind
+        try:
+            for name, data in changed.items():
+                (source / name).unlink() if data is None else (source / name).write_bytes(data)
+            return read_boxes(source) if kind == "boxes" else read_release(kind, source)
+        finally:
+            for name in changed:
+                (source / name).write_text(self.releases[kind][name], encoding="utf-8")
+
+
+def read_release(kind: str, source: Path) -> tuple[str, str]:
+    """Refused, or with items that could be stored. Raises Bad."""
+    read, options = {
+        "folder": (folder.read, folder.Folder(source)),
+        "rsna": (rsna.read, rsna.Rsna(source)),
+        "nih": (nih.read, nih.Nih(source)),
+    }[kind]
+    problems = []
+    try:
+        release = read(options, problems)
+    except BadData as error:
+        names_a_file(str(error), [source.name, "--"])
+        return "refused", ""
+    for problem in problems:
+        names_a_file(str(problem), [path.name for path in source.iterdir()] + [path.name for path in release.tables])
+    blamed, seen, small = {problem.image_id for problem in problems}, set(), []
+    for item in release.items:
+        if item.image_id in blamed:
+            continue
+        if os.path.realpath(item.path) in seen or not schema.inside(item.path, str(source.resolve())):
+            raise Bad("wrong", f"{item.image_id!r} twice, or outside the folder")
+        seen.add(os.path.realpath(item.path))
+        if len(item.labels) != len(release.findings) or not set(item.labels) <= {-1, 0, 1}:
+            raise Bad("wrong", f"labels {item.labels} of {release.findings}")
+        if item.split not in schema.SPLITS or not item.patient_id:
+            raise Bad("wrong", f"split {item.split!r}, patient {item.patient_id!r}")
+        drawn = [(box.finding, box.xywh) for box in item.boxes]
+        if len(set(drawn)) < len(drawn):
+            raise Bad("wrong", f"a box twice: {drawn}")
+        for finding, xywh in drawn:
+            small.append(max(xywh))
+            if finding >= 0 and item.labels[finding] != 1:
+                raise Bad("wrong", f"a box of a finding with label {item.labels[finding]}")
+            try:
+                unit = schema.unit_box(xywh, *(item.frame or (SIDE, SIDE)))  # as `prepare` does next
+            except ValueError:
+                continue
+            in_unit(unit)
+    if small and max(small) <= 1:
+        raise Bad("wrong", "boxes of 0 to 1 taken as pixels")
+    return ("refused", "") if problems else ("accepted", "equal")
+
+
+def read_boxes(source: Path) -> tuple[str, str]:
+    """Refused, or with boxes inside their images. Raises Bad."""
+    try:
+        table = box_tables.read([source / "own.csv"])
+    except BadData as error:
+        names_a_file(str(error), ["own.csv"])
+        return "refused", ""
+    for image, boxes in table.boxes.items():
+        schema.safe_name(image)
+        for finding, box in boxes:
+            in_unit(box)
+            if not finding or finding in table.negative.get(image, ()):
+                raise Bad("wrong", f"{image!r} both with and without {finding!r}")
+    return "accepted", "equal"
+
+
+def in_unit(box: np.ndarray) -> None:
+    """Raises Bad unless 0 <= min < max <= 1."""
+    if not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
+        raise Bad("wrong", f"a box at {box}")
+
+
+def names_a_file(message: str, names) -> None:
+    """Raises Bad unless a message names one of the files and can be printed."""
+    if not any(name in message for name in names):
+        raise Bad("message", f"names no file: {message[:200]!r}")
+    if not message.replace("\n", "").replace("\t", "").isprintable():
+        raise Bad("message", f"not printable: {message[:200]!r}")
+
+
+@cache
+def maps() -> dict[str, np.ndarray]:
+    """What a whole file of maps holds."""
+    rng, names = np.random.default_rng(0), np.array([f"{i}.png" for i in range(6)])
+    return {
+        "image_id": names,
+        "cam": rng.random((6, 4, 5), np.float32),
+        "ours": rng.random((6, 3, 3, 2)).astype(np.float16),
+        "probability": rng.random((6, 2)),
+        "label": rng.integers(-1, 2, (6, 2)),
+        "findings": np.array(["mass", "nodule"]),
+        "patient_id": np.array([f"p{i}" for i in range(6)]),
+    }
+
+
+@cache
+def _zeros() -> bytes:
+    """Deflated zeros, 16 MiB, to be put behind each other."""
+    packer = zlib.compressobj(1, wbits=-15)
+    packer.compress(b"\0" * (1 << 24))
+    packer.flush(zlib.Z_FULL_FLUSH)
+    return packer.compress(b"\0" * (1 << 24)) + packer.flush(zlib.Z_FULL_FLUSH)
+
+
+class Maps:
+    """Checks files of maps."""
+
+    def __init__(self):
+        self.path = Path(tempfile.mkdtemp(prefix="fuzz-maps-")) / "maps.npz"
+
+    def close(self) -> None:
+        shutil.rmtree(self.path.parent)
+
+    def make(self, rng: np.random.Generator) -> tuple[bool, bytes]:
+        """(whether the bytes were damaged blindly, which checksums must see; the file)."""
+        compressed, arrays = bool(rng.random() < 0.5), dict(maps())
+        kind = rng.choice(["bytes", "bytes", "array", "array", "header", "member"])
+        if rng.random() < 0.004:
+            return False, bomb(rng)
+        if kind == "array":
+            for _ in range(rng.integers(1, 3)):
+                name = list(arrays)[rng.integers(len(arrays))]
+                arrays[name] = changed(rng, arrays[name])
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED) as archive:
+            for name, array in arrays.items():
+                member = io.BytesIO()
+                np.lib.format.write_array(member, array)
+                data = member.getvalue()
+                if kind == "header" and rng.random() < 0.3:
+                    data = mutators.damage(rng, data[:128]) + data[128:]
+                member = f"{name}.npy"
+                if kind == "member" and rng.random() < 0.3:
+                    member = str(rng.choice(["image_id.npy", "x", "a/b.npy", "\x1b[2J.npy", "data.pkl", "cam.npy"]))
+                archive.writestr(member, data)
+        blind = bool(kind == "bytes")
+        return blind, mutators.damage(rng, file.getvalue()) if blind else file.getvalue()
+
+    def check(self, case: tuple[bool, bytes], decoded) -> tuple[str, str]:
+        blind, data = case
+        self.path.write_bytes(data)
+        try:
+            found = map_file.read(self.path)
+        except map_file.BadMaps as error:
+            names_a_file(str(error), ["maps.npz"])
+            return "refused", ""
+        decoded()
+        n = len(found.ids)
+        if len(set(found.ids)) < n or any(schema.safe_name(name) != name for name in found.ids):
+            raise Bad("wrong", f"ids {found.ids}")
+        if any(m.shape[0] != n or m.ndim not in (3, 4) or m.dtype.kind not in "fiu" for m in found.maps.values()):
+            raise Bad("wrong", f"maps {[(m.shape, m.dtype) for m in found.maps.values()]}")
+        if found.probability is not None and not ((found.probability >= 0) & (found.probability <= 1)).all():
+            raise Bad("wrong", "a probability outside of 0..1")
+        if found.label is not None and not np.isin(found.label, (-1, 0, 1)).all():
+            raise Bad("wrong", "a label that is none")
+        if not blind:
+            return "accepted", "not comparable: another file"
+        own = maps()
+        same = found.ids == own["image_id"].tolist() and found.findings == own["findings"].tolist()
+        same &= found.maps.keys() == {"cam", "ours"} and np.array_equal(found.probability, own["probability"])
+        if not same or not all(np.array_equal(found.maps[name], own[name]) for name in found.maps):
+            raise Bad("wrong", "other values after damage to the bytes")
+        return "accepted", "equal"
+
+
+def changed(rng: np.random.Generator, array: np.ndarray) -> np.ndarray:
+    """The array of another type or shape, or with other values."""
+    kinds = ["O", "S", "f8", "f2", "i8", "?", "c16", "U3", "V4", "M8[s]", "u1"]
+    kind = rng.choice(["type", "axis", "short", "empty", "values", "order", "scalar"])
+    if kind == "type":
+        try:
+            return array.astype(kinds[rng.integers(len(kinds))])
+        except (ValueError, TypeError):
+            return np.zeros(3, "V4")
+    if kind == "values" and array.size and array.dtype.kind in "fiU":
+        array = array.copy()
+        odd = {"f": (np.nan, np.inf, -1, 2, 1e300), "U": ("0", "..", ""), "i": (5, -2)}[array.dtype.kind]
+        with np.errstate(all="ignore"):
+            array.flat[rng.integers(array.size)] = odd[rng.integers(len(odd))]
+        return array
+    array = np.atleast_1d(array)
+    shapes = {"axis": array[None], "short": array[:-1], "empty": array[:0], "scalar": array.reshape(-1)[:1].squeeze()}
+    return shapes.get(kind, np.asfortranarray(array.T))
+
+
+def bomb(rng: np.random.Generator) -> bytes:
+    """Some megabytes that unpack to 3 GiB, or a header that claims exabytes."""
+    header, times = io.BytesIO(), 200
+    shape = (6, 1 << 14, 1 << 15) if rng.random() < 0.7 else (6, 1 << 29, 1 << 29)
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    start = header.getvalue()
+    stored = b"\0" + struct.pack("<HH", len(start), len(start) ^ 0xFFFF) + start
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in maps().items():
+            member = io.BytesIO()
+            np.lib.format.write_array(member, array)
+            archive.writestr(f"{name}.npy", member.getvalue())
+        raw = stored + _zeros() * times + b"\3\0"
+        info = zipfile.ZipInfo("bomb.npy")
+        archive.writestr(info, raw)
+        info.compress_type, info.file_size = zipfile.ZIP_DEFLATED, len(start) + times * (1 << 24)
+    return file.getvalue()
+
