@@ -1,6 +1,7 @@
 """The loop: one trace, sharded = single device, resumption bit for bit after SIGKILL, refusals, clean stops."""
 
 import dataclasses
+import errno
 import http.server
 import json
 import random
@@ -21,7 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from infomask_jax import checkpoint, manifest, monitor, parallel, pipeline
+from infomask_jax import checkpoint, manifest, monitor, parallel, pipeline, system
 from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 from infomask_jax.explain import heat_maps
 from infomask_jax.parallel import shardings
@@ -307,7 +308,7 @@ def test_resume_after_twenty_sigkills_is_bitwise(tmp_path, data):
 def test_manifest_tells_of_the_process_that_saves_first(tmp_path, data):
     """A run that was stopped before its first checkpoint begins anew: nothing of it is of the process before."""
     config = tiny(tmp_path)
-    manifest.claim(config, data)
+    manifest.claim(config, data).close()
     begun = json.loads((tmp_path / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps({**begun, "git_revision": "of_before"}))
     train(config, data)
@@ -548,6 +549,26 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path):
     assert process.returncode == 3 and "saved. The same command continues" in output
     _, step = checkpoint.load_params(tmp_path)
     assert step >= 10 and step == rows(tmp_path)[-1]["step"]
+
+
+def test_second_training_in_a_work_directory_is_refused(tmp_path, data):
+    with manifest.claim(tiny(tmp_path), data):
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        with pytest.raises(
+            BlockingIOError, match=rf"{tmp_path}: another process trains here; wait .* another --workdir"
+        ):
+            train(tiny(tmp_path), data)
+        assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    train(tiny(tmp_path, train=TrainConfig(steps=12, log_every=4, checkpoint_every=5)), data)
+
+
+def test_training_goes_on_where_there_are_no_locks(tmp_path, data, monkeypatch):
+    def without(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(system.fcntl, "flock", without)
+    train(tiny(tmp_path, train=TrainConfig(steps=2)), data)
+    assert checkpoint.load_params(tmp_path)[1] == 2
 
 
 def test_weight_decay_reaches_kernels_only(tmp_path):

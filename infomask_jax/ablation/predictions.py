@@ -48,11 +48,11 @@ def read_splits(data: Prepared, split: str, frame: int) -> list[Split]:
 def trained(config: Config, data: Prepared) -> Any:
     """Parameters of a run, trained first if it is not finished. ValueError if its folder is another run's."""
     if (Path(config.workdir) / "config.json").exists():
-        manifest.claim(config, data)
-        try:
-            params, step = checkpoint.load_params(config.workdir)
-        except OSError:  # none is there, or it cannot be read: `train` goes on from the one before
-            step = 0
+        with manifest.claim(config, data):
+            try:
+                params, step = checkpoint.load_params(config.workdir)
+            except OSError:  # none is there, or it cannot be read: `train` goes on from the one before
+                step = 0
         if step == config.train.steps:
             return params
     train(config, data)
