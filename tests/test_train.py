@@ -554,9 +554,7 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path):
 def test_second_training_in_a_work_directory_is_refused(tmp_path, data):
     with manifest.claim(tiny(tmp_path), data):
         before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-        with pytest.raises(
-            BlockingIOError, match=rf"{tmp_path}: another process trains here; wait .* another --workdir"
-        ):
+        with pytest.raises(BlockingIOError, match=rf"{tmp_path}: another process trains here; wait"):
             train(tiny(tmp_path), data)
         assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     train(tiny(tmp_path, train=TrainConfig(steps=12, log_every=4, checkpoint_every=5)), data)
