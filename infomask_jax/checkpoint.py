@@ -1,8 +1,12 @@
 """Checkpoints of a run: train state and data iterator together. The only file that knows orbax."""
 
 import contextlib
+import functools
 import hashlib
 import json
+import logging
+import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +26,7 @@ SUMS = "SHA256SUMS"  # in each checkpoint; `sha256sum -c` reads it
 def manager(workdir: Path) -> ocp.CheckpointManager:
     """Checkpoints live in workdir/checkpoints/STEP; a write becomes visible only when it is complete."""
     directory = _directory(workdir)
+    _tell_failures_once()
     options = ocp.CheckpointManagerOptions(
         max_to_keep=2,
         create=True,
@@ -30,6 +35,26 @@ def manager(workdir: Path) -> ocp.CheckpointManager:
         async_options=ocp.AsyncOptions(post_finalization_callback=partial(_write_sums, directory)),
     )
     return ocp.CheckpointManager(directory, options=options, item_handlers=_handlers())
+
+
+@functools.cache
+def _tell_failures_once() -> None:
+    """`_writing` tells of a write that fails. Threads of orbax and tensorstore would print dozens of tracebacks around
+    it: errors that orbax raises as well, or that nobody waits for any more, and callbacks to a loop that has ended."""
+
+    def told_elsewhere(record: logging.LogRecord) -> bool:
+        trace = record.exc_info[2] if record.exc_info else None
+        return any("orbax" in Path(frame.filename).parts for frame in traceback.extract_tb(trace))
+
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(lambda record: not told_elsewhere(record))
+    before = sys.unraisablehook
+
+    def hook(found):
+        if (found.exc_type, str(found.exc_value)) != (RuntimeError, "Event loop is closed"):
+            before(found)
+
+    sys.unraisablehook = hook
 
 
 def _handlers() -> dict[str, Any]:
@@ -182,7 +207,7 @@ def _on_all(attempt: Callable[[], Any]) -> tuple[Any, str | None]:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}" if str(error) else type(error).__name__
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:600]}" if str(error) else type(error).__name__
 
 
 def load_params(workdir: Path) -> tuple[Any, int]:

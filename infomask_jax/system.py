@@ -27,11 +27,14 @@ def write_all(files: dict[Path, str | bytes | Callable[[BinaryIO], None] | None]
         for path, beside in temporary.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             content = files[path]
-            if callable(content):
-                with beside.open("wb") as file:
-                    content(file)
-            else:
-                beside.write_bytes(content.encode() if isinstance(content, str) else content)
+            try:
+                if callable(content):
+                    with beside.open("wb") as file:
+                        content(file)
+                else:
+                    beside.write_bytes(content.encode() if isinstance(content, str) else content)
+            except OSError as error:  # of a full disk, which does not name the file
+                raise OSError(error.errno, error.strerror, str(path)) from error
         for path, beside in temporary.items():
             beside.replace(path)
         for path in files.keys() - temporary.keys():

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import http.server
 import json
+import logging
 import random
 import shutil
 import signal
@@ -491,9 +492,22 @@ def test_full_disk_is_an_error_and_leaves_the_last_checkpoint(tmp_path, data):
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert found.returncode == 4, found
     assert f"could not be written to {tmp_path}/checkpoints" in found.stdout and "make room" in found.stdout
+    assert "too large" in found.stdout.lower() and "Traceback" not in found.stdout + found.stderr, found.stderr
     assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()] == ["56"]
     resumed = train(tiny(tmp_path, train=settings), data)  # with room again it goes on
     chex.assert_trees_all_equal(jax.device_get(whole.params), jax.device_get(resumed.params))
+
+
+def test_only_what_is_told_elsewhere_is_kept_off_the_screen(tmp_path, caplog):
+    """Of a write that fails: errors out of orbax. Others are logged as ever."""
+    checkpoint.manager(tmp_path).close()
+    for module, error in (("orbax", ValueError("disk")), ("other", ValueError("own"))):
+        try:
+            exec(compile("raise error", f"/site-packages/{module}/writing.py", "exec"), {"error": error})
+        except ValueError:
+            logging.getLogger("asyncio").exception("of %s", module)
+            logging.getLogger("absl").exception("of %s", module)
+    assert [record.message for record in caplog.records] == ["of other", "of other"]
 
 
 @pytest.mark.parametrize("notice", [{"preempted": "TRUE"}, {"maintenanceEvent": "TERMINATE_ON_HOST_MAINTENANCE"}])
