@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from infomask_jax import parallel
+from infomask_jax import manifest, parallel
 from infomask_jax.config import Config
 
 SUMS = "SHA256SUMS"  # in each checkpoint; `sha256sum -c` reads it
@@ -238,11 +238,15 @@ def load_params(workdir: Path) -> tuple[Any, int]:
 
 
 def finished(workdir: Path) -> tuple[Config, Any]:
-    """Config and parameters of a run; ValueError if its training is not at its end."""
+    """Config and parameters of a run; ValueError if its training is not at its end, or its files do not agree."""
     config = Config.load(workdir)
     params, step = load_params(workdir)
     if step != config.train.steps:
         raise ValueError(f"{workdir} stopped at step {step} of {config.train.steps}: run its command to the end")
+    named, trained = len(manifest.read(workdir)["dataset"]["findings"]), params["head"]["kernel"].shape[-1]
+    if named != trained:
+        path = Path(workdir) / "manifest.json"
+        raise ValueError(f"{path}: dataset.findings: expected {trained}, as many as were trained, found {named}")
     return config, params
 
 

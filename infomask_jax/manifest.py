@@ -13,11 +13,16 @@ import jax
 from infomask_jax import __version__, parallel
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
-from infomask_jax.system import cores, lock, write_all
+from infomask_jax.system import cores, lock, read_json, write_all
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tensorflow-datasets")
 # Where things are, and what is watched, may change between two sittings of the same run.
 FREE = ("workdir", "data_dir", "hosts", "profile")
+SHAPE = {  # of manifest.json, for `read_json`
+    **{"seed": int, "dataset": {"name": str, "fingerprint": str, "findings": [str]}, "stored_size?": int},
+    **{"git_revision": str | None, "libraries": {"jax": str, str: str}, "devices": [str]},
+    "continued?": [{"step": int}],
+}
 
 
 def claim(config: Config, data: Prepared) -> IO | contextlib.nullcontext:
@@ -51,10 +56,7 @@ def _write_or_check(workdir: Path, config: Config, data: Prepared) -> None:
     manifest = {"seed": config.seed, "dataset": new["dataset"], "stored_size": data.size, **environment()}
     config_path, manifest_path = workdir / "config.json", workdir / "manifest.json"
     if config_path.exists() and manifest_path.exists():
-        old = {
-            "config": json.loads(config_path.read_text()),
-            "dataset": json.loads(manifest_path.read_text())["dataset"],
-        }
+        old = {"config": read_json(config_path, {}), "dataset": read(workdir)["dataset"]}
         for key in FREE:
             old["config"][key] = new["config"][key]
         if lines := differences(old, new):
@@ -73,6 +75,15 @@ def _write_or_check(workdir: Path, config: Config, data: Prepared) -> None:
     # config.json last: a work directory counts as claimed only when both are there.
     write_json(manifest_path, manifest)
     write_json(config_path, new["config"])
+
+
+def read(workdir: Path) -> dict:
+    """The manifest of a run. ValueError naming the field that is missing or of another kind."""
+    path = Path(workdir) / "manifest.json"
+    found = read_json(path, SHAPE, "take it from a copy of the run, or train again in another --workdir")
+    if not found["dataset"]["findings"] or found.get("stored_size", 1) < 1:
+        raise ValueError(f"{path}: expected a name or more in dataset.findings and a stored_size from 1 on")
+    return found
 
 
 def environment() -> dict:
@@ -108,7 +119,7 @@ def going_on(workdir: Path, step: int) -> list[str]:
 
 def _sittings(workdir: Path) -> list[dict]:
     # The manifest, with the environment in which the run began, and each other one in which it was gone on with.
-    manifest = json.loads((Path(workdir) / "manifest.json").read_text())
+    manifest = read(workdir)
     return [manifest, *manifest.get("continued", [])]
 
 

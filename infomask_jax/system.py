@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+NUMBER = int | float  # a shape, see `read_json`
+
 
 def cores() -> int:
     """How many this process may use."""
@@ -74,37 +76,54 @@ def read_json(path: Path, shape: Any, hint: str = "") -> Any:
     """What is in a JSON file of ours. ValueError naming the file and the first field that is not of the shape.
 
     Args:
-      shape: a type or union; [shape of every item]; {name: shape}, where "name?" may be absent, other names are free
-        and {str: shape} is of every name. Numbers are finite; bool is no number.
+      shape: a type or union; [shape of every item], or of several, [each item's]; {name: shape}, where "name?" may be
+        absent, and other names are free, or, with {str: shape}, of that shape; (shape, or else shape). Numbers are
+        finite, and bool is none.
       hint: how to mend the file, for the message.
     """
+    return _parsed(path.read_bytes(), shape, str(path), hint)
+
+
+def read_json_lines(path: Path, shape: Any, hint: str = "") -> list:
+    """What is in the lines of a file, each as in `read_json`; a last one without an end was cut by a kill, and is none.
+    ValueError naming the file, the line and the field."""
+    whole = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    return [_parsed(line, shape, f"{path}, line {number}", hint) for number, line in enumerate(whole, 1)]
+
+
+def _parsed(text: bytes, shape: Any, where: str, hint: str) -> Any:
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(text)
         wrong = _differs(value, shape, "")
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError too
         wrong = f"expected JSON, found {error}"
     if wrong:
-        raise ValueError(f"{path}: {wrong}{'; ' * bool(hint)}{hint}")
+        raise ValueError(f"{where}: {wrong}{'; ' * bool(hint)}{hint}")
     return value
 
 
 def _differs(value: Any, shape: Any, field: str) -> str | None:
     """The first field of a value that is not of the shape, in words."""
+    if isinstance(shape, tuple):
+        found = [_differs(value, each, field) for each in shape]
+        return None if None in found else found[-1]
     kind = type(shape) if isinstance(shape, (dict, list)) else shape
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, object)):
-        names = {dict: "an object", list: "a list", str: "text"}
-        return f"{field or 'file'}: expected {names.get(kind) or getattr(kind, '__name__', kind)}, found {value!r:.60}"
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        name = {dict: "an object", list: "a list", str: "text", int: "a whole number", NUMBER: "a number"}.get(kind)
+        return f"{field or 'the file'}: expected {name or kind}, found {value!r:.60}"
     if isinstance(value, float) and not math.isfinite(value):
         return f"{field}: expected a finite number, found {value}"
+    before = f"{field}." if field else ""
     if isinstance(shape, list):
-        parts = [(str(i), item, shape[0]) for i, item in enumerate(value)]
-    elif isinstance(shape, dict) and str in shape:
-        parts = [(name, item, shape[str]) for name, item in value.items()]
+        if len(shape) not in (1, len(value)):
+            return f"{field}: expected {len(shape)} items, found {len(value)}"
+        parts = zip(map(str, range(len(value))), value, shape if len(shape) > 1 else shape * len(value), strict=True)
     elif isinstance(shape, dict):
-        names = [(name.removesuffix("?"), name) for name in shape]
-        if missing := [name for name, told in names if name == told and name not in value]:
-            return f"{field}{'.' * bool(field)}{missing[0]} is missing"
-        parts = [(name, value[name], shape[told]) for name, told in names if name in value]
+        if missing := [name for name in shape if name is not str and not name.endswith("?") and name not in value]:
+            return f"{before}{missing[0]} is missing"
+        known = {name.removesuffix("?"): each for name, each in shape.items() if name is not str}
+        free = shape.get(str)
+        parts = [(name, v, known.get(name, free)) for name, v in value.items() if name in known or free is not None]
     else:
         return None
-    return next(filter(None, (_differs(v, s, f"{field}{'.' * bool(field)}{name}") for name, v, s in parts)), None)
+    return next(filter(None, (_differs(v, each, f"{before}{name}") for name, v, each in parts)), None)

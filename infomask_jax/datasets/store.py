@@ -167,8 +167,10 @@ def _check_whole(directory: Path, name: str, facts: dict) -> None:
             raise ValueError(f"{path}: {field}: expected {expected[field]}, found {found[field]}")
     written = {split["name"]: split for split in info["splits"]}
     for split, count in facts["splits"].items():
-        if split not in schema.SPLITS or split not in written:
-            raise ValueError(f"{path}: splits: expected some of {', '.join(sorted(written))}, found {split!r}")
+        if split not in schema.SPLITS:
+            raise ValueError(f"{path}: splits: expected some of {', '.join(schema.SPLITS)}, found {split!r}")
+        if split not in written:
+            raise ValueError(f"{directory / 'dataset_info.json'}: splits: {split} is missing")
         lengths, size = written[split]["shardLengths"], written[split]["numBytes"]
         files = [file.stat().st_size for file in directory.glob(f"{name}-{split}.array_record-*")]
         if str(sum(files)) != size or len(files) != len(lengths):
