@@ -1,7 +1,12 @@
 """Checkpoints of a run: train state and data iterator together. The only file that knows orbax."""
 
 import contextlib
+import functools
+import hashlib
 import json
+import logging
+import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,14 +17,44 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from infomask_jax import parallel
+from infomask_jax import manifest, parallel
 from infomask_jax.config import Config
+
+SUMS = "SHA256SUMS"  # in each checkpoint; `sha256sum -c` reads it
 
 
 def manager(workdir: Path) -> ocp.CheckpointManager:
     """Checkpoints live in workdir/checkpoints/STEP; a write becomes visible only when it is complete."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True, enable_async_checkpointing=True)
-    return ocp.CheckpointManager(_directory(workdir), options=options, item_handlers=_handlers())
+    directory = _directory(workdir)
+    _tell_failures_once()
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=2,
+        create=True,
+        enable_async_checkpointing=True,
+        # Called, in the main process, when all files are written and just before their folder gets its name.
+        async_options=ocp.AsyncOptions(post_finalization_callback=partial(_write_sums, directory)),
+    )
+    return ocp.CheckpointManager(directory, options=options, item_handlers=_handlers())
+
+
+@functools.cache
+def _tell_failures_once() -> None:
+    """`_writing` tells of a write that fails. Threads of orbax and tensorstore would print dozens of tracebacks around
+    it: errors that orbax raises as well, or that nobody waits for any more, and callbacks to a loop that has ended."""
+
+    def told_elsewhere(record: logging.LogRecord) -> bool:
+        trace = record.exc_info[2] if record.exc_info else None
+        return any("orbax" in Path(frame.filename).parts for frame in traceback.extract_tb(trace))
+
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(lambda record: not told_elsewhere(record))
+    before = sys.unraisablehook
+
+    def hook(found):
+        if (found.exc_type, str(found.exc_value)) != (RuntimeError, "Event loop is closed"):
+            before(found)
+
+    sys.unraisablehook = hook
 
 
 def _handlers() -> dict[str, Any]:
@@ -64,6 +99,36 @@ def _writing(checkpoints: ocp.CheckpointManager):
         ) from error
 
 
+def _write_sums(directory: Path) -> None:
+    newest = max(directory.glob("*.orbax-checkpoint-tmp*"), key=lambda path: path.stat().st_mtime_ns)
+    (newest / SUMS).write_text(_sums(newest))
+
+
+def _sums(folder: Path) -> str:
+    """SHA-256 of every file of both items of a checkpoint, as `sha256sum` writes it; not of hidden ones, of others."""
+    files = sorted(path for item in _handlers() for path in (folder / item).rglob("[!.]*") if path.is_file())
+    return "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}\n" for path in files)
+
+
+def _check_sums(folder: Path) -> None:
+    """ValueError if a file of a checkpoint is not as it was written. One without sums is of an older revision: it is
+    taken as it is. None other lacks them, since they are written before a checkpoint becomes visible."""
+    if not (folder / SUMS).exists():
+        return
+    then, now = (folder / SUMS).read_bytes().splitlines(), _sums(folder).encode().splitlines()
+    if then != now:
+        names = sorted({line.decode(errors="replace").split("  ", 1)[-1] for line in {*then} ^ {*now}})
+        raise ValueError(f"{', '.join(names)}: not as written, says {SUMS}")
+
+
+def _check_finite(stored: dict[str, Any]) -> None:
+    """ValueError naming the first array of a stored state that is not finite, of those parts that lie here."""
+    for name, array in jax.tree_util.tree_leaves_with_path(stored):
+        parts = [part.data for part in array.addressable_shards] if isinstance(array, jax.Array) else [array]
+        if not all(np.isfinite(part).all() for part in map(np.asarray, parts)):
+            raise ValueError(f"{jax.tree_util.keystr(name, simple=True, separator='/')} is not finite")
+
+
 def restore_newest(checkpoints: ocp.CheckpointManager, state: Any, iterator) -> tuple[Any, int, list[str]]:
     """The newest checkpoint that can be read, with the shardings of `state`; `iterator` is wound to where it stood.
 
@@ -76,8 +141,8 @@ def restore_newest(checkpoints: ocp.CheckpointManager, state: Any, iterator) -> 
     for step in sorted(checkpoints.all_steps(), reverse=True):
         folder = directory / str(step)
         _check_processes(folder)
-        # First the file that each process has for itself: within orbax the others would wait for one whose is bad.
-        restored, problem = _on_all(partial(_check_iterator, folder, step))
+        # First what each process reads for itself: within orbax the others would wait for one whose file is bad.
+        restored, problem = _on_all(partial(_check_files, folder, step))
         if problem is None:
             restored, problem = _on_all(partial(restore, checkpoints, step, state, iterator))
         if problem is None:
@@ -103,7 +168,9 @@ def restore(checkpoints: ocp.CheckpointManager, step: int, state: Any, iterator)
         state=ocp.args.PyTreeRestore(abstract, ocp.checkpoint_utils.construct_restore_args(abstract)),
         data=grain.checkpoint.CheckpointRestore(iterator),
     )
-    return from_storable(state, checkpoints.restore(step, args=arguments)["state"])
+    stored = checkpoints.restore(step, args=arguments)["state"]
+    _check_finite(stored)
+    return from_storable(state, stored)
 
 
 def _check_processes(folder: Path) -> None:
@@ -117,8 +184,9 @@ def _check_processes(folder: Path) -> None:
         )
 
 
-def _check_iterator(folder: Path, step: int) -> None:
-    """ValueError or OSError unless this process's data iterator is there and stands at the step."""
+def _check_files(folder: Path, step: int) -> None:
+    """ValueError or OSError unless files are as written and this process's data iterator stands at the step."""
+    _check_sums(folder)
     name = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
     at = json.loads((folder / "data" / name).read_text())
     if isinstance(at, dict) and at.get("next_index", step) != step:  # one batch a step
@@ -139,7 +207,7 @@ def _on_all(attempt: Callable[[], Any]) -> tuple[Any, str | None]:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}" if str(error) else type(error).__name__
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:600]}" if str(error) else type(error).__name__
 
 
 def load_params(workdir: Path) -> tuple[Any, int]:
@@ -153,12 +221,15 @@ def load_params(workdir: Path) -> tuple[Any, int]:
         if step is None:
             raise FileNotFoundError(f"{workdir} holds no checkpoint: train it first, or give another run.")
         try:
+            _check_sums(directory / str(step))
             # As numpy: a run can be read on other devices than it was trained on.
             as_numpy = jax.tree.map(
                 lambda _: ocp.RestoreArgs(restore_type=np.ndarray), checkpoints.item_metadata(step)["state"].tree
             )
-            state = ocp.args.PyTreeRestore(restore_args=as_numpy)
-            return checkpoints.restore(step, args=ocp.args.Composite(state=state))["state"]["params"], step
+            arguments = ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=as_numpy))
+            stored = checkpoints.restore(step, args=arguments)["state"]
+            _check_finite(stored)
+            return stored["params"], step
         except Exception as error:  # orbax, tensorstore and zarr each raise kinds of their own; all are told
             raise OSError(
                 f"checkpoint {directory / str(step)} cannot be read ({_first_line(error)}): the command that trained "
@@ -167,11 +238,15 @@ def load_params(workdir: Path) -> tuple[Any, int]:
 
 
 def finished(workdir: Path) -> tuple[Config, Any]:
-    """Config and parameters of a run; ValueError if its training is not at its end."""
+    """Config and parameters of a run; ValueError if its training is not at its end, or its files do not agree."""
     config = Config.load(workdir)
     params, step = load_params(workdir)
     if step != config.train.steps:
         raise ValueError(f"{workdir} stopped at step {step} of {config.train.steps}: run its command to the end")
+    named, trained = len(manifest.read(workdir)["dataset"]["findings"]), params["head"]["kernel"].shape[-1]
+    if named != trained:
+        path = Path(workdir) / "manifest.json"
+        raise ValueError(f"{path}: dataset.findings: expected {trained}, as many as were trained, found {named}")
     return config, params
 
 

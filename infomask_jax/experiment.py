@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ import scipy.special
 import tyro
 from rich.progress import track
 
-from infomask_jax import checkpoint, datasets, evaluate, localize, parallel, pipeline, report
+from infomask_jax import checkpoint, datasets, evaluate, localize, manifest, parallel, pipeline, report
 from infomask_jax.config import Config, HostsConfig
 from infomask_jax.datasets import Prepared
 from infomask_jax.evaluate import bootstrap, controls
@@ -138,11 +137,11 @@ def place(workdir: Path, data: Prepared, split: str) -> tuple[Path, list[str]]:
 
     ValueError if the data has no such split or lacks a finding that the run predicts.
     """
-    manifest = json.loads((workdir / "manifest.json").read_text())
-    own = manifest["dataset"]["fingerprint"] == data.fingerprint
+    dataset = manifest.read(workdir)["dataset"]
+    own = dataset["fingerprint"] == data.fingerprint
     if split not in data.splits:
         raise ValueError(f"{data.name} has no split {split!r}; it has {', '.join(data.splits)}")
-    findings = manifest["dataset"]["findings"]
+    findings = dataset["findings"]
     if missing := [name for name in findings if name not in data.findings]:
         raise ValueError(
             f"{workdir} was trained to find {', '.join(missing)}; {data.name} in {data.directory} is labelled with "

@@ -1,29 +1,37 @@
 """Who owns a work directory: its config.json and manifest.json, and the refusal to mix two runs in one folder."""
 
+import contextlib
 import json
 import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 
 from infomask_jax import __version__, parallel
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
-from infomask_jax.system import cores, write_all
+from infomask_jax.system import cores, lock, read_json, write_all
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tensorflow-datasets")
 # Where things are, and what is watched, may change between two sittings of the same run.
 FREE = ("workdir", "data_dir", "hosts", "profile")
+SHAPE = {  # of manifest.json, for `read_json`
+    **{"seed": int, "dataset": {"name": str, "fingerprint": str, "findings": [str]}, "stored_size?": int},
+    **{"git_revision": str | None, "libraries": {"jax": str, str: str}, "devices": [str]},
+    "continued?": [{"step": int}],
+}
 
 
-def claim(config: Config, data: Prepared) -> None:
+def claim(config: Config, data: Prepared) -> IO | contextlib.nullcontext:
     """Write config.json and manifest.json, or check them against what is there.
 
-    Until a step is saved, manifest.json tells of the process that claims last. ValueError listing every difference if
-    the work directory was made with another config or other data, or if its path cannot hold checkpoints.
+    The work directory is ours until what is returned is closed, by `with`; of several processes the main one has it.
+    Until a step is saved, manifest.json tells of the process that claims last. BlockingIOError if another process has
+    it; ValueError listing every difference if it was made with another config or other data, or if its path cannot hold
+    checkpoints.
     """
     workdir = Path(config.workdir)
     if magic := sorted({*"*?["} & {*str(workdir.absolute())}):
@@ -31,14 +39,24 @@ def claim(config: Config, data: Prepared) -> None:
             f"{workdir.absolute()}: checkpoints cannot be written below a folder with {' '.join(magic)} in its name, "
             "which orbax takes for a pattern: give another --workdir"
         )
+    if not parallel.is_main():
+        _write_or_check(workdir, config, data)
+        return contextlib.nullcontext()
+    claimed = lock(workdir, "another process trains here; wait for it, or give another --workdir")
+    try:
+        _write_or_check(workdir, config, data)
+    except BaseException:
+        claimed.close()
+        raise
+    return claimed
+
+
+def _write_or_check(workdir: Path, config: Config, data: Prepared) -> None:
     new = {"config": config.to_dict(), "dataset": _dataset(data)}
     manifest = {"seed": config.seed, "dataset": new["dataset"], "stored_size": data.size, **environment()}
     config_path, manifest_path = workdir / "config.json", workdir / "manifest.json"
     if config_path.exists() and manifest_path.exists():
-        old = {
-            "config": json.loads(config_path.read_text()),
-            "dataset": json.loads(manifest_path.read_text())["dataset"],
-        }
+        old = {"config": read_json(config_path, {}), "dataset": read(workdir)["dataset"]}
         for key in FREE:
             old["config"][key] = new["config"][key]
         if lines := differences(old, new):
@@ -54,10 +72,18 @@ def claim(config: Config, data: Prepared) -> None:
         return
     if (workdir / "checkpoints").exists():
         raise ValueError(f"{workdir} holds checkpoints but no config.json and manifest.json: give another --workdir.")
-    workdir.mkdir(parents=True, exist_ok=True)
     # config.json last: a work directory counts as claimed only when both are there.
     write_json(manifest_path, manifest)
     write_json(config_path, new["config"])
+
+
+def read(workdir: Path) -> dict:
+    """The manifest of a run. ValueError naming the field that is missing or of another kind."""
+    path = Path(workdir) / "manifest.json"
+    found = read_json(path, SHAPE, "take it from a copy of the run, or train again in another --workdir")
+    if not found["dataset"]["findings"] or found.get("stored_size", 1) < 1:
+        raise ValueError(f"{path}: expected a name or more in dataset.findings and a stored_size from 1 on")
+    return found
 
 
 def environment() -> dict:
@@ -93,7 +119,7 @@ def going_on(workdir: Path, step: int) -> list[str]:
 
 def _sittings(workdir: Path) -> list[dict]:
     # The manifest, with the environment in which the run began, and each other one in which it was gone on with.
-    manifest = json.loads((Path(workdir) / "manifest.json").read_text())
+    manifest = read(workdir)
     return [manifest, *manifest.get("continued", [])]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from infomask_jax import parallel
-from infomask_jax.system import write_all
+from infomask_jax.system import read_json_lines, write_all
 
 STOPPED = 75  # exit status of a run that was asked to stop and saved: EX_TEMPFAIL, the same command continues it
 METADATA_SECONDS = 5.0  # between two looks at the cloud's notices; a preempted machine has 30 seconds
@@ -37,11 +37,12 @@ class MetricsLog:
 
     def __init__(self, path: Path, step: int, batch_size: int):
         self.path, self.batch_size = path, batch_size
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        if parallel.is_main():
-            write_all({path: "".join(line + "\n" for line in kept)})  # lines after the checkpoint will come again
-        self.last = json.loads(kept[-1]) if kept else None
+        hint = "move it away: a new log begins at the checkpoint"
+        rows = read_json_lines(path, {"step": int}, hint) if path.exists() else []
+        kept = [row for row in rows if row["step"] <= step]
+        if parallel.is_main():  # lines after the checkpoint will come again
+            write_all({path: "".join(json.dumps(row) + "\n" for row in kept)})
+        self.last = kept[-1] if kept else None
         self.written: list[dict[str, float]] = []
         self.pending: list[tuple[int, dict]] = []
         self.since, self.waited, self.first = time.perf_counter(), 0.0, True

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import json
 import os
 import shutil
 import tempfile
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import scipy.special
 
-from infomask_jax import checkpoint, datasets, experiment, localize, report
+from infomask_jax import checkpoint, datasets, experiment, localize, manifest, report
 from infomask_jax.config import Config
 from infomask_jax.datasets import images, schema
 from infomask_jax.datasets.images import BadImage
@@ -85,7 +84,7 @@ def predict_files(run: Path, xrays: Sequence[Path], out: Path, skip_bad: bool = 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out: expected a new or an empty folder, found something in {out}; give another one")
     config, params = checkpoint.finished(run)
-    facts = json.loads((run / "manifest.json").read_text())
+    facts = manifest.read(run)
     findings, side, paths = facts["dataset"]["findings"], config.data.image_size, find(xrays)
     for folder in xrays:
         if Path(folder).resolve() in (out.resolve(), *out.resolve().parents):
@@ -127,7 +126,7 @@ def predict_files(run: Path, xrays: Sequence[Path], out: Path, skip_bad: bool = 
 def stored_size(run: Path) -> int:
     """Side of the images that the run was trained and scored on, as prepared; where neither the run nor its data tells
     it, what its model takes, and a line that says so."""
-    config, facts = Config.load(run), json.loads((run / "manifest.json").read_text())
+    config, facts = Config.load(run), manifest.read(run)
     if "stored_size" in facts:
         return facts["stored_size"]
     with contextlib.suppress(FileNotFoundError):
@@ -192,7 +191,7 @@ def thresholds(run: Path, findings: Sequence[str]) -> dict[str, dict[str, float]
     scored = run.parent if of_run else run  # a plain classifier is scored with its run
     for split in ("train", "val", "test"):
         if (path := scored / "eval" / f"{split}.json").exists():
-            found = json.loads(path.read_text())["localization"]
+            found = report.read_thresholds(path)
     if missing := [name for name in findings if name not in found]:
         how = "not scored on boxes (`python -m infomask_jax evaluate` does that)"
         print(f"{', '.join(missing)}: {how}: its maps are cut at {FIXED_THRESHOLD}")

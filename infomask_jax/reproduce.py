@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import secrets
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ import numpy as np
 from infomask_jax import checkpoint, manifest, parallel, report
 from infomask_jax.config import HostsConfig
 from infomask_jax.datasets import Prepared
+from infomask_jax.system import NUMBER, read_json_lines
 from infomask_jax.train import train
 
 
@@ -27,7 +27,7 @@ def reproduce(run: Path, data: Prepared) -> bool:
     run, console = Path(run), report.console()
     console.quiet = not parallel.is_main()
     config, expected = checkpoint.finished(run)
-    made = json.loads((run / "manifest.json").read_text())
+    made = manifest.read(run)
     if made["dataset"]["fingerprint"] != data.fingerprint:
         raise ValueError(
             f"{run} was trained on data with fingerprint {made['dataset']['fingerprint']}, {data.directory} has "
@@ -72,9 +72,8 @@ def _folder(run: Path) -> Iterator[Path]:
 
 def losses(run: Path) -> dict[int, float]:
     """{step: loss, nats an image} of every step in a run's metrics.jsonl."""
-    found = {}
-    for line in (Path(run) / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
+    found, shape = {}, {"step": int, "losses": [NUMBER]}
+    for row in read_json_lines(Path(run) / "metrics.jsonl", shape, "take it from a copy of the run"):
         found |= dict(zip(range(row["step"] - len(row["losses"]) + 1, row["step"] + 1), row["losses"], strict=True))
     return found
 

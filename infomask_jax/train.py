@@ -156,7 +156,7 @@ def train(config: Config, data: Prepared) -> TrainState:
     Writes config.json, manifest.json, metrics.jsonl and checkpoints/ under config.workdir. SIGINT, SIGTERM and a notice
     that the machine will be taken away save and raise Stopped. ValueError if the work directory belongs to another
     config, dataset or number of processes; FloatingPointError if the loss stops being finite (the last checkpoint
-    before it is kept); OSError if nothing can be written.
+    before it is kept); OSError if nothing can be written, or another process trains there.
     """
     workdir = Path(config.workdir)
     replicated, split = parallel.shardings(config.data.batch_size)
@@ -171,9 +171,10 @@ def train(config: Config, data: Prepared) -> TrainState:
     )
     iterator, total = iter(stream), config.train.steps
     with parallel.main_first("claim"):
-        manifest.claim(config, data)  # only now: settings that cannot run must not own the folder
+        claimed = manifest.claim(config, data)  # only now: settings that cannot run must not own the folder
     profile = monitor.Profile(workdir / "profile" if config.profile else None)
     with (
+        claimed,
         checkpoint.manager(workdir) as checkpoints,
         monitor.Stop() as stop,
         monitor.progress_bar() as progress,

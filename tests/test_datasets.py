@@ -1,8 +1,12 @@
 """datasets/: releases are read right or refused with every problem, and what is on disk is whole or not there."""
 
 import csv
+import errno
+import json
 import multiprocessing
+import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -16,8 +20,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from infomask_jax import datasets
-from infomask_jax.datasets import BadData, Folder, Source, Synthetic, build, images, load, prepare, schema
+from infomask_jax import datasets, pipeline
+from infomask_jax.config import DataConfig
+from infomask_jax.datasets import BadData, Folder, Source, Synthetic, images, load, prepare, schema
+from infomask_jax.system import lock
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -306,6 +312,107 @@ def test_full_disk_is_an_error_and_leaves_nothing(tmp_path):
     assert [path.name for path in (tmp_path / "synthetic").iterdir()] == [".lock"]
 
 
+def first_shard(own):
+    prepared = prepare(own)
+    return prepared, next(prepared.directory.glob("*train.array_record*"))
+
+
+def test_damaged_record_is_named_with_its_file(own):
+    prepared, shard = first_shard(own)
+    stored = bytearray(shard.read_bytes())
+    stored[100] ^= 1  # of the first record
+    shard.write_bytes(stored)
+    with pytest.raises(
+        OSError, match=r"folder-train.array_record-00000-of-00001 is damaged \(.*prepare folder"
+    ) as error:
+        examples(prepared, "train")
+    assert "\n" not in str(error.value) and "--overwrite" in str(error.value)
+    assert len(examples(prepared, "val")) == 1
+
+
+def test_damaged_record_is_told_to_the_training(own):
+    """Through the threads and the processes that read ahead of it."""
+    prepared, shard = first_shard(own)
+    shard.write_bytes(bytes(len(shard.read_bytes())))
+    for workers in (0, 1):
+        config = DataConfig(image_size=16, batch_size=4, workers=workers)
+        stream = pipeline.train_batches(prepared.source("train", pipeline.FIELDS), config, 0, lambda batch: batch)
+        with pytest.raises(OSError, match="00000-of-00001 is damaged"):
+            next(iter(stream))
+    with pytest.raises(OSError, match="00000-of-00001 is damaged"):
+        next(iter(pipeline.eval_batches(prepared.source("train", pipeline.FIELDS), 16, 4)))
+
+
+def test_nothing_in_a_data_folder_is_imported(own, tmp_path, monkeypatch):
+    prepared = prepare(own)
+    (tmp_path / "evil_module.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    features = prepared.directory / "features.json"
+    stored = features.read_text()
+    features.write_text(re.sub(r'"pythonClassName": "[^"]*"', '"pythonClassName": "evil_module.Evil"', stored))
+    info = json.loads((prepared.directory / "dataset_info.json").read_text()) | {"moduleName": "evil_module"}
+    (prepared.directory / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(SystemExit, match="imported"):  # as TFDS has it
+        tfds.builder_from_directory(prepared.directory)
+    assert len(examples(load("folder", own.data_dir), "train")) == 4
+    features.unlink()
+    assert len(examples(load("folder", own.data_dir), "train")) == 4
+
+
+JSON_DAMAGE = [  # file, field, what is put there (None: nothing), what the message must hold
+    ("metadata.json", ("findings",), None, r"metadata.json: findings is missing"),
+    ("metadata.json", ("findings",), "mass", r"metadata.json: findings: expected a list, found 'mass'"),
+    ("metadata.json", ("findings",), [], r"metadata.json: findings: expected \[\]"),
+    ("metadata.json", ("findings", 0), 1, r"metadata.json: findings.0: expected text, found 1"),
+    ("metadata.json", ("fingerprint",), 7, r"metadata.json: fingerprint: expected text, found 7"),
+    ("metadata.json", ("size",), "16", r"metadata.json: size: expected int, found '16'"),
+    ("metadata.json", ("size",), True, r"metadata.json: size: expected int, found True"),
+    ("metadata.json", ("options",), [], r"metadata.json: options: expected an object"),
+    ("metadata.json", ("tables",), None, r"metadata.json: tables is missing"),
+    ("metadata.json", ("splits",), {}, r"metadata.json: splits"),
+    ("metadata.json", ("splits", "train"), 5, r"shardLengths of train: expected 5 examples.* found 4"),
+    ("metadata.json", ("splits", "../train"), 4, r"metadata.json: splits: expected"),
+    ("metadata.json", ("summary", "train", "boxes"), None, r"metadata.json: summary.train.boxes is missing"),
+    ("metadata.json", ("summary", "train", "labels"), [], r"metadata.json: summary.train.labels: expected three"),
+    ("dataset_info.json", ("splits",), None, r"dataset_info.json: splits is missing"),
+    ("dataset_info.json", ("splits", 0, "numBytes"), 1, r"dataset_info.json: splits.0.numBytes: expected text"),
+    ("dataset_info.json", ("splits", 0, "shardLengths"), ["4", "0"], r"in 1 files, .*dataset_info.json says .* in 2"),
+    (
+        "dataset_info.json",
+        ("splits", 0, "shardLengths"),
+        ["x"],
+        r"dataset_info.json: shardLengths of train: expected 4",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "field", "value", "words"), JSON_DAMAGE)
+def test_changed_field_is_named_with_its_file(own, name, field, value, words):
+    *fields, last = field
+    path = prepare(own).directory / name
+    stored = json.loads(path.read_text())
+    inner = stored
+    for field in fields:
+        inner = inner[field]
+    if value is None:
+        del inner[last]
+    else:
+        inner[last] = value
+    path.write_text(json.dumps(stored))
+    with pytest.raises(FileNotFoundError, match=f"expected a whole data set, found .*{words}.*--overwrite") as error:
+        load("folder", own.data_dir)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize("name", ["metadata.json", "dataset_info.json"])
+def test_json_that_is_none_is_named(own, name, text):
+    path = prepare(own).directory / name
+    path.write_bytes(text)
+    with pytest.raises(FileNotFoundError, match=rf"{name}: (expected JSON|file: expected an object), found"):
+        load("folder", own.data_dir)
+
+
 def test_name_that_no_data_set_has_is_refused(tmp_path):
     with pytest.raises(ValueError, match="expected one of synthetic, implanted, rsna, nih, folder; found 'chexpert'"):
         load("chexpert", tmp_path)
@@ -320,8 +427,39 @@ def test_fingerprint_follows_content(own, tmp_path):
 
 
 def test_second_prepare_waits_its_turn(own):
-    with build.lock(own.data_dir / "folder"), pytest.raises(BadData, match="another prepare"):
+    with lock(own.data_dir / "folder", "another"), pytest.raises(BlockingIOError, match="another prepare is at work"):
         prepare(own)
+
+
+@pytest.fixture
+def read_only(monkeypatch):
+    """A function that takes a folder's permission to write away, also from root."""
+
+    def take(folder):
+        def denied(path, *arguments, **options):
+            if path.is_relative_to(folder) and set("wax+") & set((*arguments, "r")[0]):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return opened(path, *arguments, **options)
+
+        opened = Path.open
+        monkeypatch.setattr(Path, "open", denied)
+        monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+
+    return take
+
+
+@pytest.mark.parametrize("locked", [True, False])
+def test_what_is_already_prepared_need_not_be_written(own, read_only, locked, capsys):
+    first = prepare(own)
+    if not locked:  # a copy without its hidden files
+        (own.data_dir / "folder/.lock").unlink()
+    read_only(own.data_dir)
+    assert prepare(own) == first and "folder is already prepared." in capsys.readouterr().out
+    with pytest.raises(BadData, match="size: prepared with 16, asked for 8"):
+        prepare(changed(own, size=8))
+    if not locked:
+        with pytest.raises(PermissionError, match="data/folder cannot be written: Permission denied; give another"):
+            prepare(changed(own, overwrite=True))
 
 
 @pytest.mark.parametrize("damage", ["dataset_info.json", "metadata.json", "shard", "half a shard"])

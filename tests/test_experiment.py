@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +22,8 @@ from infomask_jax.config import Config, DataConfig, HostsConfig, LossConfig, Mod
 from infomask_jax.datasets import Synthetic
 from infomask_jax.evaluate import PROTOCOLS, controls
 from infomask_jax.localize import boxes_from_map
+from infomask_jax.monitor import MetricsLog
+from infomask_jax.reproduce import losses
 from infomask_jax.train import train
 
 ROOT = Path(__file__).parent.parent
@@ -220,3 +224,95 @@ def test_sigterm_beside_training_asks_for_the_same_command(capsys):
         time.sleep(10)
     assert ended.value.code == 75 and "The same command continues" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+CHANGES = [  # file, field, what is put there (None: nothing), what the message must hold
+    ("manifest.json", ("dataset",), None, "dataset is missing"),
+    ("manifest.json", ("dataset", "findings"), "opacity", "dataset.findings: expected a list, found 'opacity'"),
+    ("manifest.json", ("dataset", "findings"), ["opacity", "mass"], "dataset.findings: expected 1, as many as were"),
+    ("manifest.json", ("stored_size",), "32", "stored_size: expected a whole number, found '32'"),
+    ("manifest.json", ("libraries",), [], "libraries: expected an object"),
+    ("eval/test.json", ("localization", "opacity"), 3, "localization.opacity: expected an object, found 3"),
+    ("eval/test.json", ("localization", "opacity", "infomask", "threshold"), None, "infomask.threshold is missing"),
+    ("eval/test.json", ("localization", "opacity", "infomask", "threshold", "value"), "x", "infomask.threshold.value"),
+    ("eval/test.json", ("localization", "opacity", "cam", "pxap", "value"), [], "cam.pxap.value: expected"),
+    ("eval/test.json", ("localization", "opacity", "cam", "protocols", "wsol"), None, "KeyError: 'wsol'"),
+    ("eval/test.json", ("counts",), None, "counts is missing"),
+    ("boxes/test.json", (0, "bbox"), [1, 2, 3], "0.bbox: expected 4 items, found 3"),
+    ("boxes/test.json", (0, "category"), 7, "0.category: expected text, found 7"),
+]
+
+
+@pytest.fixture
+def damaged(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("figures"))
+    return tmp_path / "run"
+
+
+def change(path: Path, field: tuple, value) -> None:
+    stored = json.loads(path.read_text())
+    *fields, last = field
+    inner = stored
+    for name in fields:
+        inner = inner[name]
+    if value is None:
+        del inner[last]
+    else:
+        inner[last] = value
+    path.write_text(json.dumps(stored))
+
+
+@pytest.mark.parametrize(("name", "field", "value", "words"), CHANGES)
+def test_changed_field_of_a_run_is_named_with_its_file(damaged, tmp_path, name, field, value, words):
+    change(damaged / name, field, value)
+    told = rf"{damaged / name}: (.*\.)?{re.escape(words)}"
+    told = told if words[0] != "K" else rf"{damaged / name} is damaged \({words}"
+    with pytest.raises(ValueError, match=told) as error:
+        if name == "manifest.json" and "libraries" not in field:
+            predict.predict_files(damaged, [], tmp_path / "out")
+        else:
+            report.report(damaged, "test")
+    assert "\n" not in str(error.value)
+    if "threshold" in field:  # where `predict` reads them
+        with pytest.raises(ValueError, match=told):
+            predict.thresholds(damaged, ["opacity"])
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "eval/test.json", "boxes/test.json", "metrics.jsonl"])
+def test_cut_file_of_a_run_is_named(damaged, name):
+    text = (damaged / name).read_text()
+    (damaged / name).write_text(text[: len(text) // 2] + ("\n" if name == "metrics.jsonl" else ""))
+    with pytest.raises(ValueError, match=rf"{damaged / name}(, line \d)?: expected JSON, found"):
+        report.report(damaged, "test")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("maps/test.npz", b"no archive"),
+        ("maps/test.npz", b"PK\x03\x04 one that is cut"),
+        ("predictions/test.csv", b"image_id,opacity probability\n20000000,x\n"),
+        ("predictions/test.csv", b"image_id\n20000000\n"),
+    ],
+)
+def test_damaged_maps_and_probabilities_are_named(damaged, name, content):
+    (damaged / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{damaged / name} is damaged \(.*\); evaluate the run again"):
+        report.report(damaged, "test")
+
+
+def test_page_goes_without_an_audit_that_is_damaged(damaged, capsys):
+    (damaged / "eval" / "audit_test.json").write_text('{"findings": {}}')
+    page = report.write_page(damaged, damaged).read_text()
+    assert "audit_test.json is not of this version" in page
+    assert "goes without" in (told := capsys.readouterr().out) and "audit_test.json: dataset is missing" in told
+
+
+def test_damaged_log_stops_training_and_reproduction(damaged):
+    path = damaged / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"losses"', '"lossess"', 1))
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 1: losses is missing"):
+        losses(damaged)
+    path.write_text("{}\n")
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 1: step is missing; move it away"):
+        MetricsLog(path, 6, 8)

@@ -241,7 +241,8 @@ def test_page_holds_every_cell_and_needs_nothing_else(result, tmp_path):
     (tmp_path / "eval" / "train.json").write_text("{}")
     (tmp_path / "figures" / "mass" / "hits.png").write_bytes(b"a picture")
     (tmp_path / "config.json").write_text("{}")
-    manifest = {"seed": 3, "dataset": {"name": "<i>rsna"}, "git_revision": None, "libraries": {"jax": "0.1"}}
+    dataset = {"name": "<i>rsna", "fingerprint": "f0", "findings": ["mass"]}
+    manifest = {"seed": 3, "dataset": dataset, "git_revision": None, "libraries": {"jax": "0.1"}}
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "devices": ["TPU v5e"] * 4}))
     text = write_page(tmp_path, tmp_path).read_text()
     assert "train.json is not of this version" in text

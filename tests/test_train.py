@@ -1,8 +1,10 @@
 """The loop: one trace, sharded = single device, resumption bit for bit after SIGKILL, refusals, clean stops."""
 
 import dataclasses
+import errno
 import http.server
 import json
+import logging
 import random
 import shutil
 import signal
@@ -21,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from infomask_jax import checkpoint, manifest, monitor, parallel, pipeline
+from infomask_jax import checkpoint, manifest, monitor, parallel, pipeline, system
 from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 from infomask_jax.explain import heat_maps
 from infomask_jax.parallel import shardings
@@ -307,7 +309,7 @@ def test_resume_after_twenty_sigkills_is_bitwise(tmp_path, data):
 def test_manifest_tells_of_the_process_that_saves_first(tmp_path, data):
     """A run that was stopped before its first checkpoint begins anew: nothing of it is of the process before."""
     config = tiny(tmp_path)
-    manifest.claim(config, data)
+    manifest.claim(config, data).close()
     begun = json.loads((tmp_path / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps({**begun, "git_revision": "of_before"}))
     train(config, data)
@@ -355,6 +357,72 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, data, capsys,
     chex.assert_trees_all_equal(jax.device_get(whole.params), jax.device_get(resumed.params))
 
 
+def every_flip_is_refused_or_harmless(workdir: Path, target, iterator, flips: int, seed: int = 0) -> int:
+    """Flip single bits anywhere in the newest checkpoint, load and restore; returns how many flips were refused."""
+    with checkpoint.manager(workdir) as checkpoints:
+        step, rng, refused = checkpoints.latest_step(), random.Random(seed), 0
+        expected = checkpoint.storable(checkpoint.restore(checkpoints, step, target, iterator))
+    files = sorted(path for path in (workdir / "checkpoints" / str(step)).rglob("*") if path.is_file())
+    sizes = [path.stat().st_size for path in files]
+    for _ in range(flips):
+        (path,) = rng.choices(files, sizes)
+        whole, flipped = path.read_bytes(), bytearray(path.read_bytes())
+        flipped[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            params, _ = checkpoint.load_params(workdir)
+        except OSError as error:
+            assert "cannot be read" in str(error) and "\n" not in str(error)
+            refused += 1
+        else:
+            chex.assert_trees_all_equal(params, jax.device_get(expected["params"]), custom_message=str(path))
+        with checkpoint.manager(workdir) as checkpoints:
+            restored, found, messages = checkpoint.restore_newest(checkpoints, target, iterator)
+        if found == step:
+            chex.assert_trees_all_equal(checkpoint.storable(restored), expected, custom_message=str(path))
+        else:
+            assert len(messages) == 1 and f"checkpoints/{step} cannot be read" in messages[0]
+            (workdir / f"broken-{step}").rename(workdir / "checkpoints" / str(step))
+        path.write_bytes(whole)
+    return refused
+
+
+def test_a_flipped_bit_is_refused_or_harmless(tmp_path, data):
+    config = tiny(tmp_path)
+    train(config, data)
+    target = parallel.place(create_state(config, 1), shardings(8)[0])
+    iterator = iter(pipeline.train_batches(data.source("train"), config.data, 0, lambda batch: batch))
+    assert every_flip_is_refused_or_harmless(tmp_path, target, iterator, flips=20) >= 15
+
+
+def test_checkpoint_without_sums_is_taken_as_it_is(tmp_path, data):
+    """As older revisions wrote it."""
+    config = tiny(tmp_path)
+    state = train(config, data)
+    for path in (tmp_path / "checkpoints").glob(f"*/{checkpoint.SUMS}"):
+        path.unlink()
+    assert checkpoint.load_params(tmp_path)[1] == 12
+    chex.assert_trees_all_equal(jax.device_get(train(config, data).params), jax.device_get(state.params))
+
+
+@pytest.mark.parametrize("part", ["params", "opt_state"])
+def test_state_that_is_not_finite_is_refused_by_name(tmp_path, data, part, capsys):
+    config = tiny(tmp_path)
+    state = train(config, data)
+    spoilt = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan) if x.ndim else x, getattr(state, part))
+    iterator = iter(pipeline.train_batches(data.source("train"), config.data, 0, lambda batch: batch))
+    for _ in range(12):
+        next(iterator)
+    shutil.rmtree(tmp_path / "checkpoints" / "12")
+    with checkpoint.manager(tmp_path) as checkpoints:
+        checkpoint.save(checkpoints, 12, state.replace(**{part: spoilt}), iterator)
+        checkpoint.wait(checkpoints)
+    with pytest.raises(OSError, match=rf"12 cannot be read \(ValueError: {part}/\S+ is not finite\)"):
+        checkpoint.load_params(tmp_path)
+    train(config, data)
+    assert "isnotfinite);movedto" in "".join(capsys.readouterr().out.split())
+
+
 def test_folder_that_orbax_cannot_write_below_is_refused(tmp_path, data):
     with pytest.raises(ValueError, match=r"w\[0\]: checkpoints cannot be written .* \[ in its name"):
         train(tiny(tmp_path / "w[0]"), data)
@@ -400,6 +468,7 @@ def test_no_readable_checkpoint_is_an_error_not_a_fresh_start(tmp_path, data):
 def test_iterator_that_stands_elsewhere_is_damage(tmp_path, data, capsys):
     config = tiny(tmp_path)
     train(config, data)
+    (tmp_path / "checkpoints" / "12" / checkpoint.SUMS).unlink()  # with them it is seen at once
     path = tmp_path / "checkpoints" / "12" / "data" / "process_0-of-1.json"
     path.write_text(path.read_text().replace("12", "02"))
     path.write_text(path.read_text().replace("02", "2"))
@@ -423,9 +492,22 @@ def test_full_disk_is_an_error_and_leaves_the_last_checkpoint(tmp_path, data):
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert found.returncode == 4, found
     assert f"could not be written to {tmp_path}/checkpoints" in found.stdout and "make room" in found.stdout
+    assert "too large" in found.stdout.lower() and "Traceback" not in found.stdout + found.stderr, found.stderr
     assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()] == ["56"]
     resumed = train(tiny(tmp_path, train=settings), data)  # with room again it goes on
     chex.assert_trees_all_equal(jax.device_get(whole.params), jax.device_get(resumed.params))
+
+
+def test_only_what_is_told_elsewhere_is_kept_off_the_screen(tmp_path, caplog):
+    """Of a write that fails: errors out of orbax. Others are logged as ever."""
+    checkpoint.manager(tmp_path).close()
+    for module, error in (("orbax", ValueError("disk")), ("other", ValueError("own"))):
+        try:
+            exec(compile("raise error", f"/site-packages/{module}/writing.py", "exec"), {"error": error})
+        except ValueError:
+            logging.getLogger("asyncio").exception("of %s", module)
+            logging.getLogger("absl").exception("of %s", module)
+    assert [record.message for record in caplog.records] == ["of other", "of other"]
 
 
 @pytest.mark.parametrize("notice", [{"preempted": "TRUE"}, {"maintenanceEvent": "TERMINATE_ON_HOST_MAINTENANCE"}])
@@ -481,6 +563,24 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path):
     assert process.returncode == 3 and "saved. The same command continues" in output
     _, step = checkpoint.load_params(tmp_path)
     assert step >= 10 and step == rows(tmp_path)[-1]["step"]
+
+
+def test_second_training_in_a_work_directory_is_refused(tmp_path, data):
+    with manifest.claim(tiny(tmp_path), data):
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        with pytest.raises(BlockingIOError, match=rf"{tmp_path}: another process trains here; wait"):
+            train(tiny(tmp_path), data)
+        assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    train(tiny(tmp_path, train=TrainConfig(steps=12, log_every=4, checkpoint_every=5)), data)
+
+
+def test_training_goes_on_where_there_are_no_locks(tmp_path, data, monkeypatch):
+    def without(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(system.fcntl, "flock", without)
+    train(tiny(tmp_path, train=TrainConfig(steps=2)), data)
+    assert checkpoint.load_params(tmp_path)[1] == 2
 
 
 def test_weight_decay_reaches_kernels_only(tmp_path):

@@ -1,5 +1,6 @@
 """What the run of a variant predicts: trained, asked and written down once, then read."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from infomask_jax.explain import attribution, shifted_heat_maps
 from infomask_jax.explain.bottleneck import feature_statistics
 from infomask_jax.losses import BITS
 from infomask_jax.model.infomask import InfoMask
+from infomask_jax.system import read_json
 from infomask_jax.train import train
 
 STORED = 3  # raise it when what a run predicts changes for the same parameters
@@ -48,11 +50,11 @@ def read_splits(data: Prepared, split: str, frame: int) -> list[Split]:
 def trained(config: Config, data: Prepared) -> Any:
     """Parameters of a run, trained first if it is not finished. ValueError if its folder is another run's."""
     if (Path(config.workdir) / "config.json").exists():
-        manifest.claim(config, data)
-        try:
-            params, step = checkpoint.load_params(config.workdir)
-        except OSError:  # none is there, or it cannot be read: `train` goes on from the one before
-            step = 0
+        with manifest.claim(config, data):
+            try:
+                params, step = checkpoint.load_params(config.workdir)
+            except OSError:  # none is there, or it cannot be read: `train` goes on from the one before
+                step = 0
         if step == config.train.steps:
             return params
     train(config, data)
@@ -93,8 +95,13 @@ def maps_of(v: Variant, config: Config, params, trained_on: Prepared, split: Spl
 def _stored(path: Path, key: str, ids: list[str], compute: Callable[[], tuple[dict, dict]]) -> tuple[dict, dict]:
     beside = path.with_suffix(".json")
     if path.exists() and beside.exists():
-        facts = json.loads(beside.read_text())
-        if facts["key"] == key and facts["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest():
+        facts = {}
+        with contextlib.suppress(ValueError):  # what is damaged is made again
+            facts = read_json(beside, {"key": str, "sha256": str, "numbers": {}})
+        if facts.get("key") == key and all(
+            facts.get(name, own) == own  # older revisions had no sum of the numbers
+            for name, own in _sums(path, facts["numbers"]).items()
+        ):
             with np.load(path) as arrays:
                 maps = {name: arrays[name] for name in arrays.files if name not in ("image_id", "probability")}
             return maps, facts["numbers"]
@@ -104,9 +111,13 @@ def _stored(path: Path, key: str, ids: list[str], compute: Callable[[], tuple[di
     if "logits" in numbers:
         probability = {"probability": scipy.special.expit(np.array(numbers["logits"]))}
     experiment.save_maps(path, ids, maps | probability)
-    facts = {"key": key, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "numbers": numbers}
-    manifest.write_json(beside, facts)
+    manifest.write_json(beside, {"key": key, **_sums(path, numbers), "numbers": numbers})
     return maps, numbers
+
+
+def _sums(path: Path, numbers: dict) -> dict[str, str]:
+    contents = {"sha256": path.read_bytes(), "numbers_sha256": json.dumps(numbers).encode()}
+    return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
 
 
 def mean_rates(config: Config, params, source, findings: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Many runs in one process, in lockstep: for an accelerator, whose step takes less time than reading its batch."""
 
+import contextlib
 import dataclasses
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +43,7 @@ def train_together(configs: list[Config], data: Prepared) -> None:
         seed: iter(pipeline.train_batches(source, first.data, seed, to_devices)) for seed in {c.seed for c in configs}
     }
     total, every = first.train.steps, first.train.log_every
-    with monitor.Stop() as stop, monitor.progress_bar() as progress:
+    with contextlib.ExitStack() as claimed, monitor.Stop() as stop, monitor.progress_bar() as progress:
         states, programs, compiled, logs = [], {}, [], []
         batches = {seed: next(stream) for seed, stream in streams.items()}
         task = progress.add_task(f"compiling for {len(configs)} runs", total=total, status="")
@@ -60,7 +61,7 @@ def train_together(configs: list[Config], data: Prepared) -> None:
                 compiled.append(program)
             steps = [program.result() for program in compiled]
         for config in configs:
-            manifest.claim(config, data)
+            claimed.enter_context(manifest.claim(config, data))
             logs.append(monitor.MetricsLog(Path(config.workdir) / "metrics.jsonl", 0, config.data.batch_size))
         progress.update(task, description=f"{len(configs)} runs together")
         done, finite = 0, True

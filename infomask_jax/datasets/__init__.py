@@ -20,7 +20,7 @@ from infomask_jax.datasets.rsna import Rsna
 from infomask_jax.datasets.schema import BadData, Item, Problem, Release
 from infomask_jax.datasets.store import Prepared, Source, load
 from infomask_jax.datasets.synthetic import PhantomConfig, render
-from infomask_jax.system import cores
+from infomask_jax.system import cores, lock
 
 __all__ = [
     "BadData",
@@ -84,10 +84,10 @@ def prepare(options: Synthetic | Rsna | Nih | Folder) -> Prepared:
         name, options = _resolve(options)
     if not 1 <= options.size <= LARGEST:
         raise BadData(f"size: expected 1..{LARGEST} pixels, found {options.size}")
-    with build.lock(options.data_dir.absolute() / name):
-        prepared = _already(name, options)
-        if prepared is None:
-            prepared = _build(name, options)
+    prepared = _already(name, options)  # also where nothing can be written
+    if prepared is None:
+        with lock(options.data_dir.absolute() / name, "another prepare is at work here; wait for it"):
+            prepared = _already(name, options) or _build(name, options)
     store.print_summary(prepared)
     return prepared
 

@@ -5,7 +5,6 @@ A data set is built in DATA/NAME/.building and moved to DATA/NAME/VERSION by one
 
 import contextlib
 import csv
-import fcntl
 import hashlib
 import io
 import json
@@ -41,12 +40,7 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     def _info(self):
-        tensor = tfds.features.Tensor
-        shapes = {"labels": (len(self._findings),), "boxes": (None, 4), "box_labels": (None,)}
-        features = {name: tensor(shape=shapes.get(name, ()), dtype=dtype) for name, dtype in schema.DTYPES.items()}
-        features |= {name: tensor(shape=(), dtype=np.object_) for name in ("image", "mask", "lung")}
-        features |= {name: tfds.features.Text() for name in ("image_id", "patient_id", "view")}
-        features = tfds.features.FeaturesDict(features)
+        features = store.features(self._findings)
         return tfds.core.DatasetInfo(builder=self, features=features, metadata=tfds.core.MetadataDict())
 
     def _shard_iterators_per_split(self, dl_manager):
@@ -148,18 +142,6 @@ def _clear(scratch: Path, final: Path) -> None:
     if not final.exists() and (scratch / "replaced").exists():
         (scratch / "replaced").rename(final)
     shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def lock(root: Path) -> Iterator[None]:
-    """Keeps a second `prepare` away from `root`; the system frees it if the process dies."""
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BadData(f"{root}: another prepare is at work here; wait for it") from error
-        yield
 
 
 def _in_order(executor: Executor, make: Callable, items: Sequence[Item], jobs: int) -> Iterator[tuple[Item, dict]]:

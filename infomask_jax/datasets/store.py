@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from google.protobuf.message import DecodeError
 from rich.console import Console
 from rich.table import Table
 from tensorflow_datasets.proto import tf_example_pb2
 
 from infomask_jax.datasets import images, schema
+from infomask_jax.system import read_json
 
 VERSION = "1.2.0"  # of the stored example; raise it when fields or their meaning change
 REQUESTS = {
@@ -30,17 +33,35 @@ NOT_OPTIONS = (
     "skip_bad",
     "workers",
 )  # do not change what a good release gives
+COUNTS = {"images": int, "patients": int, "boxes": int, "boxed images": int, "labels": [[int]]}
+FACTS = {  # metadata.json, for `read_json`
+    **{"name": str, "findings": [str], "fingerprint": str, "size": int, "options": {}, "tables": {str: str}},
+    **{"splits": {str: int}, "summary": {str: COUNTS}, "missing": int, "skipped": int},
+}
+INFO = {"splits": [{"name": str, "numBytes": str, "shardLengths": [str]}]}  # dataset_info.json
+
+
+def features(findings: Sequence[str]) -> tfds.features.FeaturesDict:
+    """Of an example, as TFDS stores it. (features.json says the same, for others: it names classes to import, so it is
+    never read here.)"""
+    shapes = {"labels": (len(findings),), "boxes": (None, 4), "box_labels": (None,)}
+    types = {**schema.DTYPES, **dict.fromkeys(("image", "mask", "lung"), np.object_)}
+    tensors = {name: tfds.features.Tensor(shape=shapes.get(name, ()), dtype=dtype) for name, dtype in types.items()}
+    texts = {name: tfds.features.Text() for name in ("image_id", "patient_id", "view")}
+    return tfds.features.FeaturesDict(tensors | texts)
 
 
 @dataclass(frozen=True)
 class Source:
     """Random access to the stored examples of a split: `len(source)`, `source[i]` (see `schema.check`).
 
-    Raises ValueError where an example has no such field, or a single value and several are stored.
+    Raises OSError naming the file where a record is damaged, ValueError where an example has no such field, or a single
+    value and several are stored.
     """
 
     records: Sequence  # serialized examples
     fields: dict[str, tfds.features.TensorInfo]  # those that are read
+    shards: tuple[tuple[Path, int], ...] = ()  # the files, and how many records are in each
 
     def __len__(self):
         return len(self.records)
@@ -48,7 +69,13 @@ class Source:
     def __getitem__(self, i) -> dict:
         if not 0 <= i < len(self.records):
             raise IndexError(f"expected 0..{len(self.records) - 1}, found {i}")
-        stored = tf_example_pb2.Example.FromString(self.records[int(i)]).features.feature
+        try:
+            stored = tf_example_pb2.Example.FromString(self.records[int(i)]).features.feature
+        except (RuntimeError, ValueError, IndexError, DecodeError) as error:
+            ends = np.cumsum([count for _, count in self.shards])
+            path = self.shards[np.searchsorted(ends, i, side="right")][0]
+            reason = str(error).partition("\n")[0]
+            raise OSError(f"{path} is damaged ({reason}); prepare it again: {_command(path.parent)}") from error
         example = {name: _values(stored, name, info) for name, info in self.fields.items()}
         for name in example.keys() & {"image_id", "patient_id", "view"}:
             example[name] = example[name].decode()
@@ -90,10 +117,13 @@ class Prepared:
         """The examples of a split, or only these fields of them (faster); raises ValueError where there is no split."""
         if split not in self.splits:
             raise ValueError(f"{self.directory}: expected one of {', '.join(self.splits)}; found split {split!r}")
-        builder = tfds.builder_from_directory(self.directory)
-        records = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-        features = builder.info.features
-        return Source(records, {name: features[name].get_tensor_info() for name in fields or features})
+        paths = sorted(self.directory.glob(f"{self.name}-{split}.array_record-*"))
+        info = read_json(self.directory / "dataset_info.json", INFO)
+        lengths = next(each["shardLengths"] for each in info["splits"] if each["name"] == split)
+        shards = tuple(zip(paths, map(int, lengths), strict=True))
+        records = ArrayRecordDataSource([f"{path}[0:{count}]" for path, count in shards])
+        known = features(self.findings)
+        return Source(records, {name: known[name].get_tensor_info() for name in fields or known}, shards)
 
 
 def load(name: str, data_dir: str | Path) -> Prepared:
@@ -102,24 +132,59 @@ def load(name: str, data_dir: str | Path) -> Prepared:
     directory = Path(data_dir).absolute() / name / VERSION
     if name not in REQUESTS:
         raise ValueError(f"dataset: expected one of {', '.join(REQUESTS)}; found {name!r}")
-    command = f"python -m infomask_jax prepare {REQUESTS[name]} --data-dir {data_dir}"
     if not directory.is_dir():
         older = sorted(path.parent.name for path in directory.parent.glob("*/metadata.json"))
         found = f"that of another version of this package, {', '.join(older)}" if older else "none"
+        command = _command(directory).removesuffix(" --overwrite")
         raise FileNotFoundError(f"{directory}: expected a prepared data set, found {found}; run: {command}")
     try:
-        facts = json.loads((directory / "metadata.json").read_text())
-        info = json.loads((directory / "dataset_info.json").read_text())
-        written = {split["name"]: int(split["numBytes"]) for split in info["splits"]}
-        for split in facts["splits"]:
-            found = sum(path.stat().st_size for path in directory.glob(f"{name}-{split}.array_record-*"))
-            if found != written[split]:
-                raise ValueError(f"{found} bytes of {split}, expected {written[split]}")
-        fields = {field.name: facts[field.name] for field in dataclasses.fields(Prepared) if field.name in facts}
-        return Prepared(**{**fields, "directory": directory, "findings": tuple(facts["findings"])})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"expected a whole data set, found {error!r}"
-        raise FileNotFoundError(f"{directory}: {reason}; run: {command} --overwrite") from error
+        facts = _facts(directory)
+        _check_whole(directory, name, facts)
+    except (OSError, ValueError) as error:
+        text = f"{directory}: expected a whole data set, found {error}; run: {_command(directory)}"
+        raise FileNotFoundError(text) from error
+    fields = {field.name: facts[field.name] for field in dataclasses.fields(Prepared) if field.name in facts}
+    return Prepared(**{**fields, "directory": directory, "findings": tuple(facts["findings"])})
+
+
+def _command(directory: Path) -> str:
+    """What prepares the data set in DATA/NAME/VERSION again."""
+    data_dir, name = directory.parents[1], directory.parent.name
+    return f"python -m infomask_jax prepare {REQUESTS[name]} --data-dir {data_dir} --overwrite"
+
+
+def _facts(directory: Path) -> dict:
+    return read_json(directory / "metadata.json", FACTS)
+
+
+def _check_whole(directory: Path, name: str, facts: dict) -> None:
+    """ValueError or OSError naming the file, and the field, that is not as `prepare` left it."""
+    path, info = directory / "metadata.json", read_json(directory / "dataset_info.json", INFO)
+    expected = {"name": name, "findings": sorted(set(facts["findings"])), "splits": sorted({*facts["splits"]})}
+    found = {"name": facts["name"], "findings": sorted(facts["findings"]), "splits": sorted(facts["summary"])}
+    for field in expected:
+        if expected[field] != found[field] or not found[field]:
+            raise ValueError(f"{path}: {field}: expected {expected[field]}, found {found[field]}")
+    written = {split["name"]: split for split in info["splits"]}
+    for split, count in facts["splits"].items():
+        if split not in schema.SPLITS:
+            raise ValueError(f"{path}: splits: expected some of {', '.join(schema.SPLITS)}, found {split!r}")
+        if split not in written:
+            raise ValueError(f"{directory / 'dataset_info.json'}: splits: {split} is missing")
+        lengths, size = written[split]["shardLengths"], written[split]["numBytes"]
+        files = [file.stat().st_size for file in directory.glob(f"{name}-{split}.array_record-*")]
+        if str(sum(files)) != size or len(files) != len(lengths):
+            where = f"{directory / 'dataset_info.json'} says {size} in {len(lengths)}"
+            raise ValueError(f"{sum(files)} bytes of {split} in {len(files)} files, {where}")
+        if not all(map(str.isdecimal, lengths)) or sum(map(int, lengths)) != count:
+            where = f"{directory / 'dataset_info.json'}: shardLengths of {split}"
+            raise ValueError(f"{where}: expected {count} examples, as metadata.json has, found {', '.join(lengths)}")
+        if len(facts["summary"][split]["labels"]) != len(facts["findings"]) or any(
+            len(row) != 3 for row in facts["summary"][split]["labels"]
+        ):
+            raise ValueError(f"{path}: summary.{split}.labels: expected three counts of each finding")
+    if not facts["size"] >= 1:
+        raise ValueError(f"{path}: size: expected at least 1, found {facts['size']}")
 
 
 def as_options(options) -> dict:
@@ -133,7 +198,7 @@ def differences(prepared: Prepared, options) -> list[str]:
     old, new = prepared.options, as_options(options)
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     lines = [f"{key}: prepared with {old.get(key)!r}, asked for {new.get(key)!r}" for key in keys]
-    facts = json.loads((prepared.directory / "metadata.json").read_text())
+    facts = _facts(prepared.directory)
     lines += [
         f"{path} has changed since" for path, digest in facts["tables"].items() if digest_of(path) not in (digest, "")
     ]
@@ -156,7 +221,7 @@ def print_summary(prepared: Prepared) -> None:
         table.add_row(finding, *("{:,} / {:,} / {:,}".format(*s["labels"][k]) for s in summary))
     console = Console(markup=False)
     console.print(table)
-    facts = json.loads((prepared.directory / "metadata.json").read_text())
+    facts = _facts(prepared.directory)
     if facts["missing"]:
         console.print(f"{facts['missing']:,} images listed in the release are missing and were left out.")
     if facts["skipped"]:

@@ -5,12 +5,11 @@ render.py          sheets on the screen, in Markdown, in LaTeX
 export.py          scores as files
 figures.py         galleries and curves
 overlay.py         the picture of one predicted film
+stored.py          written scores, read again
 page.py            report.html: all of a run on one page
 audit.py           tables and figure of the shortcut audit
 """
 
-import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,15 @@ from infomask_jax.report.figures import DRAWN, folders, galleries, training_curv
 from infomask_jax.report.overlay import as_panel, overlay
 from infomask_jax.report.page import run_page
 from infomask_jax.report.render import as_markdown, print_scores, screen
+from infomask_jax.report.stored import (
+    HINT,
+    read_boxes,
+    read_maps,
+    read_probabilities,
+    read_scores,
+    read_thresholds,
+    shown,
+)
 from infomask_jax.system import write_all
 
 __all__ = [
@@ -37,6 +45,7 @@ __all__ = [
     "draw",
     "overlay",
     "print_scores",
+    "read_thresholds",
     "render",
     "report",
     "screen",
@@ -60,7 +69,10 @@ def report(workdir: Path, split: str) -> list[Path]:
     workdir = Path(workdir)
     config = Config.load(workdir)
     data = datasets.load(config.dataset, config.data_dir)
-    print_scores(json.loads(_scored(workdir / "eval" / f"{split}.json").read_text()), console())
+    path = workdir / "eval" / f"{split}.json"
+    scores = read_scores(path)
+    with shown(path):
+        print_scores(scores, console())
     paths = [*draw(workdir, workdir, data, split), write_page(workdir, workdir)]
     print("written:", *paths, sep="\n  ")
     return paths
@@ -76,25 +88,29 @@ def draw(output: Path, workdir: Path, data: datasets.Prepared, split: str) -> li
     """
     from infomask_jax import pipeline  # brings JAX, which tables do without
 
-    scores = json.loads(_scored(output / "eval" / f"{split}.json").read_text())
-    detections = json.loads(_scored(output / "boxes" / f"{split}.json").read_text())
-    with _scored(output / "predictions" / f"{split}.csv").open(newline="", encoding="utf-8") as file:
-        predictions = list(csv.DictReader(file))
-    with np.load(_scored(output / "maps" / f"{split}.npz")) as stored:
-        maps = {name: stored[name] for name in stored.files if name != "image_id"}
-        scored_ids = stored["image_id"]
+    path = output / "eval" / f"{split}.json"
+    scores, known = read_scores(path), ", ".join(data.findings)
+    if unknown := scores["localization"].keys() - (scores["classification"].keys() & {*data.findings}):
+        raise ValueError(f"{path}: localization: expected some of {known}, found {', '.join(unknown)}; {HINT}")
+    detections = read_boxes(output / "boxes" / f"{split}.json")
+    probabilities = read_probabilities(output / "predictions" / f"{split}.csv", scores["localization"])
+    maps = read_maps(output / "maps" / f"{split}.npz")
+    scored_ids = maps.pop("image_id")
     order = [name for name in DRAWN if name in maps]
     predicted = {}
     for box in detections:
         predicted.setdefault((box["category"], box["image_id"]), []).append(box["bbox"])
 
-    chosen = np.unique(np.linspace(0, len(predictions) - 1, min(MOST, len(predictions))).astype(int))
     source, size = data.source(split), Config.load(workdir).data.image_size
+    count, shapes = len(source), {array.shape for array in (scored_ids, *probabilities.values())}
+    chosen = np.unique(np.linspace(0, count - 1, min(MOST, count)).astype(int))
     examples = [source[int(i)] for i in chosen]
     images = [pipeline.fit(pipeline.decode_gray(example["image"]), size) for example in examples]
     ids = [example["image_id"] for example in examples]
-    if len(scored_ids) != len(source) or ids != [str(name) for name in scored_ids[chosen]]:
-        raise ValueError(f"{output / 'maps'} is of other images than {data.directory}: evaluate the run again")
+    if shapes != {(count,)} or ids != [str(name) for name in scored_ids[chosen]]:
+        raise ValueError(
+            f"{output / 'maps'} or predictions/{split}.csv is of other images than {data.directory}: {HINT}"
+        )
     figures, names = {}, folders(scores["localization"])
     for finding in scores["localization"]:
         k = list(scores["classification"]).index(finding)  # the run's order, in which maps are stored
@@ -105,11 +121,11 @@ def draw(output: Path, workdir: Path, data: datasets.Prepared, split: str) -> li
             {name: maps[name][chosen] if maps[name].ndim == 3 else maps[name][chosen, ..., k] for name in order},
             [e["boxes"][e["box_labels"] == own] for e in examples],
             {order[0]: boxes},
-            [float(predictions[i][f"{finding} probability"]) for i in chosen],
+            probabilities[finding][chosen].tolist(),
             [int(e["labels"][own]) for e in examples],
             ids,
             output / "figures" / (names[finding] if len(names) > 1 else ""),
-            f"{scores['dataset']} / {split}, {finding}" + (f", {MOST} images" if len(predictions) > MOST else ""),
+            f"{scores['dataset']} / {split}, {finding}" + (f", {MOST} images" if count > MOST else ""),
         )
     curves = {"InfoMask": workdir / "metrics.jsonl", "plain": workdir / "plain" / "metrics.jsonl"}
     curves = {name: path for name, path in curves.items() if path.exists()}
@@ -125,9 +141,3 @@ def unit_boxes(boxes: list[list[float]], height: int, width: int) -> np.ndarray:
     """COCO [x, y, w, h] in pixels -> [n, 4] (ymin, xmin, ymax, xmax) in 0..1."""
     x, y, w, h = np.reshape(boxes, (-1, 4)).T
     return np.stack([y / height, x / width, (y + h) / height, (x + w) / width], axis=-1)
-
-
-def _scored(path: Path) -> Path:
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: score this split first, with python -m infomask_jax evaluate")
-    return path

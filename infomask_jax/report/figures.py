@@ -6,7 +6,6 @@ A figure is the bytes of a PNG; `system.write_all` writes it.
 """
 
 import io
-import json
 import re
 import textwrap
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from matplotlib.patches import Rectangle
 
 from infomask_jax.localize import prepare_map
+from infomask_jax.system import read_json_lines
 
 DRAWN = ("infomask", "infomask_bits", "vib_bits", "cam")  # the maps of a run that are drawn, with boxes of the first
 TRUE, PREDICTED, HEAT = "#35d04a", "#ff9d1e", "inferno"
@@ -147,15 +147,10 @@ def read_metrics(path) -> dict[str, np.ndarray]:
     """metrics.jsonl -> {"step": [n], name: [n]}, ascending in step.
 
     A resumed run repeats steps (the last line of a step wins) and a killed one ends in a torn line (skipped). A value
-    that is absent, null or not a number becomes NaN.
+    that is absent, null or not a number becomes NaN. ValueError naming the line that is damaged.
     """
-    rows = {}
-    for line in Path(path).read_text().splitlines():
-        try:
-            row = json.loads(line)
-            rows[int(row["step"])] = row
-        except (ValueError, KeyError, TypeError):
-            continue
+    lines = read_json_lines(Path(path), {"step": int}, "take it from a copy of the run, or move it away")
+    rows = {row["step"]: row for row in lines}
     steps = sorted(rows)
     names = dict.fromkeys(name for step in steps for name in rows[step])
     return {name: np.array([_as_float(rows[step].get(name)) for step in steps]) for name in names}

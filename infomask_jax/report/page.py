@@ -7,6 +7,7 @@ from pathlib import Path
 import jinja2
 
 from infomask_jax.report.audit import audit_sheets
+from infomask_jax.report.stored import read_audit, read_scores, shown
 from infomask_jax.report.table import heading, remarks, sheets
 
 TEMPLATE = """<!doctype html>
@@ -77,18 +78,22 @@ def run_page(output: Path, workdir: Path) -> str:
 
     Pictures are inside the page. `output` is the run or its on-NAME-FINGERPRINT.
     """
+    from infomask_jax.manifest import read  # brings JAX, which tables do without
+
     parts = []
     for path in sorted((output / "eval").glob("*.json"), key=lambda path: (path.stem != "test", path.stem)):
         try:
-            result = json.loads(path.read_text())
-            if path.stem.startswith("audit_"):
-                title, shown, lines = audit_sheets(result)
-            else:
-                title, shown, lines = heading(result), sheets(result), remarks(result)
-        except (KeyError, TypeError, ValueError, StopIteration):  # of another version, and not what was asked for
-            title, shown, lines = path.stem, [], [f"{path.name} is not of this version: score that split again"]
-        parts.append({"title": title, "sheets": shown, "lines": lines})
-    manifest = json.loads((workdir / "manifest.json").read_text())
+            with shown(path):
+                if path.stem.startswith("audit_"):
+                    title, tables, lines = audit_sheets(read_audit(path))
+                else:
+                    result = read_scores(path)
+                    title, tables, lines = heading(result), sheets(result), remarks(result)
+        except ValueError as error:  # of another version, and not what was asked for
+            title, tables, lines = path.stem, [], [f"{path.name} is not of this version: score that split again"]
+            print(f"report.html goes without {error}")
+        parts.append({"title": title, "sheets": tables, "lines": lines})
+    manifest = read(workdir)
     devices = ", ".join(sorted(set(manifest["devices"])))
     made = (
         f"Seed {manifest['seed']}, trained on {manifest['dataset']['name']}, revision {manifest['git_revision']}, "
