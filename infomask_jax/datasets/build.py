@@ -5,7 +5,6 @@ A data set is built in DATA/NAME/.building and moved to DATA/NAME/VERSION by one
 
 import contextlib
 import csv
-import fcntl
 import hashlib
 import io
 import json
@@ -23,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from infomask_jax.datasets import schema, store
 from infomask_jax.datasets.schema import BadData, Item, Problem
+from infomask_jax.system import lock
 
 
 class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
@@ -143,23 +143,18 @@ def build(
     return store.load(name, options.data_dir)
 
 
+def clear(root: Path) -> None:
+    """Take away what a `prepare` that was killed has left in `root`, not what another one is building."""
+    if (root / ".building").exists():
+        with contextlib.suppress(OSError), lock(root, "another prepare is at work here"):
+            _clear(root / ".building", root / store.VERSION)
+
+
 def _clear(scratch: Path, final: Path) -> None:
     """Remove what was being built; what it had already replaced comes back if the new one did not get there."""
     if not final.exists() and (scratch / "replaced").exists():
         (scratch / "replaced").rename(final)
     shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def lock(root: Path) -> Iterator[None]:
-    """Keeps a second `prepare` away from `root`; the system frees it if the process dies."""
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BadData(f"{root}: another prepare is at work here; wait for it") from error
-        yield
 
 
 def _in_order(executor: Executor, make: Callable, items: Sequence[Item], jobs: int) -> Iterator[tuple[Item, dict]]:
