@@ -20,11 +20,8 @@ from typing import Literal
 
 import quickstart
 import rsna_pneumonia
-import tyro
 
-from infomask_jax import ablation, datasets
-from infomask_jax.experiment import exits
-from infomask_jax.report.ablations import command_line
+from infomask_jax import command
 
 BASES = {
     "synthetic": quickstart.CONFIG,
@@ -66,6 +63,9 @@ class Ablations:
 
 
 def main(arguments: Ablations) -> None:
+    from infomask_jax import ablation, datasets
+    from infomask_jax.report.ablations import command_line
+
     base = dataclasses.replace(BASES[arguments.base], data_dir=arguments.data_dir, workdir=arguments.workdir)
     if arguments.steps is not None:
         base = dataclasses.replace(base, train=dataclasses.replace(base.train, steps=arguments.steps))
@@ -77,14 +77,17 @@ def main(arguments: Ablations) -> None:
         return
     flags = {f"--{name.replace('_', '-')}": value for name, value in vars(arguments).items() if name != "list"}
     flags |= {"--only": arguments.only or None, "--jobs": arguments.jobs if arguments.jobs > 1 else None}
-    command = command_line("experiments/ablations.py", flags)
+    told = command_line("experiments/ablations.py", flags)
     data = datasets.load(base.dataset, base.data_dir)
     scored = arguments.scored_dir and datasets.load(base.dataset, arguments.scored_dir)
     options = {"jobs": arguments.jobs, "together": arguments.together, "scored": scored}
-    ablation.run(base, data, only, arguments.seeds, arguments.split, command, **options)
+    ablation.run(base, data, only, arguments.seeds, arguments.split, told, **options)
 
 
 if __name__ == "__main__":
-    chosen = tyro.cli(Ablations, description=__doc__)
-    with exits(BASES[chosen.base].hosts):
+    with command.ends(resumes=True):
+        chosen = command.parse(Ablations, description=__doc__)
+        from infomask_jax import parallel
+
+        parallel.start(BASES[chosen.base].hosts)
         main(chosen)

@@ -10,8 +10,8 @@ evidence are those of the RSNA experiment; 224 px, width 32, batches of 64, 20,0
 
 from pathlib import Path
 
+from infomask_jax.command import main
 from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
-from infomask_jax.experiment import main
 
 if __name__ == "__main__":
     main(

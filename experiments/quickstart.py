@@ -12,8 +12,8 @@ orders of the images, on three machines: mask .842 to .866, .985 to 1.000, .613 
 
 from pathlib import Path
 
+from infomask_jax.command import main
 from infomask_jax.config import Config
-from infomask_jax.experiment import main
 
 CONFIG = Config(data_dir=Path("data"), workdir=Path("runs/demo"), dataset="synthetic")
 

@@ -12,8 +12,8 @@ Test, seeds 0, 1, 2: PxAP of the mask .391 +- .025, pointing game .626, mean IoU
 
 from pathlib import Path
 
+from infomask_jax.command import main
 from infomask_jax.config import Config, DataConfig, ModelConfig, TrainConfig
-from infomask_jax.experiment import main
 
 CONFIG = Config(
     data_dir=Path("data"),

@@ -1,57 +1,25 @@
 """One run from data to pictures: train InfoMask and the plain classifier, score both, draw figures."""
 
-import contextlib
 import dataclasses
-import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 import scipy.special
-import tyro
 from rich.progress import track
 
 from infomask_jax import checkpoint, datasets, evaluate, localize, manifest, parallel, pipeline, report
-from infomask_jax.config import Config, HostsConfig
+from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
 from infomask_jax.evaluate import bootstrap, controls
 from infomask_jax.export import make_predict
 from infomask_jax.manifest import write_json
 from infomask_jax.model.infomask import InfoMask
-from infomask_jax.monitor import STOPPED, Stopped, end_now
 from infomask_jax.system import write_all
 from infomask_jax.train import train
 
 BASELINE = "plain"  # sub-folder of a run that holds its plain classifier
-
-
-def main(default: Config, description: str | None) -> None:
-    """Command line of an experiment script: `default` with any field overridden, then `run`."""
-    config = tyro.cli(Config, default=default, description=description)
-    with exits(config.hosts):
-        run(config)
-
-
-@contextlib.contextmanager
-def exits(hosts: HostsConfig):
-    """Joins the processes and gives a command its exit status: 0 done, 1 an error, told, 75 asked to stop: what is
-    saved is kept, and the same command continues from there."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        parallel.start(hosts)
-        signal.signal(signal.SIGTERM, end_now)  # only now: where processes have joined, JAX hears it and goes on
-        yield
-    except Stopped as stop:
-        print(stop, file=sys.stderr)
-        raise SystemExit(STOPPED) from None
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted") from None
-    except (ValueError, OSError, FloatingPointError) as error:
-        raise SystemExit(f"error: {error}") from error
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: a handler that was not set by Python
 
 
 def run(config: Config) -> None:

@@ -13,19 +13,10 @@ import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from infomask_jax import parallel
+from infomask_jax.command import Stopped as Stopped  # which who asks for `Stop.requested` raises
 from infomask_jax.system import read_json_lines, write_all
 
-STOPPED = 75  # exit status of a run that was asked to stop and saved: EX_TEMPFAIL, the same command continues it
 METADATA_SECONDS = 5.0  # between two looks at the cloud's notices; a preempted machine has 30 seconds
-
-
-class Stopped(KeyboardInterrupt):
-    """A run was asked to stop, and what it had is saved; the same command continues it."""
-
-
-def end_now(number, frame) -> None:
-    """Handler of a signal where no step is running that `Stop` could wait for."""
-    raise Stopped("stopped; what is saved is kept. The same command continues from there.")
 
 
 class MetricsLog:

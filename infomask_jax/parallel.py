@@ -9,6 +9,7 @@ import ctypes
 import functools
 import itertools
 import os
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,21 +41,48 @@ def start(hosts: HostsConfig) -> None:
             f"found {hosts.coordinator!r}, {hosts.processes}, {hosts.process}. `--hosts.coordinator auto` asks the "
             "cluster's scheduler and needs no others."
         )
-    if jax.distributed.is_initialized():
-        return
-    if all(named):
-        jax.distributed.initialize(hosts.coordinator, hosts.processes, hosts.process)
-    elif hosts.coordinator == "auto" or _on_tpu_host():
-        jax.distributed.initialize()
+    before = signal.getsignal(signal.SIGTERM)
+    if not jax.distributed.is_initialized():
+        if all(named):
+            jax.distributed.initialize(hosts.coordinator, hosts.processes, hosts.process)
+        elif hosts.coordinator == "auto" or _on_tpu_host():
+            jax.distributed.initialize()
+        if callable(before):  # JAX has taken SIGTERM, notes it and goes on
+            signal.signal(signal.SIGTERM, before)
+    _check_platforms()
 
 
 def set_up() -> None:
-    """Keep compiled programs in ~/.cache/infomask_jax, or where JAX_COMPILATION_CACHE_DIR says; without an accelerator
-    also the memory that is freed (see `_keep_memory`). Call before anything of JAX."""
+    """What `start` does for one process. Call before anything of JAX."""
+    _settings()
+    _check_platforms()
+
+
+def _settings() -> None:
+    """Keep compiled programs in ~/.cache/infomask_jax, or where JAX_COMPILATION_CACHE_DIR says, or, without a home that
+    can be written, nowhere; without an accelerator keep also the memory that is freed (see `_keep_memory`)."""
     if not accelerated():
         _keep_memory()
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "infomask_jax"))
+    if jax.config.jax_compilation_cache_dir:
+        return
+    cache = Path(os.path.expanduser("~/.cache/infomask_jax"))
+    with contextlib.suppress(OSError):
+        cache.mkdir(parents=True, exist_ok=True)
+    if cache.is_absolute() and os.access(cache, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def _check_platforms() -> None:
+    """ValueError if JAX_PLATFORMS names what JAX does not find on this machine."""
+    try:
+        if jax.config.jax_platforms not in (None, "", "cpu"):  # else JAX takes what there is
+            jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        found = f" ({str(error).splitlines()[0].split(' (set ')[0]})" if str(error) else ""
+        raise ValueError(
+            f"JAX_PLATFORMS={jax.config.jax_platforms} names no device that JAX finds here{found}. Leave it "
+            "out, or set it to cpu."
+        ) from error
 
 
 def accelerated() -> bool:

@@ -4,7 +4,6 @@ import contextlib
 import csv
 import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +19,12 @@ from infomask_jax.datasets import images, schema
 from infomask_jax.datasets.images import BadImage
 from infomask_jax.evaluate.scoring import FIXED_THRESHOLD
 from infomask_jax.manifest import write_json
+from infomask_jax.system import lock
 
 PROBABLE = 0.5  # probability from which on boxes are drawn
 TOLD = 20  # films of which each is told on the screen
+SCRATCH = ".building"  # folder in OUT of what is not whole yet
+FIRST = ("maps.npz", "boxes.json", "pictures", "skipped.csv")  # what moves out of it before predictions.csv
 LONGEST_NAME = 250  # bytes of a file name, so that a picture of that name and .png can be written
 
 
@@ -81,7 +83,7 @@ def predict_files(run: Path, xrays: Sequence[Path], out: Path, skip_bad: bool = 
         or files that cannot be read, all of them listed.
     """
     run, out = Path(run), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or {*out.iterdir()} - {*_leftovers(out)}):
         raise ValueError(f"--out: expected a new or an empty folder, found something in {out}; give another one")
     config, params = checkpoint.finished(run)
     facts = manifest.read(run)
@@ -198,21 +200,34 @@ def thresholds(run: Path, findings: Sequence[str]) -> dict[str, dict[str, float]
     return {name: {m: e["threshold"]["value"] for m, e in methods.items()} for name, methods in found.items()}
 
 
+def _leftovers(out: Path) -> list[Path]:
+    """What a predict that was killed has left in `out`: hidden folders, and what had moved up before predictions.csv,
+    which is the last."""
+    hidden = [path for path in out.glob(f"{SCRATCH}*")]
+    moved = [] if (out / "predictions.csv").exists() else [out / name for name in FIRST]
+    return hidden + moved if hidden else []
+
+
 @contextlib.contextmanager
 def _building(out: Path) -> Iterator[Path]:
     """A folder in `out` whose contents move up into it when all has gone well; otherwise they are gone, and `out`, too,
-    if it was not there."""
-    new = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=out))
-    try:
-        yield scratch
-        for path in sorted(scratch.iterdir(), key=lambda path: path.name == "predictions.csv"):
-            path.rename(out / path.name)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        if new and not any(out.iterdir()):
-            out.rmdir()
+    if it was not there. Takes away what a killed predict has left; BlockingIOError while another one is at work."""
+    new, scratch = not out.exists(), out / SCRATCH
+    with lock(scratch, "another predict is at work here; wait for it, or give another --out"):
+        try:
+            for path in _leftovers(out) + list(scratch.iterdir()):
+                if path != scratch and path.name != ".lock":
+                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            yield scratch
+            for path in sorted(scratch.iterdir(), key=lambda path: path.name == "predictions.csv"):
+                if path.name != ".lock":
+                    path.rename(out / path.name)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        scratch.rmdir()
+    if new and not any(out.iterdir()):
+        out.rmdir()
 
 
 def find_boxes(

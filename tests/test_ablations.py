@@ -638,8 +638,8 @@ def test_script_lists_variants_and_takes_steps(capsys, monkeypatch, tmp_path):
     out = capsys.readouterr().out
     assert "delay_0.5" in out and "loss.delay 0.5" in out and "skipped: the data has one finding" in out
     calls = []
-    monkeypatch.setattr(script.datasets, "load", lambda name, folder: f"{name} in {folder}")
-    monkeypatch.setattr(script.ablation, "run", lambda *a, **options: calls.append((*a, options)))
+    monkeypatch.setattr("infomask_jax.datasets.load", lambda name, folder: f"{name} in {folder}")
+    monkeypatch.setattr("infomask_jax.ablation.run", lambda *a, **options: calls.append((*a, options)))
     script.main(script.Ablations("implanted", data_dir=tmp_path, workdir=Path("w"), only="beta", seeds=(2,), steps=9))
     base, data, *rest, command, options = calls[0]
     assert (base.dataset, base.train.steps, base.data_dir) == ("implanted", 9, tmp_path)

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from infomask_jax import checkpoint, datasets
+from infomask_jax.command import STOPPED
 from infomask_jax.datasets import Synthetic
-from infomask_jax.monitor import STOPPED
 
 ROOT = Path(__file__).parent.parent
 STEPS = 30

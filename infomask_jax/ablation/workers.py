@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from infomask_jax import datasets, monitor, parallel
+from infomask_jax import command, datasets, monitor, parallel
 from infomask_jax.ablation.predictions import Split, maps_of, read_splits, trained
 from infomask_jax.ablation.table import add_rows, of_finding, resampled_patients, shown
 from infomask_jax.ablation.variants import Variant, config_of
@@ -67,7 +67,7 @@ def side_by_side(tasks: list[Task], jobs: int, logs: Path) -> Iterator[dict]:
     context, jobs = multiprocessing.get_context("spawn"), min(jobs, len(tasks))
     waiting, running, done, free = deque(enumerate(tasks)), {}, {}, list(range(jobs))
     logs.mkdir(parents=True, exist_ok=True)
-    before = {number: signal.signal(number, monitor.end_now) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, command.end_now) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         for at in range(len(tasks)):
             while at not in done:

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import threading
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from infomask_jax import command
 from infomask_jax.datasets import build, folder, images, implanted, nih, rsna, schema, store
 from infomask_jax.datasets.folder import Folder
 from infomask_jax.datasets.images import BadImage
@@ -84,6 +84,7 @@ def prepare(options: Synthetic | Rsna | Nih | Folder) -> Prepared:
         name, options = _resolve(options)
     if not 1 <= options.size <= LARGEST:
         raise BadData(f"size: expected 1..{LARGEST} pixels, found {options.size}")
+    build.clear(options.data_dir.absolute() / name)
     prepared = _already(name, options)  # also where nothing can be written
     if prepared is None:
         with lock(options.data_dir.absolute() / name, "another prepare is at work here; wait for it"):
@@ -128,6 +129,8 @@ def _build(name: str, options) -> Prepared:
     spawn = multiprocessing.get_context("spawn")  # a fork of a process with running threads can hang
     try:
         with ProcessPoolExecutor(jobs, spawn, initializer=_follow_parent) as pool:
+            with command.deaf():  # Ctrl-C is the parent's to handle
+                pool.submit(int)  # starts all of them
             return build.build(name, options, read, pool, partial(draw, config=options), jobs)
     except BrokenExecutor as error:
         raise OSError("a process that draws was killed (memory?); try fewer --workers") from error
@@ -176,8 +179,7 @@ def _draw(item: Item, config: PhantomConfig) -> dict:
 
 
 def _follow_parent() -> None:
-    """A parent that is killed cannot stop its workers: they watch it. Ctrl-C is the parent's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A parent that is killed cannot stop its workers: they watch it."""
 
     def watch():
         wait([multiprocessing.parent_process().sentinel])

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from infomask_jax.datasets import schema, store
 from infomask_jax.datasets.schema import BadData, Item, Problem
+from infomask_jax.system import lock
 
 
 class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
@@ -135,6 +136,13 @@ def build(
     finally:
         _clear(scratch, final)
     return store.load(name, options.data_dir)
+
+
+def clear(root: Path) -> None:
+    """Take away what a `prepare` that was killed has left in `root`, not what another one is building."""
+    if (root / ".building").exists():
+        with contextlib.suppress(OSError), lock(root, "another prepare is at work here"):
+            _clear(root / ".building", root / store.VERSION)
 
 
 def _clear(scratch: Path, final: Path) -> None:

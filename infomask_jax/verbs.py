@@ -1,0 +1,230 @@
+"""Localize chest disease from image-level labels: prepare a dataset, score a run or anyone's maps,
+predict new X-rays, audit where a run's information comes from, train it again to the last bit, export it,
+redraw a report.
+
+Training is in experiments/: each script there is one configuration and takes --help.
+"""
+
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from infomask_jax import command, datasets
+from infomask_jax.config import HostsConfig
+
+
+def default(text: str):
+    """What --help says of an option whose None stands for something else."""
+    return tyro.conf.arg(help_behavior_hint=f"(default: {text})")
+
+
+ONE_OR_MORE = tyro.conf.arg(metavar="X-RAY...", help_behavior_hint="(one or more)")
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Read a raw release, check all of it, and store it for training; `prepare DATASET --help` lists the options."""
+
+    release: tyro.conf.OmitArgPrefixes[
+        reduce(or_, (Annotated[kind, tyro.conf.subcommand(name)] for name, kind in datasets.OPTIONS.items()))
+    ]
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score a trained run on prepared data, or anyone's heat maps (--maps, --boxes): print tables, write files."""
+
+    run: Annotated[Path | None, tyro.conf.Positional] = None
+    """Work directory of a run, scored together with its plain classifier; or else --maps and --boxes."""
+    data_dir: Annotated[Path | None, default("that of the run")] = None
+    """RUN: folder given to `prepare`."""
+    dataset: Annotated[str | None, default("that of the run")] = None
+    """RUN: name of the prepared dataset. Its findings need the names of the run's."""
+    split: Annotated[str | None, default("test")] = None
+    """RUN: split to score: train, val or test. Thresholds come from the same data's val split, never from the scored
+    one."""
+    faithfulness: bool = False
+    """RUN: also measure deletion and insertion, 42 forward passes an image and method."""
+    maps: Path | None = None
+    """Heat maps, an .npz of image_id [N] and for each method an array [N,h,w] or [N,h,w,K]; optional patient_id [N],
+    findings [K], probability and label (1, 0, -1 unknown) [N] or [N,K]. maps/SPLIT.npz of a run is one."""
+    boxes: tuple[Path, ...] = ()
+    """Tables of boxes: CSV of image, finding, x, y, w, h (pixels, top left corner; all empty: the image is
+    negative for that finding, or, where the finding is empty too, for all) and image_width, image_height (or --images),
+    optional patient; or NIH's BBox_List_2017.csv; or RSNA's stage_2_train_labels.csv."""
+    tune_on: Path | None = None
+    """Heat maps of validation images, same methods, boxes in the same tables: thresholds are tuned on them. Without it
+    they are fixed."""
+    findings: tuple[str, ...] = ()
+    """Findings to score, by default all; they name the last axis of maps, in order, where maps.npz has no findings."""
+    protocol: tuple[str, ...] = ()
+    """Published protocols to score and print, of wang2017 li2018 wsol chexlocalize rsna pixel_auprc; by default all are
+    scored and written, and none is printed."""
+    images: Path | None = None
+    """Folder with the image files: draws hits and misses."""
+    frame: Annotated[int | None, default("224")] = None
+    """Side of the frame in which maps are scored, pixels, 8 to 4096."""
+    out: Annotated[Path | None, default("evaluation")] = None
+    """Folder for eval.json, table.md, table.tex, per_image.csv and figures/."""
+    seed: Annotated[int | None, default("0")] = None
+    """Random seed of the bootstrap and of the random control."""
+    resamples: Annotated[int | None, default("1000")] = None
+    """Resamples of the patients in the bootstrap."""
+
+
+RUN_ONLY = ("data_dir", "dataset", "split", "faithfulness")
+MAPS_ONLY = ("tune_on", "findings", "protocol", "images", "frame", "out", "seed", "resamples")
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Find disease on X-rays with a trained run: probabilities, heat maps, boxes and a picture of each. For research:
+    not a medical device."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Work directory of the run."""
+    xrays: Annotated[tuple[Path, ...], tyro.conf.Positional, ONE_OR_MORE]
+    """PNG, JPEG or DICOM files, or folders of them with all sub-folders. Whole films, as in training."""
+    out: Path
+    """New or empty folder for predictions.csv, boxes.json (COCO, pixels of the file), maps.npz and pictures/."""
+    skip_bad: bool = False
+    """Leave out files that cannot be read and list them in skipped.csv, instead of stopping."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Tell where the bits of a trained run come from: the lesion, the lung beside it, or elsewhere (a shortcut). Print
+    shares against areas, write files."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Work directory of a run with a bottleneck."""
+    data_dir: Annotated[Path | None, default("that of the run")] = None
+    """Folder given to `prepare`."""
+    dataset: Annotated[str | None, default("that of the run")] = None
+    """Name of the prepared dataset."""
+    split: str = "test"
+    """Split to audit."""
+    lungs: Path | None = None
+    """Folder with the lung field of every image, IMAGE_ID.png (for an id such as a.jpg: a.png), of any size, over the
+    whole image, nonzero inside. Needed unless the data has stored ones (synthetic, implanted)."""
+    lungs_from_image: bool = False
+    """For images that show the lungs alone: lung is whatever is not black."""
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Train a finished run again from its config and manifest, in a temporary folder, and name the first step whose
+    loss differs. Exit status 0: the same bit for bit; 2: not. What several processes have trained is started on as
+    many, with --hosts as it was."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Work directory of the run; its plain classifier is a run of its own, RUN/plain."""
+    data_dir: Annotated[Path | None, default("that of the run")] = None
+    """Folder given to `prepare`."""
+    dataset: Annotated[str | None, default("that of the run")] = None
+    """Name of the prepared dataset."""
+    hosts: HostsConfig = field(default_factory=HostsConfig)
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a trained run as one StableHLO file: images [b, S, S, 1] of any number b -> logits and maps, for CPU, CUDA
+    and TPU. Read it with jax.export.deserialize. Images: whole films resized to squares of S = data.image_size pixels,
+    float32, of each its mean taken off and divided by its standard deviation."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Work directory of the run."""
+    out: Annotated[Path | None, default("RUN/model.stablehlo")] = None
+    """File to write."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Print the tables of a scored run again, redraw its figures and its page, report.html."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Work directory of the run."""
+    split: str = "test"
+    """Scored split."""
+
+
+def evaluate(options: Evaluate) -> None:
+    """Score a run or files of maps, whichever is asked for. ValueError where it is both, neither or a mixture."""
+    given = {name for name, value in vars(options).items() if value is not None and value is not False and value != ()}
+    if "run" in given and given & {"maps", "boxes"}:
+        raise ValueError("expected a RUN or --maps with --boxes, found both; score them one after the other")
+    if "run" not in given and not {"maps", "boxes"} <= given:
+        found = " and ".join(f"--{name}" for name in ("maps", "boxes") if name in given) or "none of them"
+        raise ValueError(f"expected a RUN, or --maps with --boxes; found {found}")
+    if unused := [name for name in (MAPS_ONLY if "run" in given else RUN_ONLY) if name in given]:
+        names, which = ", ".join(f"--{name.replace('_', '-')}" for name in unused), ("--maps", "a RUN")
+        raise ValueError(f"{names}: only for {which['run' not in given]}; leave it out")
+    if "run" not in given:
+        from infomask_jax.score_files import score_files
+
+        named = {
+            "protocols" if name == "protocol" else name: getattr(options, name) for name in MAPS_ONLY if name in given
+        }
+        score_files(options.maps, options.boxes, **named)
+        return
+    from infomask_jax import experiment  # JAX loads only where it is needed
+
+    experiment.evaluate_run(options.run, open_data(options), options.split or "test", options.faithfulness)
+
+
+def audit(options: Audit) -> None:
+    """Audit a run."""
+    from infomask_jax.audit import audit_run
+
+    audit_run(options.run, open_data(options), options.split, options.lungs, options.lungs_from_image)
+
+
+def open_data(options: Evaluate | Audit | Reproduce) -> datasets.Prepared:
+    """The prepared data that is asked for, by default what the run was trained on."""
+    from infomask_jax.config import Config
+
+    config = Config.load(options.run)
+    return datasets.load(options.dataset or config.dataset, options.data_dir or config.data_dir)
+
+
+def main() -> None:
+    kinds = (Prepare, Evaluate, Predict, Audit, Reproduce, Export, Report)
+    verbs = reduce(or_, (Annotated[v, tyro.conf.subcommand(v.__name__.lower())] for v in kinds))
+    config = (tyro.conf.OmitSubcommandPrefixes,)
+    verb = command.parse(verbs, prog="python -m infomask_jax", description=__doc__, config=config)
+    if isinstance(verb, (Predict, Audit, Reproduce, Export)) or (isinstance(verb, Evaluate) and verb.run):
+        from infomask_jax import parallel
+
+        if isinstance(verb, Reproduce):
+            parallel.start(verb.hosts)
+        else:
+            parallel.set_up()
+    if isinstance(verb, Prepare):
+        datasets.prepare(verb.release)
+    elif isinstance(verb, Evaluate):
+        try:
+            evaluate(verb)
+        except MemoryError as error:
+            raise MemoryError("score fewer images or methods at a time, in a smaller --frame") from error
+    elif isinstance(verb, Predict):
+        from infomask_jax.predict import predict_files
+
+        predict_files(verb.run, verb.xrays, verb.out, verb.skip_bad)
+    elif isinstance(verb, Audit):
+        audit(verb)
+    elif isinstance(verb, Reproduce):
+        from infomask_jax.reproduce import reproduce
+
+        raise SystemExit(0 if reproduce(verb.run, open_data(verb)) else 2)
+    elif isinstance(verb, Export):
+        from infomask_jax.export import export_run
+
+        print(f"written: {export_run(verb.run, verb.out)}")
+    else:
+        from infomask_jax import report
+
+        report.report(verb.run, verb.split)
