@@ -86,7 +86,8 @@ def draw(output: Path, workdir: Path, data: datasets.Prepared, split: str) -> li
     order = [name for name in DRAWN if name in maps]
     predicted = {}
     for box in detections:
-        predicted.setdefault((box["category"], box["image_id"]), []).append(box["bbox"])
+        name = box.get("file_name", box["image_id"])  # older runs have the name as image_id
+        predicted.setdefault((box["category"], name), []).append(box["bbox"])
 
     chosen = np.unique(np.linspace(0, len(predictions) - 1, min(MOST, len(predictions))).astype(int))
     source, size = data.source(split), Config.load(workdir).data.image_size
