@@ -41,7 +41,7 @@ def smooth_maps(n: int, grid: int = 14, seed: int = 0) -> tuple[np.ndarray, list
 
 def ours(maps, truth, true) -> tuple:
     """MaxBoxAccV2, PxAP, Acc [T,7]."""
-    best, _, _ = iou_curves(maps, true, protocols.TAUS)
+    best, _ = iou_curves(maps, true, protocols.TAUS)
     v2 = np.mean([(best >= delta).mean(0).max() for delta in protocols.DELTAS])
     acc = (best[..., None] > np.array(protocols.IOU_LEVELS)).mean(0)
     return v2, pixels.pixel_average_precision(maps, truth), acc

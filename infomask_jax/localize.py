@@ -79,7 +79,7 @@ def boxes_from_map(heat: np.ndarray, threshold: float, frame: tuple[int, int]) -
 
 
 def detections(
-    image_ids,
+    names,
     maps,
     sizes,
     threshold: float,
@@ -87,25 +87,29 @@ def detections(
     category_id: int,
     category: str,
     probabilities=None,
+    first: int = 0,
 ) -> list[dict]:
-    """COCO detections of one finding, `bbox` [x,y,w,h] in pixels of the source image.
+    """COCO detections of one finding, as pycocotools' `loadRes` takes them, `bbox` [x,y,w,h] in pixels of the source
+    image. `image_id` is the image's number, which COCO wants to be an integer; its name is beside it as `file_name`.
 
     Args:
-      image_ids: [N] text. maps: [N,h,w]. sizes: [N,2] (height, width) of the source images.
+      names: [N] text. maps: [N,h,w]. sizes: [N,2] (height, width) of the source images.
       probabilities: [N] of the finding; given, a box scores peak * probability, otherwise its peak alone.
+      first: number of the first image; the others follow in their order.
     """
     found = []
-    for i, (image_id, heat, (height, width)) in enumerate(zip(image_ids, maps, sizes, strict=True)):
+    for i, (name, heat, (height, width)) in enumerate(zip(names, maps, sizes, strict=True)):
         try:
             boxes, scores = boxes_from_map(heat, threshold, frame)
         except ValueError as error:
-            raise ValueError(f"image {image_id}: {error}") from error
+            raise ValueError(f"image {name}: {error}") from error
         scale = 1.0 if probabilities is None else float(probabilities[i])
         for (ymin, xmin, ymax, xmax), score in zip(boxes.astype(float), scores, strict=True):
             bbox = [xmin * width, ymin * height, (xmax - xmin) * width, (ymax - ymin) * height]
             found.append(
                 {
-                    "image_id": str(image_id),
+                    "image_id": first + i,
+                    "file_name": str(name),
                     "category_id": int(category_id),
                     "category": category,
                     "bbox": [round(v, 3) for v in bbox],

@@ -70,7 +70,8 @@ def predict_files(run: Path, xrays: Sequence[Path], out: Path, skip_bad: bool = 
 
       predictions.csv   image_id, height, width and, for each finding, probability and number of boxes
       maps.npz          image_id [N], findings [K], probability [N, K], float16 maps [N, h, w] or [N, h, w, K] by method
-      boxes.json        COCO detections in pixels of the file, cut where the run was scored, else at .5
+      boxes.json        COCO detections in pixels of the file, cut where the run was scored, else at .5; their image_id
+                        counts the rows of predictions.csv from 0, their file_name is its image_id
       pictures/         each film beside its map of each finding, with boxes where the finding is probable
       skipped.csv       file and reason, if bad files were left out
 
@@ -104,10 +105,11 @@ def predict_files(run: Path, xrays: Sequence[Path], out: Path, skip_bad: bool = 
             drawn = experiment.drawn_method(maps)
             found = {"probability": scipy.special.expit(logits.astype(np.float64))} | maps
             found = {name: values[rows] for name, values in found.items()}
+            first = sum(map(len, kept.get("probability", ())))
             for name, values in found.items():
                 kept.setdefault(name, []).append(values)
             names, sizes, shown = zip(*[(ids[i], films.sizes[i], films.shown.pop(i)) for i in good], strict=True)
-            boxes, panels = find_boxes(found, drawn, names, sizes, findings, cuts, side)
+            boxes, panels = find_boxes(found, drawn, names, sizes, findings, cuts, side, first)
             detections += boxes
             list(pool.map(partial(_draw, scratch / "pictures"), names, shown, panels))
         if films.problems and not skip_bad:  # nothing will be written: what else cannot be read?
@@ -231,21 +233,28 @@ def _building(out: Path) -> Iterator[Path]:
 
 
 def find_boxes(
-    found: dict, drawn: str, ids: Sequence[str], sizes: Sequence, findings: Sequence[str], cuts: dict, side: int
+    found: dict,
+    drawn: str,
+    ids: Sequence[str],
+    sizes: Sequence,
+    findings: Sequence[str],
+    cuts: dict,
+    side: int,
+    first: int = 0,
 ) -> tuple[list[dict], list[list]]:
     """COCO detections of a batch, and of each image what `report.overlay` draws of each finding.
 
     Args:
       found: probability [B, K] and, under the name `drawn`, maps [B, h, w, 1 or K]. ids, sizes: of the B files.
-      cuts: see `thresholds`. side: of the square in which maps are cut, pixels.
+      cuts: see `thresholds`. side: of the square in which maps are cut, pixels. first: number of the first image.
     """
     detections, panels = [], [[] for _ in ids]
     for k, name in enumerate(findings):
         heat, p = found[drawn][..., min(k, found[drawn].shape[-1] - 1)], found["probability"][:, k]
         cut = cuts.get(name, {}).get(drawn, FIXED_THRESHOLD)
-        boxes = localize.detections(ids, heat, sizes, cut, (side, side), k, name, p)
-        for j, (image_id, size) in enumerate(zip(ids, sizes, strict=True)):
-            own = [box["bbox"] for box in boxes if box["image_id"] == image_id and p[j] >= PROBABLE]
+        boxes = localize.detections(ids, heat, sizes, cut, (side, side), k, name, p, first)
+        for j, size in enumerate(sizes):
+            own = [box["bbox"] for box in boxes if box["image_id"] == first + j and p[j] >= PROBABLE]
             shown = heat[j] if drawn == "infomask" else localize.normalise(heat[j])
             panels[j].append((f"{name}: p = {p[j]:.3f}", shown, report.unit_boxes(own, *size)))
         detections += boxes
@@ -271,7 +280,7 @@ def _write_tables(
     folder: Path, ids: list[str], films: Films, probability: np.ndarray, findings: list[str], detections: list[dict]
 ) -> None:
     """predictions.csv and, if files were left out, skipped.csv."""
-    boxes = Counter((box["image_id"], box["category"]) for box in detections)
+    boxes = Counter((box["file_name"], box["category"]) for box in detections)
     sizes = [films.sizes[i] for i in range(len(films)) if i not in films.problems]
     with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

@@ -89,7 +89,7 @@ def test_maps_boxes_and_predictions_belong_to_the_same_images(run):
     assert [int(row["opacity label"]) for row in rows] == [int(source[i]["labels"][0]) for i in range(20)]
     for box in read(run / "boxes" / "test.json"):
         x, y, w, h = box["bbox"]
-        assert box["image_id"] in ids and min(x, y) >= 0 and max(x + w, y + h) <= 32 and min(w, h) > 0
+        assert box["file_name"] == ids[box["image_id"]] and min(x, y) >= 0 and max(x + w, y + h) <= 32 and min(w, h) > 0
 
 
 def test_images_out_of_order_are_an_error(run, monkeypatch):
@@ -111,6 +111,19 @@ def test_figures_are_drawn_and_redrawn(run):
     assert (run / "report.html").read_text() == page and page.count("<img ") == len(first)
     with pytest.raises(FileNotFoundError, match=r"score this split first"):
         report.report(run, "val")
+
+
+def test_boxes_of_an_older_run_are_drawn_the_same(run):
+    path, page = run / "boxes" / "test.json", (run / "report.html").read_text()
+    boxes = path.read_text()
+    path.write_text(json.dumps([{**b, "image_id": b.pop("file_name")} for b in json.loads(boxes)]))
+    report.report(run, "test")
+    assert (run / "report.html").read_text() == page
+    path.write_text("[]")
+    report.report(run, "test")
+    assert (run / "report.html").read_text() != page
+    path.write_text(boxes)
+    report.report(run, "test")
 
 
 def test_python_of_the_readme_gives_the_scored_maps_and_every_term(run):
@@ -158,7 +171,7 @@ def test_plain_run_with_attention_is_whole(run, tmp_path):
     assert cut == scores["localization"]["opacity"]["cam"]["threshold"]["value"]
     with np.load(workdir / "maps" / "test.npz") as maps:
         expected = {i: boxes_from_map(m, cut, (32, 32))[0] for i, m in zip(maps["image_id"], maps["cam"], strict=True)}
-    found = Counter(box["image_id"] for box in read(workdir / "boxes" / "test.json"))
+    found = Counter(box["file_name"] for box in read(workdir / "boxes" / "test.json"))
     assert found == Counter({str(i): len(boxes) for i, boxes in expected.items()}) and sum(found.values()) > 0
 
 

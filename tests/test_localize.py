@@ -100,9 +100,16 @@ def test_detections_are_coco_in_source_pixels():
     heat = np.zeros((8, 8), np.float16)
     heat[2:4, 4:8] = 1
     found = detections(["x"], heat[None], [(1000, 400)], 0.6, (8, 8), 3, "mass", probabilities=[0.25])
-    expected = {"image_id": "x", "category_id": 3, "category": "mass", "bbox": [200, 250, 200, 250], "score": 0.25}
-    assert found == [expected]
+    expected = {"category_id": 3, "category": "mass", "bbox": [200, 250, 200, 250], "score": 0.25}
+    assert found == [{"image_id": 0, "file_name": "x", **expected}]
     json.dumps(found, allow_nan=False)
+
+
+def test_images_without_a_box_keep_their_number():
+    maps = np.stack([np.eye(4), np.zeros((4, 4)), np.eye(4)])
+    found = detections(["a", "b", "c"], maps, [(4, 4)] * 3, 0.5, (4, 4), 0, "mass", first=5)
+    assert [(box["image_id"], box["file_name"]) for box in found] == [(5, "a"), (7, "c")]
+    assert all(type(box["image_id"]) is type(box["category_id"]) is int for box in found)
 
 
 @settings(max_examples=40, deadline=None)

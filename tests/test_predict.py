@@ -59,7 +59,7 @@ def table(path: Path) -> dict[str, dict]:
 
 
 def order(boxes: list[dict]) -> list[tuple]:
-    return sorted((box["image_id"], *np.round(box["bbox"], 2), round(box["score"], 3)) for box in boxes)
+    return sorted((box["file_name"], *np.round(box["bbox"], 2), round(box["score"], 3)) for box in boxes)
 
 
 def test_files_have_the_scores_of_the_prepared_images(run, films, tmp_path):
@@ -78,7 +78,10 @@ def test_files_have_the_scores_of_the_prepared_images(run, films, tmp_path):
             )
         assert (rows[name]["height"], rows[name]["width"]) == ("90", "70")
     ours, scored = (json.loads(path.read_text()) for path in (tmp_path / "out/boxes.json", run / "boxes/test.json"))
-    ours = [box for box in ours if box["image_id"] in prepared and box["category"] == "mass"]
+    with np.load(tmp_path / "out" / "maps.npz") as found, np.load(run / "maps" / "test.npz") as scored_maps:
+        assert all(found["image_id"][box["image_id"]] == box["file_name"] for box in ours)
+        assert all(scored_maps["image_id"][box["image_id"]] == box["file_name"] for box in scored)
+    ours = [box for box in ours if box["file_name"] in prepared and box["category"] == "mass"]
     assert len(scored) >= 8 and order(ours) == order(scored)
     pictures = {p.relative_to(tmp_path / "out" / "pictures").as_posix() for p in (tmp_path / "out").rglob("*.png")}
     assert pictures == {f"{name}.png" for name in rows}
@@ -113,6 +116,9 @@ def test_bad_files_are_all_named_and_nothing_is_written(run, films, tmp_path, ca
     assert len(table(out / "predictions.csv")) == 32
     with np.load(out / "maps.npz") as maps:
         assert "000.png" not in maps["image_id"] and len(maps["infomask"]) == 32
+        names = list(maps["image_id"])
+    boxes = json.loads((out / "boxes.json").read_text())  # numbered without the films that are left out
+    assert boxes and all(names[box["image_id"]] == box["file_name"] for box in boxes)
     with (out / "skipped.csv").open() as file:
         assert [Path(row["file"]).name for row in csv.DictReader(file)] == ["000.png", "torn.png"]
     with pytest.raises(ValueError, match="1 problem"):
@@ -141,7 +147,7 @@ def test_plain_classifier_is_cut_as_it_was_scored_with_its_run(run, films, tmp_p
     with np.load(tmp_path / "out" / "maps.npz") as maps:
         expected, _ = boxes_from_map(maps["cam"][1, ..., 0], cut, (32, 32))
     boxes = [b for b in json.loads((tmp_path / "out" / "boxes.json").read_text()) if b["category"] == "mass"]
-    assert len([b for b in boxes if b["image_id"] == "003.png"]) == len(expected) > 0
+    assert len([b for b in boxes if b["file_name"] == "003.png"]) == len(expected) > 0
 
 
 def test_run_of_several_findings_is_audited(run, tmp_path):
@@ -229,7 +235,7 @@ def test_boxes_are_listed_of_all_and_drawn_of_what_is_probable(masks):
     found = {"probability": np.array([[0.4, 0.9], [0.6, 0.1]]), "infomask": maps, "cam": maps}
     asked = ["a", "b"], [(80, 160), (160, 80)], ["mass", "effusion"], {"mass": {"infomask": 0.5, "cam": 0.5}}, 64
     boxes, panels = predict.find_boxes(found, "infomask", *asked)
-    names = [(box["image_id"], box["category"]) for box in boxes]
+    names = [(box["file_name"], box["category"]) for box in boxes]
     assert names == [("a", "mass"), ("b", "mass"), ("a", "effusion"), ("b", "effusion")]
     captions = [[caption for caption, _, _ in own] for own in panels]
     assert captions == [["mass: p = 0.400", "effusion: p = 0.900"], ["mass: p = 0.600", "effusion: p = 0.100"]]

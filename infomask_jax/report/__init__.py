@@ -99,7 +99,8 @@ def draw(output: Path, workdir: Path, data: datasets.Prepared, split: str) -> li
     order = [name for name in DRAWN if name in maps]
     predicted = {}
     for box in detections:
-        predicted.setdefault((box["category"], box["image_id"]), []).append(box["bbox"])
+        name = box.get("file_name", box["image_id"])  # older runs have the name as image_id
+        predicted.setdefault((box["category"], name), []).append(box["bbox"])
 
     source, size = data.source(split), Config.load(workdir).data.image_size
     count, shapes = len(source), {array.shape for array in (scored_ids, *probabilities.values())}
