@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from infomask_jax import datasets
+from infomask_jax import datasets, npz
 from infomask_jax.config import Config
 from infomask_jax.report.audit import audit_figure, audit_sheets
 from infomask_jax.report.export import render, write_predictions, write_scores
@@ -25,6 +25,7 @@ from infomask_jax.report.overlay import as_panel, overlay
 from infomask_jax.report.page import run_page
 from infomask_jax.report.render import as_markdown, print_scores, screen
 from infomask_jax.system import write_all
+from infomask_jax.text import csv_cell
 
 __all__ = [
     "DRAWN",
@@ -80,9 +81,8 @@ def draw(output: Path, workdir: Path, data: datasets.Prepared, split: str) -> li
     detections = json.loads(_scored(output / "boxes" / f"{split}.json").read_text())
     with _scored(output / "predictions" / f"{split}.csv").open(newline="", encoding="utf-8") as file:
         predictions = list(csv.DictReader(file))
-    with np.load(_scored(output / "maps" / f"{split}.npz")) as stored:
-        maps = {name: stored[name] for name in stored.files if name != "image_id"}
-        scored_ids = stored["image_id"]
+    maps = npz.read(_scored(output / "maps" / f"{split}.npz"))
+    scored_ids = maps.pop("image_id")
     order = [name for name in DRAWN if name in maps]
     predicted = {}
     for box in detections:
@@ -105,7 +105,7 @@ def draw(output: Path, workdir: Path, data: datasets.Prepared, split: str) -> li
             {name: maps[name][chosen] if maps[name].ndim == 3 else maps[name][chosen, ..., k] for name in order},
             [e["boxes"][e["box_labels"] == own] for e in examples],
             {order[0]: boxes},
-            [float(predictions[i][f"{finding} probability"]) for i in chosen],
+            [float(predictions[i][csv_cell(f"{finding} probability")]) for i in chosen],
             [int(e["labels"][own]) for e in examples],
             ids,
             output / "figures" / (names[finding] if len(names) > 1 else ""),

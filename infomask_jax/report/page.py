@@ -78,7 +78,7 @@ def run_page(output: Path, workdir: Path) -> str:
     Pictures are inside the page. `output` is the run or its on-NAME-FINGERPRINT.
     """
     parts = []
-    for path in sorted((output / "eval").glob("*.json"), key=lambda path: (path.stem != "test", path.stem)):
+    for path in sorted((output / "eval").glob("[!.]*.json"), key=lambda path: (path.stem != "test", path.stem)):
         try:
             result = json.loads(path.read_text())
             if path.stem.startswith("audit_"):
@@ -94,7 +94,7 @@ def run_page(output: Path, workdir: Path) -> str:
         f"Seed {manifest['seed']}, trained on {manifest['dataset']['name']}, revision {manifest['git_revision']}, "
         f"jax {manifest['libraries']['jax']}, {len(manifest['devices'])} x {devices}."
     )
-    drawn = sorted((output / "figures").rglob("*.png"))
+    drawn = sorted((output / "figures").rglob("[!.]*.png"))
     figures = [
         (path.relative_to(output).as_posix(), base64.b64encode(path.read_bytes()).decode("ascii")) for path in drawn
     ]
