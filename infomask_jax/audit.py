@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from infomask_jax import pipeline, report
 from infomask_jax.checkpoint import finished
-from infomask_jax.datasets import Prepared, images
+from infomask_jax.datasets import Prepared, images, lookup
 from infomask_jax.evaluate import shares
 from infomask_jax.experiment import place, predict, read_examples
 from infomask_jax.system import write_all
@@ -92,13 +93,14 @@ def lung_fields(
                 "--lungs-from-image"
             )
         return lambda i: pipeline.decode_gray(source[i]["lung"]) > 0, "stored"
-    paths = [Path(lungs) / f"{_stem(image_id)}.png" for image_id in ids]
+    locate = lookup.locator(Path(lungs))
+    paths = [locate(f"{_stem(image_id)}.png") for image_id in ids]
     if len(set(paths)) < len(paths):
         twice = next(path for path, count in Counter(paths).items() if count > 1)
         raise ValueError(
             f"{twice}: expected the lung of one image, found several ids of {split} that mean it: rename them"
         )
-    if missing := [path.relative_to(lungs).as_posix() for path in paths if not path.is_file()]:
+    if missing := [path.relative_to(lungs).as_posix() for path in paths if not os.path.isfile(path)]:
         some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise ValueError(f"--lungs {lungs}: expected {len(ids)} files, found that {len(missing)} are missing: {some}")
 

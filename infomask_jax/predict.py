@@ -1,7 +1,6 @@
 """A trained run on X-rays from files: of each the probabilities, maps and boxes, and a picture to look at."""
 
 import contextlib
-import csv
 import os
 import shutil
 from collections import Counter
@@ -15,11 +14,12 @@ import scipy.special
 
 from infomask_jax import checkpoint, datasets, experiment, localize, manifest, report
 from infomask_jax.config import Config
-from infomask_jax.datasets import images, schema
+from infomask_jax.datasets import images, lookup, schema
 from infomask_jax.datasets.images import BadImage
 from infomask_jax.evaluate.scoring import FIXED_THRESHOLD
 from infomask_jax.manifest import write_json
 from infomask_jax.system import lock
+from infomask_jax.text import as_csv, normal, printable
 
 PROBABLE = 0.5  # probability from which on boxes are drawn
 TOLD = 20  # films of which each is told on the screen
@@ -154,14 +154,16 @@ def find(xrays: Sequence[Path]) -> dict[str, Path]:
     for given in map(Path, xrays):
         files = _files(given) if given.is_dir() else [given]
         for path in files:
-            image_id = path.relative_to(given).as_posix() if given.is_dir() else path.name
+            image_id = normal(path.relative_to(given).as_posix() if given.is_dir() else path.name)
             if os.path.realpath(path) in seen:
                 continue
             seen.add(os.path.realpath(path))
-            if not image_id.isprintable() or "\\" in image_id or len(os.fsencode(path.name)) > LONGEST_NAME:
+            if not printable(image_id) or "\\" in image_id or len(os.fsencode(path.name)) > LONGEST_NAME:
                 wrong.append(f"{image_id!r}: not printable, with a backslash, or of over {LONGEST_NAME} bytes")
-            elif found.setdefault(image_id, path) != path:
-                wrong.append(f"{found[image_id]} and {path} are both {image_id}: give the folder above them")
+            elif (other := found.setdefault(image_id, path)) != path:
+                same = normal(str(other)) == normal(str(path))
+                both = f"{lookup.one_name([other, path])}: keep one"
+                wrong.append(both if same else f"{other} and {path} are both {image_id}: give the folder above them")
     if wrong:
         raise ValueError(f"names of X-rays: {schema.describe(wrong)}\nRename them.")
     return found
@@ -169,17 +171,20 @@ def find(xrays: Sequence[Path]) -> dict[str, Path]:
 
 def _files(folder: Path) -> list[Path]:
     """X-rays in a folder and its sub-folders, by name; says what is left out."""
-    files, others, linked = [], 0, 0
+    files, others, linked, hidden = [], 0, 0, 0
 
     def fail(error: OSError):
         raise error
 
     for place, folders, names in os.walk(folder, onerror=fail):
+        hidden += sum(map(lookup.hidden, folders + names))
+        folders[:], names = ([name for name in those if not lookup.hidden(name)] for those in (folders, names))
         own = [Path(place, name) for name in names if name.lower().endswith(images.SUFFIXES)]
         files, others = files + own, others + len(names) - len(own)
         linked += sum(os.path.islink(os.path.join(place, name)) for name in folders)
     left_out = [f"{others} files whose names do not end in {', '.join(images.SUFFIXES)}"] if others else []
     left_out += [f"{linked} linked folders"] if linked else []
+    left_out += [f"{hidden} hidden files or folders (._*, .*, __MACOSX)"] if hidden else []
     if left_out:
         print(f"{folder}: left out {' and '.join(left_out)}; give X-rays among them by name")
     if not files:
@@ -282,18 +287,15 @@ def _write_tables(
     """predictions.csv and, if files were left out, skipped.csv."""
     boxes = Counter((box["file_name"], box["category"]) for box in detections)
     sizes = [films.sizes[i] for i in range(len(films)) if i not in films.problems]
-    with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        columns = [f"{name} {what}" for name in findings for what in ("probability", "boxes")]
-        writer.writerow(["image_id", "height", "width", *columns])
-        for image_id, size, probabilities in zip(ids, sizes, probability, strict=True):
-            cells = [(f"{p:.6g}", boxes[image_id, name]) for name, p in zip(findings, probabilities, strict=True)]
-            writer.writerow([image_id, *size, *(cell for pair in cells for cell in pair)])
+    columns = [f"{name} {what}" for name in findings for what in ("probability", "boxes")]
+    rows = [["image_id", "height", "width", *columns]]
+    for image_id, size, probabilities in zip(ids, sizes, probability, strict=True):
+        cells = [(f"{p:.6g}", boxes[image_id, name]) for name, p in zip(findings, probabilities, strict=True)]
+        rows.append([image_id, *size, *(cell for pair in cells for cell in pair)])
+    (folder / "predictions.csv").write_text(as_csv(rows), encoding="utf-8")
     if films.problems:
-        with (folder / "skipped.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["file", "reason"])
-            writer.writerows((films.paths[i], reason) for i, reason in sorted(films.problems.items()))
+        skipped = [(films.paths[i], reason) for i, reason in sorted(films.problems.items())]
+        (folder / "skipped.csv").write_text(as_csv([("file", "reason"), *skipped]), encoding="utf-8")
 
 
 def _tell(out: Path, ids: list[str], films: Films, probability: np.ndarray, findings: list[str]) -> None:

@@ -4,7 +4,6 @@ A data set is built in DATA/NAME/.building and moved to DATA/NAME/VERSION by one
 """
 
 import contextlib
-import csv
 import hashlib
 import io
 import json
@@ -23,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from infomask_jax.datasets import schema, store
 from infomask_jax.datasets.schema import BadData, Item, Problem
 from infomask_jax.system import lock
+from infomask_jax.text import as_csv
 
 
 class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
@@ -129,7 +129,9 @@ def build(
         built = scratch / name / store.VERSION
         (built / "metadata.json").write_text(json.dumps(facts, indent=1))
         if problems:
-            _write_skipped(built / "skipped.csv", problems)
+            rows = [(p.file, p.row, p.field, p.reason, p.image_id) for p in problems]
+            skipped = as_csv([("file", "row", "field", "reason", "image"), *rows])
+            (built / "skipped.csv").write_text(skipped, encoding="utf-8")
         if final.exists():
             final.rename(scratch / "replaced")
         built.rename(final)
@@ -185,13 +187,6 @@ def _count(summary: dict, example: dict) -> None:
     summary["boxed images"] += bool(len(example["boxes"]))
     for k, label in enumerate(example["labels"]):
         summary["labels"][k][{1: 0, 0: 1, -1: 2}[int(label)]] += 1
-
-
-def _write_skipped(path: Path, problems: Sequence[Problem]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("file", "row", "field", "reason", "image"))
-        writer.writerows((p.file, p.row, p.field, p.reason, p.image_id) for p in problems)
 
 
 def _progress() -> Progress:

@@ -5,8 +5,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from infomask_jax.datasets import schema
+from infomask_jax.datasets import lookup, schema
 from infomask_jax.datasets.schema import BadData, Box, Item, Problem, Release
+from infomask_jax.text import normal
 
 OTHER_COLUMNS = ("image", "patient", "split", "view")  # every further column of labels.csv is a finding
 
@@ -26,7 +27,8 @@ class Folder:
     size: int = 256
     """Side of the stored square images, pixels."""
     findings: tuple[str, ...] = ()
-    """Findings to keep; none: every column. Images of the others stay, and their boxes count for Wang's AFP alone."""
+    """Findings to keep, the only columns then read as such; none: every other column. Images of the others stay, and
+    their boxes count for Wang's AFP alone."""
     skip_bad: bool = False
     """Leave out bad rows and images and list them in skipped.csv, instead of stopping."""
     overwrite: bool = False
@@ -36,27 +38,29 @@ class Folder:
 def read(options: Folder, problems: list[Problem]) -> Release:
     """Reads the tables and finds the images; adds to `problems`. Raises BadData where a table cannot be used at all."""
     tables = [options.source / "labels.csv", options.source / "boxes.csv"]
-    rows = schema.read_table(tables[0], ("image",), problems)
+    rows = schema.read_table(tables[0], ("image",), problems, OTHER_COLUMNS)
     columns = tuple(name for name in (rows[0][1] if rows else ()) if name not in OTHER_COLUMNS)
     if rows and not columns:
         raise BadData(f"{tables[0]}, row 1: expected a column for each finding, found only {', '.join(rows[0][1])}")
-    if unknown := [name for name in options.findings if name not in columns]:
+    asked = tuple(map(normal, options.findings))
+    if unknown := [name for name in asked if name not in columns]:
         raise BadData(f"--findings: expected some of {', '.join(columns)}; found {', '.join(unknown)}")
-    findings = tuple(name for name in columns if name in options.findings or not options.findings)
+    findings = tuple(name for name in columns if name in asked or not asked)
+    labelled = [name for name in findings if not _other(name, rows, tables[0].name, problems)]
     folder = options.source / (options.images or ("images" if (options.source / "images").is_dir() else ""))
-    root = str(folder.resolve())
+    root, locate = str(folder.resolve()), lookup.locator(folder)
 
     items, seen, files, values = [], {}, {}, {}
     for row, cells in rows:
         image_id, wrong = cells["image"], []
         try:
-            image_id = schema.safe_name(image_id)
-            path = folder / image_id
+            image_id = lookup.safe_name(image_id)
+            path = locate(image_id)
             if image_id in seen:
                 wrong.append(("image", f"expected each image once, found {image_id!r} also in row {seen[image_id]}"))
-            elif not path.is_file():
+            elif not os.path.isfile(path):  # which a name of over 255 bytes does not stop
                 wrong.append(("image", f"expected a file in {folder}, found no {image_id!r}"))
-            elif not schema.inside(path, root):
+            elif not lookup.inside(path, root):
                 wrong.append(("image", f"expected a file inside {folder}, found a link to {os.path.realpath(path)}"))
             elif (other := files.setdefault(os.path.realpath(path), image_id)) != image_id:
                 wrong.append(
@@ -65,7 +69,7 @@ def read(options: Folder, problems: list[Problem]) -> Release:
         except ValueError as error:
             wrong.append(("image", str(error)))
         seen.setdefault(image_id, row)
-        for name in columns:
+        for name in labelled:
             if cells[name] not in schema.LABELS:
                 wrong.append((name, f"expected 0, 1 or nothing, found {cells[name]!r}"))
         values.setdefault(image_id, {name: schema.LABELS.get(cells[name], -1) for name in columns})
@@ -85,15 +89,27 @@ def read(options: Folder, problems: list[Problem]) -> Release:
     return Release(findings, items, [*tables, folder])
 
 
+def _other(name: str, rows: list, file: str, problems: list[Problem]) -> bool:
+    """Whether a column holds something else than labels, as most of its cells show; one problem for all of them."""
+    odd = [(row, cells[name]) for row, cells in rows if cells[name] not in schema.LABELS]
+    if len(odd) < 2 or 2 * len(odd) < sum(cells[name] != "" for _, cells in rows):
+        return False
+    found = f"{odd[0][1]!r} in row {odd[0][0]} and so on, {len(odd)} of {len(rows)}"
+    hint = f"Every column but {', '.join(OTHER_COLUMNS)} is taken as a finding: name the findings with --findings"
+    reason = f"expected 0, 1 or nothing in its rows, found {found}. {hint}, or remove the column"
+    problems.append(Problem(file, None, name, reason))
+    return True
+
+
 def _read_boxes(
     path: Path, values: dict[str, dict[str, int]], findings: tuple[str, ...], problems: list[Problem]
 ) -> dict[str, list[Box]]:
     """Boxes by image, -1 for those of findings that are not kept (Wang's AFP counts them)."""
-    boxes = defaultdict(list)
+    boxes, seen, drawn = defaultdict(list), {}, []
     for row, cells in schema.read_table(path, ("image", "finding", "x", "y", "w", "h"), problems):
-        image_id, name = cells["image"], cells["finding"]
+        image_id, name, field = cells["image"], cells["finding"], "image"
         try:
-            field, image_id = "image", schema.safe_name(image_id)
+            image_id = lookup.safe_name(image_id)
             if image_id not in values:
                 raise ValueError(f"expected an image of labels.csv, found {image_id!r}")
             field = "finding"
@@ -102,9 +118,12 @@ def _read_boxes(
             if values[image_id][name] != 1:
                 raise ValueError(f"expected label 1 for a finding with a box, found it is not for {name}")
             field = "x, y, w, h"
-            box = schema.parse_box([cells[c] for c in ("x", "y", "w", "h")])
-            finding = findings.index(name) if name in findings else -1
-            boxes[image_id].append(Box(finding, box, path.name, row))
+            xywh = schema.parse_box([cells[c] for c in ("x", "y", "w", "h")])
+            box = Box(findings.index(name) if name in findings else -1, xywh, path.name, row)
+            schema.check_once(seen, (image_id, name, xywh), box)
+            boxes[image_id].append(box)
+            drawn.append((image_id, box))
         except ValueError as error:
             problems.append(Problem(path.name, row, field, str(error), image_id))
+    problems += schema.check_pixels(drawn, "x, y, w, h")
     return boxes

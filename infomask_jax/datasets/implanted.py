@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from infomask_jax.datasets import folder, images, nih, rsna, schema
+from infomask_jax.datasets import folder, images, lookup, nih, rsna, schema
 from infomask_jax.datasets.schema import BadData, Item, Problem, Release
 from infomask_jax.datasets.synthetic import PhantomConfig, opacities, truth
 
@@ -149,11 +149,11 @@ def _negatives(root: Path, problems: list[Problem]) -> tuple[list[Item], list[Pa
 def _every_image(root: Path, problems: list[Problem]) -> list[Item]:
     """Each its own patient, named by its path below `root`."""
     items, real = {}, str(root.resolve())
-    for path in sorted(p for paths in schema.index_images(root, "name", images.SUFFIXES).values() for p in paths):
+    for path in sorted(p for paths in lookup.index_images(root, "name", images.SUFFIXES).values() for p in paths):
         name = path.relative_to(root).as_posix()
         try:
-            split = schema.hash_split(schema.safe_name(name), train=0.8, val=0.1, test=0.1)
-            if not schema.inside(path, real):
+            split = schema.hash_split(lookup.safe_name(name), train=0.8, val=0.1, test=0.1)
+            if not lookup.inside(path, real):
                 raise ValueError(f"expected a file inside {root}, found a link to {os.path.realpath(path)}")
             item = items.setdefault(os.path.realpath(path), Item(name, name, split, (), path))
             if item.path != path:

@@ -4,8 +4,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from infomask_jax.datasets import images, schema
+from infomask_jax.datasets import images, lookup, schema
 from infomask_jax.datasets.schema import BadData, Box, Item, Problem, Release
+from infomask_jax.text import normal, printable
 
 FINDINGS = (
     *("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax"),
@@ -77,13 +78,13 @@ def read(options: Nih, problems: list[Problem]) -> Release:
             problems.append(Problem(file, row, "image", reason, image_id))
 
     boxes = _read_boxes(tables[1], present, findings, problems)
-    index, root = schema.index_images(options.source, "name", images.SUFFIXES), str(options.source.resolve())
+    index, root = lookup.index_images(options.source, "name", images.SUFFIXES), str(options.source.resolve())
     items, missing = [], []
     for image_id, (row, cells) in rows.items():
         if image_id not in split_of:
             continue
         try:
-            path = schema.find_image(image_id, index, root)
+            path = lookup.find_image(image_id, index, root)
         except LookupError:
             missing.append(image_id)
             path = None
@@ -122,8 +123,11 @@ def _read_lists(train_val: Path, test: Path, problems: list[Problem]) -> dict[st
         if not path.is_file():
             raise BadData(f"{path}: expected the official list of images, found no file")
         for row, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
-            image_id = line.strip()
-            if image_id in found:
+            image_id = normal(line.strip())
+            if not printable(image_id):
+                reason = f"expected printable text, found {image_id!r}"
+                problems.append(Problem(path.name, row, "image", reason, image_id))
+            elif image_id in found:
                 reason = f"expected each image once, found {image_id!r} also in {found[image_id][1]}"
                 problems.append(Problem(path.name, row, "image", reason, image_id))
             elif image_id:
@@ -136,7 +140,7 @@ def _read_boxes(
 ) -> dict[str, list[Box]]:
     """Boxes by image, -1 for those of findings that are not kept (Wang's AFP counts them). The file's header splits
     at the commas of its `Bbox [x,y,w,h]`."""
-    boxes = defaultdict(list)
+    boxes, seen, drawn = defaultdict(list), {}, []
     for row, cells in schema.read_table(path, ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]"), problems):
         image_id, name = cells["Image Index"], SPELLINGS.get(cells["Finding Label"], cells["Finding Label"])
         wrong = None
@@ -149,10 +153,13 @@ def _read_boxes(
         else:
             try:
                 xywh = schema.parse_box([cells[c] for c in ("Bbox [x", "y", "w", "h]")])
-                finding = findings.index(name) if name in findings else -1
-                boxes[image_id].append(Box(finding, xywh, path.name, row))
+                box = Box(findings.index(name) if name in findings else -1, xywh, path.name, row)
+                schema.check_once(seen, (image_id, name, xywh), box)
+                boxes[image_id].append(box)
+                drawn.append((image_id, box))
             except ValueError as error:
                 wrong = ("Bbox [x,y,w,h]", str(error))
         if wrong:
             problems.append(Problem(path.name, row, *wrong, image_id))
+    problems += schema.check_pixels(drawn, "Bbox [x,y,w,h]", str(FRAME[0]))
     return boxes

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from infomask_jax.datasets import images, schema
+from infomask_jax.datasets import images, lookup, schema
 from infomask_jax.datasets.schema import BadData, Box, Item, Problem, Release
 
 FINDINGS = ("pneumonia",)
@@ -55,7 +55,7 @@ def read(options: Rsna, problems: list[Problem]) -> Release:
         elif kinds.setdefault(image_id, CLASSES[kind]) != CLASSES[kind]:
             problems.append(Problem(tables[1].name, row, "class", f"expected one class, found also {kind!r}", image_id))
 
-    listed, boxes, targets = {}, defaultdict(list), {}
+    listed, boxes, targets, seen, drawn = {}, defaultdict(list), {}, {}, []
     for row, cells in labels:
         image_id, target = cells["patientId"], cells["Target"]
         listed.setdefault(image_id, row)
@@ -69,7 +69,10 @@ def read(options: Rsna, problems: list[Problem]) -> Release:
             wrong = ("Target", "expected 1 for an image with a box, found 0")
         elif schema.LABELS[target]:
             try:
-                boxes[image_id].append(Box(0, schema.parse_box(xywh), tables[0].name, row))
+                box = Box(0, schema.parse_box(xywh), tables[0].name, row)
+                schema.check_once(seen, (image_id, box.xywh), box)
+                boxes[image_id].append(box)
+                drawn.append((image_id, box))
             except ValueError as error:
                 wrong = ("x, y, width, height", str(error))
         if not wrong and image_id not in kinds:
@@ -78,8 +81,9 @@ def read(options: Rsna, problems: list[Problem]) -> Release:
             wrong = ("Target", f"expected it to agree with the class in {tables[1].name}, found {target}")
         if wrong:
             problems.append(Problem(tables[0].name, row, *wrong, image_id))
+    problems += schema.check_pixels(drawn, "x, y, width, height", str(FRAME[0]))
 
-    index, root = schema.index_images(options.source, "stem", images.SUFFIXES), str(options.source.resolve())
+    index, root = lookup.index_images(options.source, "stem", images.SUFFIXES), str(options.source.resolve())
     items, missing = [], []
     wanted = {"opacity", "normal", "not_normal"} if options.negatives == "all" else {"opacity", options.negatives}
     for image_id, (split, view, file, row) in (_by_hash(listed, tables[0].name) if splits is None else splits).items():
@@ -90,7 +94,7 @@ def read(options: Rsna, problems: list[Problem]) -> Release:
         if kinds.get(image_id) not in wanted or image_id not in targets:
             continue
         try:
-            path = schema.find_image(image_id, index, root)
+            path = lookup.find_image(image_id, index, root)
         except LookupError:
             missing.append(image_id)
             continue
@@ -116,7 +120,8 @@ def _read_splits(options: Rsna, path: Path, problems: list[Problem]) -> dict[str
             raise BadData(f"--matched: expected {path} with a column matched, found no file")
         return None
     splits = {}
-    for row, cells in schema.read_table(path, ("patientId", "split") + ("matched",) * options.matched, problems):
+    required = ("patientId", "split") + ("matched",) * options.matched
+    for row, cells in schema.read_table(path, required, problems, ("view",)):
         image_id, split, matched = cells["patientId"], cells["split"], cells.get("matched", "")
         if split not in schema.SPLITS:
             reason = f"expected one of {', '.join(schema.SPLITS)}; found {split!r}"

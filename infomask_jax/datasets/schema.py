@@ -7,14 +7,14 @@ so that all of them are reported at once.
 import csv
 import hashlib
 import math
-import os
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import numpy as np
+
+from infomask_jax.text import normal, printable, shown
 
 SPLITS = ("train", "val", "test")
 LABELS = {"1": 1, "0": 0, "1.0": 1, "0.0": 0, "": -1}  # as written in tables -> present, absent, unknown
@@ -118,21 +118,24 @@ def check(example: dict, findings: Sequence[str]) -> None:
 
 def describe(problems: Sequence[Problem], limit: int = 20) -> str:
     """All problems counted, the first `limit` listed."""
-    lines = [f"{len(problems)} problem{'s' * (len(problems) != 1)}:", *(f"  {p}" for p in problems[:limit])]
+    lines = [f"{len(problems)} problem{'s' * (len(problems) != 1)}:", *(f"  {shown(str(p))}" for p in problems[:limit])]
     if len(problems) > limit:
         lines.append(f"  ... and {len(problems) - limit} more")
     return "\n".join(lines)
 
 
-def read_table(path: Path, required: Sequence[str], problems: list[Problem]) -> list[tuple[int, dict[str, str]]]:
+def read_table(
+    path: Path, required: Sequence[str], problems: list[Problem], optional: Sequence[str] = ()
+) -> list[tuple[int, dict[str, str]]]:
     """Reads a CSV with a header, UTF-8 with or without byte order mark.
 
     Returns:
-      (line number, {column: stripped text}) a row. Ragged rows are left out and added to `problems`, as those of the
-      image that their cell under `required[0]` names.
+      (line number, {column: stripped text, NFC}) a row. Rows that are ragged or not printable in a required or optional
+      column are left out and added to `problems`, as those of the image that their cell under `required[0]` names.
 
     Raises:
-      BadData: no such file, not UTF-8 CSV, no rows, a required column missing or two columns of one name.
+      BadData: no such file, not UTF-8 CSV, no rows, a required column missing, two columns of one name or one that is
+        not printable.
     """
     if not path.is_file():
         raise BadData(f"{path}: expected a table with columns {', '.join(required)}, found no file")
@@ -140,25 +143,32 @@ def read_table(path: Path, required: Sequence[str], problems: list[Problem]) -> 
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
-            header = [cell.strip() for cell in next(reader, [])]
+            header = [normal(cell.strip()) for cell in next(reader, [])]
             while header and not header[-1]:
                 header.pop()  # some releases end their header with commas
             missing = [name for name in required if name not in header]
             if missing or len(set(header)) < len(header) or "" in header:
                 wanted = f"columns with names of their own, among them {', '.join(required)}"
-                raise BadData(f"{path}, row 1: expected {wanted}; found {', '.join(header) or 'none'}")
+                raise BadData(f"{path}, row 1: expected {wanted}; found {shown(', '.join(header)) or 'none'}")
+            if odd := [name for name in header if not printable(name)]:
+                raise BadData(f"{path}, row 1: expected printable names of columns, found {odd[0]!r}; rename it")
+            used = [name for name in header if name in (*required, *optional)]
             for cells in reader:
-                cells = [cell.strip() for cell in cells]
+                cells = [normal(cell.strip()) for cell in cells]
                 if not any(cells):
                     continue
                 while len(cells) > len(header) and not cells[-1]:
                     cells.pop()
-                if len(cells) == len(header):
-                    rows.append((reader.line_num, dict(zip(header, cells, strict=True))))
+                image_id, wrong = (cells + [None] * len(header))[header.index(required[0])], None
+                named = dict(zip(header, cells, strict=False))
+                if len(cells) != len(header):
+                    wrong = ("row", f"expected {len(header)} cells, found {len(cells)}")
+                elif odd := [name for name in used if not printable(named[name])]:
+                    wrong = (odd[0], f"expected printable text, found {named[odd[0]]!r}")
+                if wrong:
+                    problems.append(Problem(path.name, reader.line_num, *wrong, image_id))
                 else:
-                    reason = f"expected {len(header)} cells, found {len(cells)}"
-                    image_id = (cells + [None] * len(header))[header.index(required[0])]
-                    problems.append(Problem(path.name, reader.line_num, "row", reason, image_id))
+                    rows.append((reader.line_num, named))
     except (csv.Error, UnicodeDecodeError) as error:
         raise BadData(f"{path}: expected comma-separated UTF-8 text, found {error}; save it again as UTF-8") from error
     if not rows and len(problems) == before:
@@ -177,6 +187,31 @@ def parse_box(cells: Sequence[str]) -> tuple[float, float, float, float]:
     return box
 
 
+def check_once(seen: dict, key: tuple, place) -> None:
+    """Keeps where a box was first listed, something with a `file` and a `row`; ValueError if it is listed again.
+
+    Args:
+      key: its image, finding and xywh.
+    """
+    if key in seen:
+        raise ValueError(f"expected each box once, found it also in {seen[key].file}, row {seen[key].row}")
+    seen[key] = place
+
+
+def check_pixels(boxes: Sequence[tuple[str, Box]], field: str, scale: str = "the image's size") -> list[Problem]:
+    """Boxes of a table, each with its image, that are smaller than a pixel: they are given in 0..1.
+
+    One problem for the table where no box is larger, else one for each.
+    """
+    small = [(i, box) for i, box in boxes if max(box.xywh[2:]) <= 1 and 0 < min(box.xywh[2:]) < 1]
+    if small and all(max(box.xywh[2:]) <= 1 for _, box in boxes):
+        largest = max(side for _, box in boxes for side in box.xywh[2:])
+        reason = f"expected pixels, found no box larger than {largest:g}; multiply them by {scale}"
+        return [Problem(small[0][1].file, None, field, reason)]
+    reason = "expected pixels, found a box of {:g} x {:g}; multiply it by " + scale
+    return [Problem(box.file, box.row, field, reason.format(*box.xywh[2:]), i) for i, box in small]
+
+
 def unit_box(xywh: Sequence[float], height: int, width: int) -> np.ndarray:
     """Pixels -> float32 (ymin, xmin, ymax, xmax) in 0..1. Up to one pixel outside the frame is rounding: it is cut off.
 
@@ -190,43 +225,6 @@ def unit_box(xywh: Sequence[float], height: int, width: int) -> np.ndarray:
     if not (w > 0 and h > 0 and corners[0] < corners[2] and corners[1] < corners[3]):
         raise ValueError(f"expected a box of some area, found x {x:g}, y {y:g}, width {w:g}, height {h:g}")
     return corners
-
-
-def safe_name(name: str) -> str:
-    """An image name of a table, in its normal form; raises ValueError if it could lead out of the folder."""
-    path = PurePosixPath(name)
-    outside = path.is_absolute() or ".." in path.parts or PureWindowsPath(str(path)).drive or "\\" in name
-    if not name.strip() or str(path) == "." or outside or re.search(r"[\x00-\x1f\x7f]", name):
-        raise ValueError(f"expected the name of an image inside its folder, found {name!r}")
-    return str(path)
-
-
-def inside(path: Path, root: str) -> bool:
-    """Whether a file, links followed, lies in `root` (itself a real path)."""
-    return os.path.realpath(path).startswith(root.rstrip(os.sep) + os.sep)
-
-
-def index_images(root: Path, key: str, suffixes: Sequence[str]) -> dict[str, list[Path]]:
-    """All images in any sub-folder of `root` by `key`, "name" or "stem". Linked folders are not entered."""
-    found = defaultdict(list)
-    for folder, _, names in os.walk(root):
-        for name in sorted(names):
-            path = Path(folder, name)
-            if path.suffix.lower() in suffixes:
-                found[getattr(path, key)].append(path)
-    return found
-
-
-def find_image(image_id: str, index: dict[str, list[Path]], root: str) -> Path:
-    """The one file of an image; raises LookupError if there is none, ValueError if there are two or it is elsewhere."""
-    paths = index.get(image_id, ())
-    if not paths:
-        raise LookupError(image_id)
-    if len(paths) > 1:
-        raise ValueError(f"expected one file, found {', '.join(os.path.relpath(p, root) for p in paths)}; keep one")
-    if not inside(paths[0], root):
-        raise ValueError(f"expected a file inside {root}, found a link to {os.path.realpath(paths[0])}")
-    return paths[0]
 
 
 def missing_images(missing: Sequence[str], total: int, table: str) -> Problem:

@@ -81,7 +81,7 @@ def run_page(output: Path, workdir: Path) -> str:
     from infomask_jax.manifest import read  # brings JAX, which tables do without
 
     parts = []
-    for path in sorted((output / "eval").glob("*.json"), key=lambda path: (path.stem != "test", path.stem)):
+    for path in sorted((output / "eval").glob("[!.]*.json"), key=lambda path: (path.stem != "test", path.stem)):
         try:
             with shown(path):
                 if path.stem.startswith("audit_"):
@@ -99,7 +99,7 @@ def run_page(output: Path, workdir: Path) -> str:
         f"Seed {manifest['seed']}, trained on {manifest['dataset']['name']}, revision {manifest['git_revision']}, "
         f"jax {manifest['libraries']['jax']}, {len(manifest['devices'])} x {devices}."
     )
-    drawn = sorted((output / "figures").rglob("*.png"))
+    drawn = sorted((output / "figures").rglob("[!.]*.png"))
     figures = [
         (path.relative_to(output).as_posix(), base64.b64encode(path.read_bytes()).decode("ascii")) for path in drawn
     ]

@@ -17,6 +17,7 @@ LATEX = {
     **{c: "\\" + c for c in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{"<": "$<$", ">": "$>$", "≥": r"$\geq$", "–": "--", "|": r"\textbar{}", '"': "''"},
+    "`": r"\textasciigrave{}",
     **{"[": "{[}", "*": "{*}", "\0": "{}"},  # after the \\ of a row, both would be read as its argument
 }
 
@@ -141,7 +142,7 @@ def _ampersands(cells) -> str:
 
 def _plain(text: str) -> str:
     """Text -> Markdown that prints it."""
-    return re.sub(r"([\\`*_\[\]<>|~#])", r"\\\1", text)
+    return re.sub(r"([\\`*_\[\]<>|~#&$])", r"\\\1", text)
 
 
 def _comment(text: str) -> str:

@@ -10,8 +10,10 @@ from types import NoneType
 
 import numpy as np
 
+from infomask_jax import npz
 from infomask_jax.report.figures import DRAWN
 from infomask_jax.system import NUMBER, read_json
+from infomask_jax.text import csv_cell
 
 HINT = "evaluate the run again"
 VALUE = {"value": NUMBER | None, "ci95?": (NoneType, [NUMBER, NUMBER])}
@@ -53,7 +55,7 @@ AUDIT = {
         }
     },
 }
-BOXES = [{"image_id": str, "category": str, "bbox": [NUMBER] * 4}]
+BOXES = [{"image_id": int, "file_name": str, "category": str, "bbox": [NUMBER] * 4}]
 CUT = {"threshold": {"value": NUMBER | None}}
 
 
@@ -76,13 +78,14 @@ def read_probabilities(path: Path, findings: Iterable[str]) -> dict[str, np.ndar
     """predictions/SPLIT.csv: {finding: [N]}."""
     with scored(path).open(newline="", encoding="utf-8") as file, shown(path):
         rows = list(csv.DictReader(file))
-        return {name: np.array([float(row[f"{name} probability"]) for row in rows]) for name in findings}
+        columns = {name: csv_cell(f"{name} probability") for name in findings}
+        return {name: np.array([float(row[column]) for row in rows]) for name, column in columns.items()}
 
 
 def read_maps(path: Path) -> dict[str, np.ndarray]:
     """maps/SPLIT.npz: image_id [N] and arrays by method, of which one at least is drawn."""
-    with shown(path), np.load(scored(path)) as stored:
-        maps = {name: stored[name] for name in stored.files}
+    with shown(path):
+        maps = npz.read(scored(path))
         if "image_id" not in maps or not maps.keys() & {*DRAWN}:
             raise KeyError(f"image_id and a map, found {', '.join(maps)}")
         return maps

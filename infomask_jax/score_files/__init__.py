@@ -12,6 +12,7 @@ from infomask_jax import evaluate, report
 from infomask_jax.report.figures import folders
 from infomask_jax.score_files import box_tables, galleries, map_file, matching
 from infomask_jax.system import write_all
+from infomask_jax.text import normal
 
 FILES = {"json": "eval.json", "md": "table.md", "tex": "table.tex", "csv": "per_image.csv"}
 LIMITS = {"frame": (8, 4096), "resamples": (1, 100_000), "seed": (0, 2**32 - 1)}
@@ -54,7 +55,7 @@ def score_files(
     if not table.boxed:
         raise ValueError(f"{', '.join(map(str, boxes))}: expected a box, found only negative images")
     matching.check_ids(file, val_file, table)
-    file, wanted = matching.spelled(file, table), tuple(table.spellings.get(name, name) for name in findings)
+    file, wanted = matching.spelled(file, table), tuple(table.spellings.get(f, f) for f in map(normal, findings))
     chosen, axes = matching.findings_of(file, table, wanted, boxes)
     notes = matching.check_boxed(chosen, bool(findings), table, boxes) + matching.ambiguous(file, axes)
     if odd := matching.misspelled(ids, {**table.boxes, **table.negative}):

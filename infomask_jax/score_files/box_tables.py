@@ -17,10 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from infomask_jax.datasets import nih, rsna, schema
-from infomask_jax.datasets.schema import BadData, Problem
+from infomask_jax.datasets import lookup, nih, rsna, schema
+from infomask_jax.datasets.schema import BadData, Box, Problem
+from infomask_jax.text import normal
 
 OWN = ("image", "finding", "x", "y", "w", "h")
+OWN_TOO = ("image_width", "image_height", "patient")
 NIH = ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]")
 RSNA = ("patientId", "x", "y", "width", "height", "Target")
 ALL = ""  # an image negative for it is negative for every finding
@@ -84,11 +86,11 @@ def read(paths, size_of: Callable[[str], tuple[int, int]] | None = None, wanted=
         found.patient_of = found.patient_of or patient_of
         if patient_of is _nih_patient:
             found.spellings = nih.SPELLINGS
-        extents = []
+        own, fields, scale = [], "", "the image's size"
         for row in rows:
             name = "image"
             try:
-                image = schema.safe_name(row.image)
+                image = lookup.safe_name(row.image)
                 if row.patient and found.patients.setdefault(image, row.patient) != row.patient:
                     name = "patient"
                     raise ValueError(f"expected one patient of {image!r}, found also {found.patients[image]!r}")
@@ -101,22 +103,19 @@ def read(paths, size_of: Callable[[str], tuple[int, int]] | None = None, wanted=
                     name = "finding"
                     raise ValueError("expected the finding of the box, found nothing")
                 xywh = schema.parse_box(row.xywh)
-                if (other := drawn.setdefault((image, row.finding, xywh), row)) is not row:
-                    raise ValueError(f"expected each box once, found it also in {other.file}, row {other.row}")
+                schema.check_once(drawn, (image, row.finding, xywh), row)
+                own.append((image, Box(0, xywh, row.file, row.row)))
+                fields, scale = row.fields, str(row.frame[0]) if isinstance(row.frame, tuple) else scale
                 height, width = _frame(row, xywh, image, size_of, wanted)
-                given = not isinstance(row.frame, tuple)
-                if given and any(row.frame):
+                if not isinstance(row.frame, tuple) and any(row.frame):
                     size, other = sized.setdefault(image, ((height, width), row))
                     if size != (height, width):
                         place = f"{size[1]} x {size[0]} in {other.file}, row {other.row}"
                         raise ValueError(f"expected one size of {image!r}, found {width} x {height}, and {place}")
-                extents += xywh[2:] if given else []
                 found.boxes[image].append((row.finding, schema.unit_box(xywh, height, width)))
             except ValueError as error:
                 problems.append(Problem(row.file, row.row, name, str(error), row.image))
-        if extents and min(extents) < 1 and max(extents) <= 1:
-            reason = f"expected pixels, found no box larger than {max(extents):g}; multiply them by the image's size"
-            problems.append(Problem(Path(path).name, None, "x, y, w, h", reason))
+        problems += schema.check_pixels(own, fields, scale)
     for (image, finding, _), row in drawn.items():
         if other := seen.get((image, finding)) or seen.get((image, ALL)):
             reason = f"expected no box of an image that is negative, found {image!r} negative in {other.file}, row "
@@ -178,11 +177,11 @@ def _header(path: Path) -> list[str]:
     if not path.is_file():
         raise BadData(f"--boxes: expected a table of boxes, found no file {path}")
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        return [cell.strip()[:40] for cell in next(csv.reader([file.readline(10_000)]), [])]
+        return [normal(cell.strip())[:40] for cell in next(csv.reader([file.readline(10_000)]), [])]
 
 
 def _own(path: Path, problems: list[Problem]) -> Iterator[Row]:
-    for number, cells in schema.read_table(path, OWN, problems):
+    for number, cells in schema.read_table(path, OWN, problems, OWN_TOO):
         xywh, size = ([cells.get(name, "") for name in names] for names in (OWN[2:], ("image_width", "image_height")))
         patient = cells.get("patient", "")
         yield Row(path.name, number, cells["image"], cells["finding"], xywh, "x, y, w, h", size, patient)

@@ -1,12 +1,13 @@
 """Galleries of anyone's maps: the files of images by their names, which of them to draw, and the drawing."""
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from infomask_jax.datasets import images, schema
+from infomask_jax.datasets import images, lookup
 from infomask_jax.localize import boxes_from_map
 from infomask_jax.report.figures import galleries
 from infomask_jax.report.sheet import rank
@@ -15,18 +16,19 @@ POOL = 400  # images that a gallery chooses from; of more, evenly spaced ones
 
 
 def finder(folder: Path) -> Callable[[str], Path]:
-    """The file of an image by its name: path below the folder, name or stem in any sub-folder. LookupError if none."""
+    """The file of an image by its name: path below the folder, name or stem in any sub-folder. LookupError if none,
+    ValueError if several."""
     if not folder.is_dir():
         raise ValueError(f"--images: expected a folder, found none at {folder}")
-    root = str(folder.resolve())
-    indices = [schema.index_images(folder, key, images.SUFFIXES) for key in ("name", "stem")]
+    root, locate = str(folder.resolve()), lookup.locator(folder)
+    indices = [lookup.index_images(folder, key, images.SUFFIXES) for key in ("name", "stem")]
 
     @cache
     def find(image: str) -> Path:
-        direct = folder / schema.safe_name(image)
-        if direct.is_file() and schema.inside(direct, root):
+        direct = locate(lookup.safe_name(image))
+        if os.path.isfile(direct) and lookup.inside(direct, root):
             return direct
-        return schema.find_image(image, next((i for i in indices if image in i), {}), root)
+        return lookup.find_image(image, next((i for i in indices if image in i), {}), root)
 
     return find
 

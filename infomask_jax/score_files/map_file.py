@@ -10,17 +10,18 @@
 Every name but the five is a method.
 """
 
-import zipfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from infomask_jax.datasets import schema
+from infomask_jax import npz
+from infomask_jax.datasets import lookup
+from infomask_jax.npz import HOW
+from infomask_jax.text import normal, printable
 
 RESERVED = ("image_id", "patient_id", "findings", "probability", "label")
-HOW = "numpy.savez('maps.npz', image_id=numpy.array(names, dtype=str), cam=maps)"
 OTHERS = f"; other arrays have one of the names {', '.join(RESERVED)}"
 
 
@@ -43,9 +44,9 @@ class MapFile:
 
 
 def read(path: Path) -> MapFile:
-    """Read a file of maps. BadMaps for whatever is not as the head of this module says."""
+    """Read a file of maps. BadNpz or BadMaps for whatever is not as the head of this module says."""
     path = Path(path)
-    arrays = _arrays(path)
+    arrays = npz.read(path)
     methods = {name: array for name, array in arrays.items() if name not in RESERVED}
     if "image_id" not in arrays or not methods:
         missing = "an array image_id" if "image_id" not in arrays else "an array of maps beside the reserved names"
@@ -54,7 +55,7 @@ def read(path: Path) -> MapFile:
 
     ids = _text(arrays["image_id"], "image_id", path)
     try:
-        ids = [schema.safe_name(name.strip()) for name in ids]  # as box_tables does
+        ids = [lookup.safe_name(name.strip()) for name in ids]  # as box_tables does
     except ValueError as error:
         raise BadMaps(f"{path}, image_id: {error}; spell it as in the boxes") from error
     n = len(ids)
@@ -82,43 +83,6 @@ def read(path: Path) -> MapFile:
     )
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """Every array of the file by its name."""
-    if path.is_dir() or not path.is_file():
-        raise BadMaps(f"{path}: expected a file of maps, found {'a directory' if path.is_dir() else 'none'}")
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
-            start = file.read(6)
-        if start.startswith(b"PK"):
-            raise BadMaps(f"{path}: expected an .npz file, found a zip cut short: its end is missing; write it again")
-        found = "one array (.npy)" if start == b"\x93NUMPY" else "something else"
-        raise BadMaps(f"{path}: expected an .npz file, found {found}; write it with {HOW}")
-    try:
-        stored = np.load(path, allow_pickle=False)
-    except Exception as error:  # damaged bytes make zipfile and numpy raise nearly anything
-        raise BadMaps(f"{path}: cannot be read, it is damaged ({_line(error)}); write it again") from error
-    with stored:
-        if any(name.endswith("data.pkl") for name in stored.files):
-            raise BadMaps(f"{path}: expected an .npz file, found one of torch.save; write it with {HOW}")
-        return {name: _array(stored, name, path) for name in stored.files}
-
-
-def _array(stored, name: str, path: Path) -> np.ndarray:
-    if not name.isprintable() or not name:
-        raise BadMaps(f"{path}: expected printable names of arrays, found {name!r}")
-    try:
-        array = stored[name]
-    except Exception as error:  # as above
-        if "Object arrays" in str(error):
-            hint = "ids: numpy.array(names, dtype=str); maps: one array of numbers, maps.detach().float().cpu().numpy()"
-            raise BadMaps(f"{path}, {name}: expected numbers or text, found Python objects; {hint}") from error
-        what = "it does not fit into memory, or is damaged" if isinstance(error, MemoryError) else "it is damaged"
-        raise BadMaps(f"{path}, {name}: cannot be read, {what} ({_line(error)}); write it again") from error
-    if not isinstance(array, np.ndarray):
-        raise BadMaps(f"{path}: expected an .npz file, found a zip with {name!r}; write it with {HOW}")
-    return array
-
-
 def _text(array: np.ndarray, name: str, path: Path, n: int | None = None) -> list[str]:
     wanted = f"[{'N' if n is None else n}] text"
     if array.dtype.kind != "U":
@@ -127,8 +91,8 @@ def _text(array: np.ndarray, name: str, path: Path, n: int | None = None) -> lis
         raise BadMaps(f"{path}, {name}: expected {wanted}, found {kind}; {hint}")
     if array.ndim != 1 or n not in (None, len(array)):
         raise BadMaps(f"{path}, {name}: expected {wanted}, found shape {array.shape}; one entry an image")
-    texts = [str(text) for text in array]
-    if odd := [text for text in texts if not text.isprintable()]:
+    texts = [normal(str(text)) for text in array]
+    if odd := [text for text in texts if not printable(text)]:
         raise BadMaps(f"{path}, {name}: expected printable text, found {odd[0]!r}")
     return texts
 
@@ -169,10 +133,6 @@ def _values(array: np.ndarray, name: str, path: Path, n: int) -> np.ndarray:
 def _numeric(array: np.ndarray) -> bool:
     """Whether it holds real numbers that float64 holds, too."""
     return array.dtype.kind in "fiub" and array.dtype.itemsize <= 8
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _check_values(values: dict[str, np.ndarray], ids: list[str], path: Path) -> None:
