@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from tensorflow_datasets.proto import tf_example_pb2
 
-from infomask_jax.datasets import images, lookup
+from infomask_jax.datasets import images, lookup, schema
 from infomask_jax.system import read_json
 
 VERSION = "1.2.0"  # of the stored example; raise it when fields or their meaning change

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from infomask_jax import datasets, npz
+from infomask_jax import datasets
 from infomask_jax.config import Config
 from infomask_jax.report.audit import audit_figure, audit_sheets
 from infomask_jax.report.export import render, write_predictions, write_scores
@@ -33,7 +33,6 @@ from infomask_jax.report.stored import (
     shown,
 )
 from infomask_jax.system import write_all
-from infomask_jax.text import csv_cell
 
 __all__ = [
     "DRAWN",
