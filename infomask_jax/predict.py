@@ -220,21 +220,23 @@ def _building(out: Path) -> Iterator[Path]:
     """A folder in `out` whose contents move up into it when all has gone well; otherwise they are gone, and `out`, too,
     if it was not there. Takes away what a killed predict has left; BlockingIOError while another one is at work."""
     new, scratch = not out.exists(), out / SCRATCH
-    with lock(scratch, "another predict is at work here; wait for it, or give another --out"):
-        try:
-            for path in _leftovers(out) + list(scratch.iterdir()):
-                if path != scratch and path.name != ".lock":
-                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-            yield scratch
-            for path in sorted(scratch.iterdir(), key=lambda path: path.name == "predictions.csv"):
-                if path.name != ".lock":
-                    path.rename(out / path.name)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        scratch.rmdir()
-    if new and not any(out.iterdir()):
-        out.rmdir()
+    try:
+        with lock(scratch, "another predict is at work here; wait for it, or give another --out"):
+            try:
+                for path in _leftovers(out) + list(scratch.iterdir()):
+                    if path != scratch and path.name != ".lock":
+                        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                yield scratch
+                for path in sorted(scratch.iterdir(), key=lambda path: path.name == "predictions.csv"):
+                    if path.name != ".lock":
+                        path.rename(out / path.name)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    finally:
+        with contextlib.suppress(OSError):
+            scratch.rmdir()
+        if new and out.exists() and not any(out.iterdir()):
+            out.rmdir()
 
 
 def find_boxes(
