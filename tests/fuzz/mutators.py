@@ -15,7 +15,22 @@ from fuzz import seeds
 EXTREME = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 32, 127, 128, 255, 256, 32767, 32768, 65535, 1 << 31, (1 << 32) - 1)
 PNG = b"\x89PNG\r\n\x1a\n"
 HUGE_PNG = 24_000  # side of a picture that is small as a file and large in memory
-TEXTS = ("", "0", "-1", "1.5", "nan", "inf", "-inf", "1e308", "1,5", "abc", "\\", "4096\\0\\12", "12" * 40, "\x1b[31m\n")
+TEXTS = (
+    "",
+    "0",
+    "-1",
+    "1.5",
+    "nan",
+    "inf",
+    "-inf",
+    "1e308",
+    "1,5",
+    "abc",
+    "\\",
+    "4096\\0\\12",
+    "12" * 40,
+    "\x1b[31m\n",
+)
 
 
 def damage(rng: np.random.Generator, data: bytes, first: int = 0) -> bytes:
@@ -116,7 +131,7 @@ def _header(rng: np.random.Generator, data: bytes) -> bytes:
     fields = list(struct.unpack(">IIBBBBB", data))
     at = int(rng.integers(7))
     if at < 2:
-        fields[at] = int(rng.choice([*EXTREME, fields[at] + 1, max(0, fields[at] - 1), 2 * fields[at]]))
+        fields[at] = int(rng.choice([*EXTREME, fields[at] + 1, max(0, fields[at] - 1), 2 * fields[at]])) & 0xFFFFFFFF
     else:
         options = ((1, 2, 4, 8, 16, 3, 0), (0, 2, 3, 4, 6, 1, 7), (0, 1), (0, 1), (0, 1, 2))[at - 2]
         fields[at] = int(rng.choice(options))
@@ -164,7 +179,9 @@ def huge_png(rng: np.random.Generator) -> bytes:
     row = side * {0: 1, 2: 3, 6: 4}[kind] * depth // 8 + 1
     pixels = block + again * (side * row // (1 << 24) if rng.random() < 0.8 else 300)
     side = side if rng.random() < 0.8 else 16
-    return joined([(b"IHDR", struct.pack(">IIBBBBB", side, side, depth, kind, 0, 0, 0)), (b"IDAT", pixels), (b"IEND", b"")])
+    return joined(
+        [(b"IHDR", struct.pack(">IIBBBBB", side, side, depth, kind, 0, 0, 0)), (b"IDAT", pixels), (b"IEND", b"")]
+    )
 
 
 def jpeg(rng: np.random.Generator) -> bytes:

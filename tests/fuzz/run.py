@@ -83,7 +83,9 @@ def fuzz(kind: str, indices, seed: int, jobs: int, trained: Path | None, tempora
     counts, bad, began = Counter(), [], time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    with Progress(*columns, TextColumn("{task.fields[bad]} bad"), console=console, disable=not console.is_terminal) as bar:
+    with Progress(
+        *columns, TextColumn("{task.fields[bad]} bad"), console=console, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task(kind, total=len(indices), bad=0)
 
         def wanted():

@@ -157,7 +157,18 @@ def damaged_json(rng: np.random.Generator, data: bytes) -> bytes:
     if kind == "bytes":
         return mutators.damage(rng, data)
     if kind == "text":
-        texts = (b"", b"null", b"[]", b"{}", b"3", b'"x"', b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe" + data, b"\xef\xbb\xbf" + data)
+        texts = (
+            b"",
+            b"null",
+            b"[]",
+            b"{}",
+            b"3",
+            b'"x"',
+            b"[" * 100_000,
+            b'{"a":' * 100_000,
+            b"\xff\xfe" + data,
+            b"\xef\xbb\xbf" + data,
+        )
         texts += (data.decode().encode("utf-16"), data + data, data.replace(b":", b""), b"9" * 10_000, data.lower())
         return texts[rng.integers(len(texts))]
     value = json.loads(data)
