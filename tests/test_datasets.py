@@ -242,7 +242,7 @@ def test_a_column_of_something_else_is_told_once(own):
     table(own.source / "labels.csv", ("image", "mass", "age", "sex", "nodule"), *rows)
     (own.source / "boxes.csv").unlink()
     for skip_bad in (False, True):
-        with pytest.raises(BadData, match="2 problems:\n.*, age: .* '40' in row 2 and so on, 5 of 5") as error:
+        with pytest.raises(BadData, match=r"2 problems:\n.*, age: .* '40' in row 2 and so on, 5 of 5") as error:
             prepare(changed(own, skip_bad=skip_bad))
         assert "labels.csv, sex: " in str(error.value) and str(error.value).count("name the findings with --find") == 2
     prepared = prepare(changed(own, findings=("mass",)))
@@ -461,8 +461,8 @@ JSON_DAMAGE = [  # file, field, what is put there (None: nothing), what the mess
     ("metadata.json", ("findings",), [], r"metadata.json: findings: expected \[\]"),
     ("metadata.json", ("findings", 0), 1, r"metadata.json: findings.0: expected text, found 1"),
     ("metadata.json", ("fingerprint",), 7, r"metadata.json: fingerprint: expected text, found 7"),
-    ("metadata.json", ("size",), "16", r"metadata.json: size: expected int, found '16'"),
-    ("metadata.json", ("size",), True, r"metadata.json: size: expected int, found True"),
+    ("metadata.json", ("size",), "16", r"metadata.json: size: expected a whole number, found '16'"),
+    ("metadata.json", ("size",), True, r"metadata.json: size: expected a whole number, found True"),
     ("metadata.json", ("options",), [], r"metadata.json: options: expected an object"),
     ("metadata.json", ("tables",), None, r"metadata.json: tables is missing"),
     ("metadata.json", ("splits",), {}, r"metadata.json: splits"),
@@ -505,7 +505,7 @@ def test_changed_field_is_named_with_its_file(own, name, field, value, words):
 def test_json_that_is_none_is_named(own, name, text):
     path = prepare(own).directory / name
     path.write_bytes(text)
-    with pytest.raises(FileNotFoundError, match=rf"{name}: (expected JSON|file: expected an object), found"):
+    with pytest.raises(FileNotFoundError, match=rf"{name}: (the file: expected an object|expected JSON), found"):
         load("folder", own.data_dir)
 
 

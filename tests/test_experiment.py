@@ -17,8 +17,8 @@ import jax
 import numpy as np
 import pytest
 
-from infomask_jax import datasets, experiment, predict, report
-from infomask_jax.config import Config, DataConfig, HostsConfig, LossConfig, ModelConfig, TrainConfig
+from infomask_jax import command, datasets, experiment, predict, report
+from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 from infomask_jax.datasets import Synthetic
 from infomask_jax.evaluate import PROTOCOLS, controls
 from infomask_jax.localize import boxes_from_map
@@ -232,7 +232,7 @@ def test_missing_data_is_one_line_that_says_what_to_run(tmp_path):
 
 def test_sigterm_beside_training_asks_for_the_same_command(capsys):
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as ended, experiment.exits(HostsConfig()):
+    with pytest.raises(SystemExit) as ended, command.ends(resumes=True):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
     assert ended.value.code == 75 and "The same command continues" in capsys.readouterr().err
@@ -302,8 +302,6 @@ def test_cut_file_of_a_run_is_named(damaged, name):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("maps/test.npz", b"no archive"),
-        ("maps/test.npz", b"PK\x03\x04 one that is cut"),
         ("predictions/test.csv", b"image_id,opacity probability\n20000000,x\n"),
         ("predictions/test.csv", b"image_id\n20000000\n"),
     ],
@@ -311,6 +309,13 @@ def test_cut_file_of_a_run_is_named(damaged, name):
 def test_damaged_maps_and_probabilities_are_named(damaged, name, content):
     (damaged / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{damaged / name} is damaged \(.*\); evaluate the run again"):
+        report.report(damaged, "test")
+
+
+@pytest.mark.parametrize("content", [b"no archive", b"PK\x03\x04 one that is cut"])
+def test_damaged_maps_are_named(damaged, content):
+    (damaged / "maps" / "test.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{damaged / 'maps' / 'test.npz'}: expected an .npz file, found"):
         report.report(damaged, "test")
 
 

@@ -55,7 +55,7 @@ AUDIT = {
         }
     },
 }
-BOXES = [{"image_id": int, "file_name": str, "category": str, "bbox": [NUMBER] * 4}]
+BOXES = [{"image_id": int | str, "file_name?": str, "category": str, "bbox": [NUMBER] * 4}]
 CUT = {"threshold": {"value": NUMBER | None}}
 
 

@@ -6,11 +6,10 @@ import zlib
 
 import numpy as np
 import pydicom
+from fuzz import seeds
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, get_frame
-
-from fuzz import seeds
 
 EXTREME = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 32, 127, 128, 255, 256, 32767, 32768, 65535, 1 << 31, (1 << 32) - 1)
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -34,7 +33,7 @@ TEXTS = (
 
 
 def damage(rng: np.random.Generator, data: bytes, first: int = 0) -> bytes:
-    """Bytes changed somewhere from `first` on: bits flipped, runs zeroed, cut out, doubled, moved, random; or the end cut."""
+    """Bytes changed somewhere from `first` on: flipped, zeroed, cut out, doubled, moved, random; or the end cut."""
     if len(data) <= first + 1:
         return data
     new, at = bytearray(data), int(rng.integers(first, len(data)))

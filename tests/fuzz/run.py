@@ -26,10 +26,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
+from fuzz import workers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from fuzz import workers
 
 FORMATS = ("png", "jpeg", "dicom", "csv", "npz", "json", "checkpoint")
 OF_RUNS = ("json", "checkpoint")

@@ -16,9 +16,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import numpy as np
-
 from fuzz import mutators, tables
 from fuzz.workers import Bad
+
 from infomask_jax import checkpoint, datasets, experiment, pipeline, predict, report
 from infomask_jax.config import Config, DataConfig, ModelConfig, TrainConfig
 from infomask_jax.train import create_state
@@ -220,7 +220,7 @@ class Checkpoints(Runs):
         self.steps = sorted(int(path.name) for path in (self.run / "checkpoints").glob("[0-9]*"))
         self.files = [path for path in self.whole if (self.run / "checkpoints") in path.parents]
         self.truth = {}
-        for step in reversed(self.steps):
+        for _step in reversed(self.steps):
             state, found, _ = self.restored()
             self.truth[found] = (state, checkpoint.load_params(self.run)[0])
             shutil.rmtree(self.run / "checkpoints" / str(found))

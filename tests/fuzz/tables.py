@@ -11,9 +11,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-
 from fuzz import mutators
 from fuzz.workers import Bad
+
 from infomask_jax.datasets import folder, nih, rsna, schema
 from infomask_jax.datasets.schema import BadData
 from infomask_jax.score_files import box_tables, map_file
