@@ -38,8 +38,8 @@ TRAIN = [sys.executable, str(ROOT / "experiments" / "quickstart.py")]
 TINY = "--map-shifts 1 --data.image-size 32 --data.batch-size 8 --model.width 8 --model.depth 1 --train.steps 40"
 TINY += " --model.latent-channels 4 --train.log-every 5 --train.checkpoint-every 10"
 COMMANDS = {
-    "prepare": [
-        *VERB,
+    "prepare": VERB
+    + [
         "prepare",
         "synthetic",
         "--data-dir",
