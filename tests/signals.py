@@ -37,24 +37,9 @@ VERB = [sys.executable, "-m", "infomask_jax"]
 TRAIN = [sys.executable, str(ROOT / "experiments" / "quickstart.py")]
 TINY = "--map-shifts 1 --data.image-size 32 --data.batch-size 8 --model.width 8 --model.depth 1 --train.steps 40"
 TINY += " --model.latent-channels 4 --train.log-every 5 --train.checkpoint-every 10"
+DRAWN = "--data-dir data --size 32 --train 200 --val 8 --test 8 --workers 2"
 COMMANDS = {
-    "prepare": VERB
-    + [
-        "prepare",
-        "synthetic",
-        "--data-dir",
-        "data",
-        "--size",
-        "32",
-        "--train",
-        "200",
-        "--val",
-        "8",
-        "--test",
-        "8",
-        "--workers",
-        "2",
-    ],
+    "prepare": [*VERB, "prepare", "synthetic", *DRAWN.split()],
     "train": TRAIN + f"--data-dir data --workdir run {TINY}".split(),
     "evaluate": [*VERB, "evaluate", "run"],
     "predict": [*VERB, "predict", "run", "films", "--out", "out"],
