@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 
 from infomask_jax import manifest, parallel
 from infomask_jax.config import Config
+from infomask_jax.text import shown
 
 SUMS = "SHA256SUMS"  # in each checkpoint; `sha256sum -c` reads it
 
@@ -207,7 +208,8 @@ def _on_all(attempt: Callable[[], Any]) -> tuple[Any, str | None]:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:600]}" if str(error) else type(error).__name__
+    line = (str(error).strip().splitlines() or [""])[0][:600]  # of damaged files it may quote anything
+    return f"{type(error).__name__}: {shown(line)}" if line else type(error).__name__
 
 
 def load_params(workdir: Path) -> tuple[Any, int]:

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -280,6 +280,9 @@ class Config:
             if missing := [name for name in names if name not in part]:
                 unknown = [name for name in part if name not in names]
                 raise KeyError(f"missing {', '.join(missing)}" + (f"; unknown {', '.join(unknown)}" if unknown else ""))
+            for name, wanted in get_type_hints(kind).items():
+                if name not in nested and not _is_of(part[name], wanted):
+                    raise TypeError(f"{name}: expected {getattr(wanted, '__name__', wanted)}, found {part[name]!r}")
         values = {k: nested[k](**v) if k in nested else v for k, v in values.items()}
         return cls(**{**values, "data_dir": Path(values["data_dir"]), "workdir": Path(values["workdir"])})
 
@@ -298,3 +301,12 @@ class Config:
                 f"{path} is not a config of this version: {error}. Use the revision that its manifest.json "
                 "names, or train again."
             ) from error
+
+
+def _is_of(value: Any, wanted: Any) -> bool:
+    """Whether a value from JSON is of a field's type."""
+    if get_origin(wanted) is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in get_args(wanted))
+    if wanted is float:
+        return type(value) in (int, float)
+    return type(value) is (str if wanted is Path else wanted)

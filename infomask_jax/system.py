@@ -4,13 +4,13 @@ files that are whole or not there, and hold what we wrote."""
 import errno
 import fcntl
 import json
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 NUMBER = int | float  # a shape, see `read_json`
+LARGEST = 1e15  # number in a JSON file of ours: float64 has it exactly
 
 
 def cores() -> int:
@@ -78,7 +78,7 @@ def read_json(path: Path, shape: Any, hint: str = "") -> Any:
     Args:
       shape: a type or union; [shape of every item], or of several, [each item's]; {name: shape}, where "name?" may be
         absent, and other names are free, or, with {str: shape}, of that shape; (shape, or else shape). Numbers are
-        finite, and bool is none.
+        below LARGEST, and bool is none.
       hint: how to mend the file, for the message.
     """
     return _parsed(path.read_bytes(), shape, str(path), hint)
@@ -111,8 +111,8 @@ def _differs(value: Any, shape: Any, field: str) -> str | None:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         name = {dict: "an object", list: "a list", str: "text", int: "a whole number", NUMBER: "a number"}.get(kind)
         return f"{field or 'the file'}: expected {name or kind}, found {value!r:.60}"
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"{field}: expected a finite number, found {value}"
+    if isinstance(value, NUMBER) and not abs(value) < LARGEST:  # NaN, too
+        return f"{field}: expected a number below {LARGEST:g}, found {value!r:.60}"
     before = f"{field}." if field else ""
     if isinstance(shape, list):
         if len(shape) not in (1, len(value)):

@@ -130,8 +130,10 @@ def test_one_told_to_stop_stops_both(folder):
 
 
 def test_what_one_process_cannot_read_none_takes(folder, whole):
-    """The second process's data iterator is cut: both go on from the checkpoint before, and end as the whole run."""
+    """The second process's data iterator stands elsewhere, in a checkpoint of a revision that kept no sums: both go on
+    from the one before, and end as the whole run."""
     shutil.copytree(whole, folder / "cut")
+    (folder / "cut" / "checkpoints" / str(STEPS) / checkpoint.SUMS).unlink()
     (folder / "cut" / "checkpoints" / str(STEPS) / "data" / "process_1-of-2.json").write_text('{"next')
     run(folder, "cut")
     told = "".join((folder / "cut-0.txt").read_text().split())

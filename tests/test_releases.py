@@ -88,7 +88,7 @@ def test_rsna_without_split_goes_by_hash(rsna):
         (
             "stage_2_train_labels.csv",
             ("patient-0", "256.0", 512, 128, 64, 1),
-            "row 12, x, y, width, height: expected each",
+            "row 11, x, y, width, height: expected each box once, found it also in stage_2_train_labels.csv, row",
         ),
         (
             "stage_2_train_labels.csv",

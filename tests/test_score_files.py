@@ -548,8 +548,8 @@ def test_bad_rows_are_named_together(own, line):
             RSNA_HEADER + "\nt0.png,.1,.1,.4,.5,1\n",
             "expected pixels, found no box larger than 0.5; multiply them by 1024",
         ),
-        (HEADER + "\nt0.png,m\x9bass,1,1,5,5,160,160,\n", r"row 2, finding: expected printable text, found 'm\x9bass'"),
-        ("image,finding,x,y,w,h\x9b\n", "row 1: expected columns"),
+        (HEADER + "\nt0.png,m\x1bass,1,1,5,5,160,160,\n", r"row 2, finding: expected printable text, found 'm\x1bass'"),
+        ("image,finding,x,y,w,h\x1b\n", "row 1: expected columns"),
         (HEADER + "\nt0.png,mass,,,,,,,\n", "boxes.csv: expected a box, found only negative images"),
     ],
 )

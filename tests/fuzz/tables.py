@@ -14,7 +14,7 @@ import numpy as np
 from fuzz import mutators
 from fuzz.workers import Bad
 
-from infomask_jax.datasets import folder, nih, rsna, schema
+from infomask_jax.datasets import folder, lookup, nih, rsna, schema
 from infomask_jax.datasets.schema import BadData
 from infomask_jax.score_files import box_tables, map_file
 
@@ -213,7 +213,7 @@ def read_boxes(source: Path) -> tuple[str, str]:
         names_a_file(str(error), ["own.csv"])
         return "refused", ""
     for image, boxes in table.boxes.items():
-        schema.safe_name(image)
+        lookup.safe_name(image)
         for finding, box in boxes:
             in_unit(box)
             if not finding or finding in table.negative.get(image, ()):
@@ -303,7 +303,7 @@ class Maps:
             return "refused", ""
         decoded()
         n = len(found.ids)
-        if len(set(found.ids)) < n or any(schema.safe_name(name) != name for name in found.ids):
+        if len(set(found.ids)) < n or any(lookup.safe_name(name) != name for name in found.ids):
             raise Bad("wrong", f"ids {found.ids}")
         if any(m.shape[0] != n or m.ndim not in (3, 4) or m.dtype.kind not in "fiu" for m in found.maps.values()):
             raise Bad("wrong", f"maps {[(m.shape, m.dtype) for m in found.maps.values()]}")
