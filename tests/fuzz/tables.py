@@ -14,6 +14,7 @@ import numpy as np
 from fuzz import mutators
 from fuzz.workers import Bad
 
+from infomask_jax import npz
 from infomask_jax.datasets import folder, lookup, nih, rsna, schema
 from infomask_jax.datasets.schema import BadData
 from infomask_jax.score_files import box_tables, map_file
@@ -200,7 +201,7 @@ def read_release(kind: str, source: Path) -> tuple[str, str]:
             except ValueError:
                 continue
             in_unit(unit)
-    if small and max(small) <= 1:
+    if small and max(small) <= 1 and not problems:
         raise Bad("wrong", "boxes of 0 to 1 taken as pixels")
     return ("refused", "") if problems else ("accepted", "equal")
 
@@ -298,7 +299,7 @@ class Maps:
         self.path.write_bytes(data)
         try:
             found = map_file.read(self.path)
-        except map_file.BadMaps as error:
+        except (map_file.BadMaps, npz.BadNpz) as error:
             names_a_file(str(error), ["maps.npz"])
             return "refused", ""
         decoded()
