@@ -101,6 +101,13 @@ def j2k(image):
     )
 
 
+def signed_j2k(image):
+    """The same code stream, whose header calls its samples signed."""
+    frame = bytearray(j2k(image))
+    frame[42] |= 0x80
+    return bytes(frame)
+
+
 WHOLE = {
     "png": coded(".png", RAMP8),
     "jpeg": coded(".jpg", RAMP8),
@@ -435,6 +442,7 @@ def jpeg_of_size(height, width):
         (dicom(RAMP8, kind="DOE^JANE"), "found another"),
         (dicom(RAMP16, bits=12, HighBit=10), "High Bit (0028,0102) 11, found 10"),
         (dicom(RAMP16, JPEG2000Lossless, j2k(RAMP16), bits=12, HighBit=15), "High Bit (0028,0102) 11, found 15"),
+        (dicom(RAMP16, JPEG2000Lossless, signed_j2k(RAMP16)), "Pixel Representation (0028,0103) 1"),
         (dicom(RAMP8, PresentationLUTShape="INVERSE"), "Presentation LUT Shape (2050,0020) IDENTITY with MONOCHROME2"),
         (dicom(RAMP8, kind="MONOCHROME1", PresentationLUTShape="IDENTITY"), "INVERSE with MONOCHROME1"),
         (dicom(RAMP8, ModalityLUTSequence=[lut([1, 2, 3], 0, 16, count=9)]), "Modality LUT (0028,3000)"),

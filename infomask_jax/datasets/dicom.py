@@ -89,12 +89,13 @@ def decode(data: bytes) -> np.ndarray:
         raise BadImage(f"expected 8 or 16 bits, found {bits} stored in {allocated}; convert it to PNG")
     if not bits - 1 <= high < (bits if syntax.is_compressed else allocated):
         raise BadImage(f"expected High Bit (0028,0102) {bits - 1}, found {high} of {allocated} bits; correct it")
+    gray = None
     if syntax.is_compressed:
-        _check_frame(dataset.PixelData, shape, syntax)
+        gray = _check_frame(dataset.PixelData, shape, syntax, bool(signed))
     else:  # for pydicom would drop the bits above Bits Stored, be they the pixel's
         dataset.BitsStored, dataset.HighBit = allocated, allocated - 1
     try:
-        array = dataset.pixel_array
+        array = dataset.pixel_array if gray is None or kind not in _SHAPES else gray
     except Exception as error:
         raise BadImage(f"cannot be decoded from {syntax.name}: {_line(error)}; convert it to PNG") from error
     if array.shape[:2] != shape:
@@ -199,25 +200,32 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _check_frame(pixels: bytes, shape: tuple[int, int], syntax: pydicom.uid.UID) -> None:
-    """Compressed pixel data carries its own header: it must be whole and agree with the DICOM one."""
+def _check_frame(pixels: bytes, shape: tuple[int, int], syntax: pydicom.uid.UID, signed: bool) -> np.ndarray | None:
+    """Compressed pixel data carries its own header: it must be whole and agree with the DICOM one.
+
+    Returns the pixels as gray where that is a JPEG of 8 bits: pydicom's decoder invents what is lost.
+    """
     if pixels.count(_ITEM) > MAX_FRAGMENTS:
         raise BadImage(f"expected at most {MAX_FRAGMENTS} fragments of pixels, found more; convert it to PNG")
     try:
         frame = get_frame(pixels, 0, number_of_frames=1)
     except Exception as error:
         raise truncated(f"{syntax.name}: {_line(error)}") from error
+    gray = None
     if frame.startswith(png_jpeg.JPEG):
         found, marker, bits = png_jpeg.check_jpeg(frame)
-        if bits == 8 and marker in png_jpeg.TURBO:
-            png_jpeg.decode_turbo(frame)  # which the decoder of DICOM is not: it invents what is lost
-    elif frame.startswith(_JPEG2000) and len(frame) >= 24:
+        if bits == 8 and marker in png_jpeg.TURBO and syntax in pydicom.uid.JPEGTransferSyntaxes:
+            gray = png_jpeg.decode_turbo(frame)
+    elif frame.startswith(_JPEG2000) and len(frame) > 42:
+        if frame[42] & 0x80 and not signed:
+            raise BadImage(f"expected {_named('PixelRepresentation')} 1 as its JPEG 2000 data has, found 0; correct it")
         if not frame.rstrip(b"\0\xff").endswith(b"\xff\xd9"):
             raise truncated("no end mark in its JPEG 2000 data")
         right, bottom, left, top = struct.unpack_from(">IIII", frame, 8)
         found = (bottom - top, right - left)
     else:
-        return  # RLE has no size of its own; an unknown syntax is refused by the decoder
+        return None  # RLE has no size of its own; an unknown syntax is refused by the decoder
     if found != shape:
         expected = f"{shape[1]} x {shape[0]} pixels as its header says"
         raise BadImage(f"expected {expected}, found {found[1]} x {found[0]} compressed; fetch it again")
+    return gray

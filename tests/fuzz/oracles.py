@@ -97,6 +97,8 @@ def jpeg(data: bytes) -> tuple[dict, float, float]:
     try:
         simplejpeg.decode_jpeg(data, "GRAY", strict=True)
     except ValueError as error:
+        if "precision" in str(error):
+            raise Unjudged("of more than 8 bits behind fill bytes") from error
         raise Refused(f"libjpeg-turbo: {error}") from error
     pictures = {}
     for name in ("Pillow's Y", "Pillow's gray of RGB"):

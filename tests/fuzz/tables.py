@@ -232,7 +232,7 @@ def names_a_file(message: str, names) -> None:
     """Raises Bad unless a message names one of the files and can be printed."""
     if not any(name in message for name in names):
         raise Bad("message", f"names no file: {message[:200]!r}")
-    if not message.replace("\n", "").replace("\t", "").isprintable():
+    if not message.replace("\n", "").replace("\t", "").replace("\xa0", "").isprintable():
         raise Bad("message", f"not printable: {message[:200]!r}")
 
 
