@@ -35,7 +35,13 @@ def read(path: Path) -> dict[str, np.ndarray]:
         stored = np.load(path, allow_pickle=False)
     except Exception as error:  # damaged bytes make zipfile and numpy raise nearly anything
         raise BadNpz(f"{path}: cannot be read, it is damaged ({_line(error)}); write it again") from error
-    with stored:
+    with stored, path.open("rb") as file:
+        file.seek(-22, io.SEEK_END)  # the end of a zip, which says how many entries there are; zipfile does not ask it
+        end = file.read()
+        count = int.from_bytes(end[10:12], "little")
+        if end.startswith(b"PK\5\6") and count not in (len(stored.files), 0xFFFF):
+            found = f"{len(stored.files)} arrays of {count}"
+            raise BadNpz(f"{path}: cannot be read, it is damaged ({found}); write it again")
         _check(stored, path)
         return {normal(name): _array(stored, name, path) for name in stored.files}
 

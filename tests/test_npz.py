@@ -96,3 +96,15 @@ def test_two_arrays_of_one_name_are_refused(tmp_path):
     assert "expected each array once, found cam more than once" in refusal(tmp_path / "a.npz")
     np.savez(tmp_path / "b.npz", **{"r\xe9": IDS, "re\u0301": IDS})
     assert "expected each array once, found r\xe9 more" in refusal(tmp_path / "b.npz")
+
+
+def test_entries_that_the_directory_has_lost_are_missed(tmp_path):
+    """A flipped bit in its size: zipfile reads fewer entries, and does not count them."""
+    np.savez(tmp_path / "a.npz", image_id=IDS, cam=np.zeros((2, 4, 4)))
+    data = bytearray((tmp_path / "a.npz").read_bytes())
+    start = int.from_bytes(data[-6:-2], "little")
+    second = data.index(b"PK\1\2", start + 4)
+    data[-10:-6] = (int.from_bytes(data[-10:-6], "little") - (len(data) - 22 - second)).to_bytes(4, "little")
+    data[-6:-2] = start.to_bytes(4, "little")
+    (tmp_path / "a.npz").write_bytes(data[:second] + data[-22:])
+    assert "1 arrays of 2" in refusal(tmp_path / "a.npz")
