@@ -9,6 +9,7 @@ import codecs
 import contextlib
 import errno
 import io
+import logging
 import os
 import signal
 import sys
@@ -30,6 +31,10 @@ def end_now(number, frame) -> None:
     raise Stopped(*BETWEEN.args)
 
 
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM. (A plain KeyboardInterrupt that goes through exec() changes Python's own exit status.)"""
+
+
 BETWEEN = Stopped("stopped; what is saved is kept. The same command continues from there.")
 
 
@@ -41,6 +46,10 @@ def ends(resumes: bool = False) -> Iterator[None]:
       resumes: the same command continues from what is saved: SIGTERM, and a training that was told to stop, end it
         with 75.
     """
+    if sys.getfilesystemencoding() != "utf-8":  # an old locale: only a new Python finds files by all their names
+        os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding if sys.stdout else "ascii")
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where a home cannot be written, and goes on
     with _outputs(), _Signals(resumes) as signals:
         try:
             yield
@@ -78,7 +87,7 @@ class _Signals:
 
     def _hear(self, number, frame):
         if self.asked is None:
-            self.asked = BETWEEN if self.resumes and number == signal.SIGTERM else KeyboardInterrupt()
+            self.asked = BETWEEN if self.resumes and number == signal.SIGTERM else Interrupted()
         signal.setitimer(signal.ITIMER_REAL, INSIST)
         error = sys.exception()
         while error is not None:
@@ -135,14 +144,14 @@ def _outputs() -> Iterator[None]:
     codecs.register_error("infomask", _plainly)
     before = sys.stdout, sys.stderr
     with contextlib.ExitStack() as stack:
-        for name in ("stdout", "stderr"):
+        for number, name in ((1, "stdout"), (2, "stderr")):
             stream = getattr(sys, name)
-            if stream is None or stream is not getattr(sys, f"__{name}__"):
-                continue  # closed, or someone else's
-            stream.flush()
-            raw = _Output(stream.fileno(), "w", closefd=False)
-            at_once = stream.line_buffering or stream.write_through
-            ours = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "infomask", line_buffering=at_once)
+            if stream is not getattr(sys, f"__{name}__"):
+                continue  # someone else's
+            encoding = stream.encoding if stream else "utf-8"  # None: it is closed
+            at_once = stream is not None and (stream.line_buffering or stream.write_through)
+            raw = io.BufferedWriter(_Output(number, "w", closefd=False))
+            ours = io.TextIOWrapper(raw, encoding, "infomask", line_buffering=at_once)
             setattr(sys, name, ours)
             stack.callback(ours.flush)
         try:
