@@ -46,9 +46,7 @@ def ends(resumes: bool = False) -> Iterator[None]:
       resumes: the same command continues from what is saved: SIGTERM, and a training that was told to stop, end it
         with 75.
     """
-    if (
-        sys.getfilesystemencoding() != "utf-8"
-    ):  # an old locale: only a new Python can find files by names of any letters
+    if sys.getfilesystemencoding() != "utf-8":  # an old locale: only a new Python finds files by all their names
         os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding if sys.stdout else "ascii")
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where a home cannot be written, and goes on

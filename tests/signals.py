@@ -33,23 +33,27 @@ ROOT = Path(__file__).parent.parent
 SECONDS = 10  # that a command may take to end
 TIMES = ("images_per_s", "data_wait")  # of metrics.jsonl
 SCORED = ("eval", "maps", "boxes", "predictions", "figures", "report.html")  # what evaluate writes into a run
-VERB = [sys.executable, "-m", "infomask_jax"]
-TRAIN = [sys.executable, str(ROOT / "experiments" / "quickstart.py")]
 TINY = "--map-shifts 1 --data.image-size 32 --data.batch-size 8 --model.width 8 --model.depth 1 --train.steps 40"
 TINY += " --model.latent-channels 4 --train.log-every 5 --train.checkpoint-every 10"
-DRAWN = "--data-dir data --size 32 --train 200 --val 8 --test 8 --workers 2"
 COMMANDS = {
-    "prepare": [*VERB, "prepare", "synthetic", *DRAWN.split()],
-    "train": TRAIN + f"--data-dir data --workdir run {TINY}".split(),
-    "evaluate": [*VERB, "evaluate", "run"],
-    "predict": [*VERB, "predict", "run", "films", "--out", "out"],
+    "prepare": "-m infomask_jax prepare synthetic --data-dir data --size 32 --train 200 --val 8 --test 8 --workers 2",
+    "train": f"{ROOT}/experiments/quickstart.py --data-dir data --workdir run {TINY}",
+    "evaluate": "-m infomask_jax evaluate run",
+    "predict": "-m infomask_jax predict run films --out out",
 }
 
 
-def start(command: list[str], folder: Path) -> subprocess.Popen:
+def start(command: str, folder: Path) -> subprocess.Popen:
     screen = (folder.parent / "screen").open("w+")
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=folder, stdout=screen, stderr=screen, env=environment, start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, *command.split()],
+        cwd=folder,
+        stdout=screen,
+        stderr=screen,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 def screen(folder: Path) -> str:
