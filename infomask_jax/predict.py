@@ -142,20 +142,21 @@ def stored_size(run: Path) -> int:
 def find(xrays: Sequence[Path]) -> dict[str, Path]:
     """{image_id: file}: of a file its name, of those in a folder their place in it; each file once.
 
-    Says which files and linked folders in folders are left out. ValueError where there is none, two different files
-    have one name, or a name cannot be written; OSError for a folder that cannot be entered.
+    Says what is left out of folders. ValueError where there is none, two different files have one name, or a name
+    cannot be written; OSError for a folder that cannot be entered.
     """
     if not xrays:
         raise ValueError("expected X-rays or folders of them after the RUN, found none")
     found, seen, wrong = {}, set(), []
     for given in map(Path, xrays):
-        files = _files(given) if given.is_dir() else [given]
+        folder = os.path.isdir(given)
+        files = _files(given) if folder else [given]
         for path in files:
-            image_id = normal(path.relative_to(given).as_posix() if given.is_dir() else path.name)
+            image_id = normal(path.relative_to(given).as_posix() if folder else path.name)
             if os.path.realpath(path) in seen:
                 continue
             seen.add(os.path.realpath(path))
-            if not printable(image_id) or "\\" in image_id or len(os.fsencode(path.name)) > LONGEST_NAME:
+            if not printable(image_id) or "\\" in image_id or len(os.fsencode(image_id.split("/")[-1])) > LONGEST_NAME:
                 wrong.append(f"{image_id!r}: not printable, with a backslash, or of over {LONGEST_NAME} bytes")
             elif (other := found.setdefault(image_id, path)) != path:
                 same = normal(str(other)) == normal(str(path))

@@ -347,6 +347,14 @@ def test_a_lung_file_may_have_the_aspect_of_the_source(tmp_path):
     assert files(0).sum() == 40
 
 
+def test_lungs_are_found_in_either_unicode_form(tmp_path):
+    (tmp_path / "re\u0301.png").write_bytes(images.encode(np.eye(40, dtype=np.uint8)))
+    files, _ = audit.lung_fields({"image_id": ["r\xe9.jpg"], "sizes": [(9, 9)]}, None, None, "test", tmp_path, False)
+    assert files(0).sum() == 40
+    with pytest.raises(ValueError, match="expected 1 files, found that 1 are missing"):
+        audit.lung_fields({"image_id": ["x" * 300], "sizes": [(9, 9)]}, None, None, "test", tmp_path, False)
+
+
 def test_data_without_lungs_says_what_to_do(runs, tmp_path):
     run = runs[1.0][0]
     for i in range(3):

@@ -166,6 +166,21 @@ BAD_ROWS = {  # what is wrong -> (table, its rows, what the message must hold)
     "box outside": ("boxes.csv", [("a.png", "mass", 30, 1, 20, 2)], ["row 4, box", "inside 40 x 32", "x 30"]),
     "box area": ("boxes.csv", [("a.png", "mass", 3, 1, 0, 2)], ["row 4, box", "some area", "width 0"]),
     "box nan": ("boxes.csv", [("a.png", "mass", "nan", 1, 2, 2)], ["row 4, x, y, w, h", "nan"]),
+    "box twice": (
+        "boxes.csv",
+        [("./a.png", "mass", "10.0", "4.00", "2e1", 16)],
+        ["row 4, x, y, w, h", "expected each box once, found it also in boxes.csv, row 2"],
+    ),
+    "box below a pixel": (
+        "boxes.csv",
+        [("e.png", "mass", 0.1, 0.2, 0.25, 1)],
+        ["row 4, x, y, w, h", "expected pixels, found a box of 0.25 x 1; multiply it by the image's size"],
+    ),
+    "box name": ("boxes.csv", [("../a.png", "mass", 1, 1, 2, 2)], ["row 4, image", "found '../a.png'"]),
+    "escape": ("labels.csv", [("g\x1b[31m.png", 1, 0, "p9", "train")], ["row 8, image", r"found 'g\x1b[31m.png'"]),
+    "direction": ("labels.csv", [("g.png", 1, 0, "p\u202e9", "train")], ["row 8, patient", r"found 'p\u202e9'"]),
+    "long name": ("labels.csv", [("x" * 300 + ".png", 1, 0, "p9", "train")], ["row 8, image", "found no 'xxx"]),
+    "long path": ("labels.csv", [("x/" * 3000 + "g.png", 1, 0, "p9", "train")], ["row 8, image", "found no 'x/x"]),
 }
 
 
@@ -190,6 +205,87 @@ def test_bad_row_is_named_and_leaves_nothing(traps, kind):
     assert nothing_is_left(traps)
     with pytest.raises(FileNotFoundError, match="python -m infomask_jax prepare folder"):
         load("folder", traps.data_dir)
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_boxes_in_0_to_1_stop_it(own, skip_bad):
+    boxes = [("a.png", "mass", 0.1, 0.2, 0.3, 0.25), ("e.png", "edema", 0, 0, 1, 1)]
+    table(own.source / "boxes.csv", ("image", "finding", "x", "y", "w", "h"), *boxes)
+    words = "boxes.csv, x, y, w, h: expected pixels, found no box larger than 1; multiply them by the image's size"
+    with pytest.raises(BadData, match=words):
+        prepare(changed(own, skip_bad=skip_bad))
+    assert nothing_is_left(own)
+
+
+def test_bad_name_in_the_first_row_of_boxes_is_named(own):
+    table(own.source / "boxes.csv", ("image", "finding", "x", "y", "w", "h"), ("/a.png", "mass", 1, 1, 2, 2))
+    with pytest.raises(BadData, match=r"boxes\.csv, row 2, image: expected the name of an image .* found '/a\.png'"):
+        prepare(own)
+
+
+@pytest.mark.parametrize("name", ["mass\x1b[31m", "mass\x9b", "mass\nis large", "mass\u202e"])
+def test_names_of_findings_that_do_not_print_are_refused(own, name):
+    table(own.source / "labels.csv", ("image", name), ("a.png", 1), ("b.png", 0))
+    with pytest.raises(BadData, match=r"labels\.csv, row 1: expected printable names of columns, found 'mass") as error:
+        prepare(own)
+    assert str(error.value).isprintable()
+
+
+def test_a_column_of_something_else_is_told_once(own):
+    rows = [(f"{name}.png", i % 2, 40 + i, "MF"[i % 2], "") for i, name in enumerate("abdef")]
+    table(own.source / "labels.csv", ("image", "mass", "age", "sex", "nodule"), *rows)
+    (own.source / "boxes.csv").unlink()
+    for skip_bad in (False, True):
+        with pytest.raises(BadData, match=r"2 problems:\n.*, age: .* '40' in row 2 and so on, 5 of 5") as error:
+            prepare(changed(own, skip_bad=skip_bad))
+        assert "labels.csv, sex: " in str(error.value) and str(error.value).count("name the findings with --find") == 2
+    prepared = prepare(changed(own, findings=("mass",)))
+    assert prepared.findings == ("mass",) and sum(prepared.splits.values()) == 5
+
+
+def test_boxes_of_a_finding_that_is_not_asked_for_need_its_label_all_the_same(own):
+    with_rows(own, "boxes.csv", ("a.png", "edema", 1, 1, 2, 2))
+    with pytest.raises(BadData, match="row 4, finding: expected label 1"):
+        prepare(changed(own, findings=("mass",)))
+
+
+NFC, NFD = "r\xe9", "re\u0301"
+
+
+@pytest.mark.parametrize("written", [NFC, NFD])
+def test_names_match_in_either_unicode_form(own, written):
+    """Of images, patients and findings; folder and file are in both forms."""
+    other = NFD if written == NFC else NFC
+    for i, name in enumerate((f"{other}/{other}0", f"{written}1", "plain")):
+        picture(own.source / f"images/{name}.png", i, (32, 40))
+    rows = [(f"{written}/{written}0.png", 1, written, "train"), (f"{other}1.png", 0, other, "train")]
+    table(own.source / "labels.csv", ("image", written, "patient", "split"), *rows, ("plain.png", 0, "p", "val"))
+    table(
+        own.source / "boxes.csv",
+        ("image", "finding", "x", "y", "w", "h"),
+        (f"{other}/{written}0.png", other, 1, 1, 20, 20),
+    )
+    prepared = prepare(changed(own, findings=(other,)))
+    assert prepared.findings == (NFC,) and prepared.summary["train"]["boxes"] == 1
+    train = examples(prepared, "train")
+    assert set(train) == {f"{NFC}/{NFC}0.png", f"{NFC}1.png"} and {e["patient_id"] for e in train.values()} == {NFC}
+    picture(own.source / f"images/{other}1.png", 5)
+    with pytest.raises(BadData, match=r"row 3, image: expected one file, found .*\(NFC, NFD\); keep one"):
+        prepare(changed(own, overwrite=True))
+
+
+def test_a_name_in_both_forms_is_one_image(own):
+    picture(own.source / f"images/{NFD}.png", 7)
+    table(own.source / "labels.csv", ("image", "mass"), (f"{NFC}.png", 1), (f"{NFD}.png", 1))
+    (own.source / "boxes.csv").unlink()
+    with pytest.raises(BadData, match=r"row 3, image: expected each image once, found .* also in row 2"):
+        prepare(own)
+
+
+def test_skipped_csv_holds_no_formula(own):
+    with_rows(own, "labels.csv", ("=cmd.png", 1, 0, "p9", "train"), ("g\x1b.png", 1, 0, "p9", "train"))
+    with (prepare(changed(own, skip_bad=True)).directory / "skipped.csv").open(newline="") as file:
+        assert [row["image"] for row in csv.DictReader(file)] == [r"g\x1b.png", "'=cmd.png"]
 
 
 def test_all_problems_come_at_once(traps):

@@ -294,6 +294,19 @@ def test_all_bad_backgrounds_are_named_or_skipped(options):
         prepare(options)
 
 
+def test_hidden_files_are_no_backgrounds_and_a_name_in_both_forms_is_a_clash(options):
+    root = options.backgrounds
+    (root / "whole" / "._00.png").write_bytes(b"\0\5\x16\7")
+    (root / "__MACOSX").mkdir()
+    shutil.copy(root / "whole/00.png", root / "__MACOSX" / "00.png")
+    (root / "whole/00.png").rename(root / "whole/re\u0301.png")
+    assert "whole/r\xe9.png" in {item.image_id for item in items(root)} and len(items(root)) == 32
+    shutil.copy(root / "whole/re\u0301.png", root / "whole/r\xe9.png")
+    with pytest.raises(BadData, match=r"1 problem:\n.*one name in two Unicode forms"):
+        prepare(options)
+    assert sum(prepare(changed(options, skip_bad=True)).splits.values()) == 31
+
+
 def test_unusable_folders_and_links_are_refused(options, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadData, match=r"expected negative radiographs .*found none in"):

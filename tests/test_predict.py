@@ -170,6 +170,28 @@ def test_what_is_asked_for_is_found_once(films, tmp_path):
         predict.find([])
 
 
+def test_hidden_files_are_left_out_counted_and_read_if_named(films, tmp_path, capsys):
+    for name in ("a.png", "._a.png", ".DS_Store", "__MACOSX/._a.png", "sub/._b.jpg", "sub/b.jpg", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert list(predict.find([tmp_path])) == ["a.png", "sub/b.jpg"]
+    found = capsys.readouterr().out
+    assert "left out 1 files whose names do not end in" in found and " and 4 hidden files or folders" in found
+    assert list(predict.find([tmp_path / "._a.png"])) == ["._a.png"]
+    with pytest.raises(ValueError, match="found none in this folder"):
+        predict.find([tmp_path / "__MACOSX"])
+
+
+def test_films_are_named_in_one_unicode_form(tmp_path):
+    (tmp_path / "re\u0301.png").write_bytes(b"a")
+    assert predict.find([tmp_path]) == {"r\xe9.png": tmp_path / "re\u0301.png"}
+    (tmp_path / "r\xe9.png").write_bytes(b"b")
+    with pytest.raises(ValueError, match=r"one name in two Unicode forms \(NFC, NFD\): keep one"):
+        predict.find([tmp_path])
+    with pytest.raises(ValueError, match="1 problem"):
+        predict.find([tmp_path / ("x" * 300)])
+
+
 def test_command_says_what_is_wrong(run, films, tmp_path):
     command = [sys.executable, "-m", "infomask_jax", "predict", str(run), "absent.png", "--out", str(tmp_path / "out")]
     found = subprocess.run(command, capture_output=True, text=True, timeout=300)

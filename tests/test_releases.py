@@ -85,12 +85,61 @@ def test_rsna_without_split_goes_by_hash(rsna):
         ("stage_2_detailed_class_info.csv", ("patient-0", "Opacity"), "found 'Opacity'"),
         ("split.csv", ("patient-0", "test", 1, "AP"), "a patient in one split, found 'patient-0' also in train"),
         ("split.csv", ("patient-9", "test", 1, "AP"), "found 'patient-9'"),
+        (
+            "stage_2_train_labels.csv",
+            ("patient-0", "256.0", 512, 128, 64, 1),
+            "row 11, x, y, width, height: expected each",
+        ),
+        (
+            "stage_2_train_labels.csv",
+            ("patient-0", 0.1, 0.2, 0.3, 0.4, 1),
+            "expected pixels, found a box of 0.3 x 0.4;",
+        ),
+        ("split.csv", ("patient-0", "train", 1, "A\x1bP"), r"row 9, view: expected printable text, found 'A\x1bP'"),
     ],
 )
 def test_rsna_bad_row_is_named(rsna, name, row, words):
     with pytest.raises(BadData, match="problem") as error:
         prepare(with_rows(rsna, name, row))
     assert words in str(error.value) and name in str(error.value) and nothing_is_left(rsna)
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_boxes_of_a_release_in_0_to_1_stop_it(rsna, nih_release, skip_bad):
+    path = rsna.source / "stage_2_train_labels.csv"
+    path.write_text(
+        path.read_text().replace(",256,512,128,64,", ",.1,.2,.3,.4,").replace(",0,0,1024,1024,", ",0,0,1,1,")
+    )
+    with pytest.raises(
+        BadData, match=r"labels\.csv, x, y, width, height: expected pixels, .* than 1; multiply them by 1024"
+    ):
+        prepare(changed(rsna, skip_bad=skip_bad))
+    path = nih_release.source / "BBox_List_2017.csv"
+    path.write_text(path.read_text().replace("512.0,256.0,256.0,512.0", ".5,.25,.25,.5").replace("100", ".1"))
+    with pytest.raises(
+        BadData, match=r"\.csv, Bbox \[x,y,w,h\]: expected pixels, .* larger than 0\.5; multiply them by 1024"
+    ):
+        prepare(changed(nih_release, skip_bad=skip_bad))
+
+
+def test_releases_match_names_in_either_unicode_form(rsna, nih_release):
+    for options, old in ((rsna, "patient-0"), (nih_release, "0041_000")):
+        for path in (path for path in options.source.iterdir() if path.is_file()):
+            path.write_text(path.read_text().replace(old, "r\xe9"), encoding="utf-8")
+        path = next(options.source.rglob(f"{old}.png"))
+        path.rename(path.with_name("re\u0301.png"))
+        prepared = prepare(options)
+        found = {name.removesuffix(".png"): e for s in prepared.splits for name, e in examples(prepared, s).items()}
+        assert len(found["r\xe9"]["boxes"]) and old not in found
+
+
+def test_hidden_twins_of_films_are_nobodys(rsna, nih_release):
+    for options in (rsna, nih_release):
+        for path in list(options.source.rglob("*.*")):
+            if path.suffix in (".png", ".dcm"):
+                (path.parent / f"._{path.name}").write_bytes(b"\0\5\x16\7")
+        picture(options.source / "__MACOSX" / path.name)
+        assert prepare(options).splits["test"] == 2
 
 
 def test_rsna_split_that_leaves_nothing_is_no_split_by_hash(rsna):
@@ -180,6 +229,17 @@ def test_nih_boxes_of_findings_that_are_not_kept_are_nobodys(nih_release):
         ("BBox_List_2017.csv", "0041_000.png,Mass,1,1,5,5\n", "without it"),
         ("BBox_List_2017.csv", "0041_000.png,Masss,1,1,5,5\n", "found 'Masss'"),
         ("BBox_List_2017.csv", "0041_000.png,Pneumonia,1000,1,50,5\n", "inside 1024 x 1024"),
+        (
+            "BBox_List_2017.csv",
+            "0000_000.png,Infiltration,512,256,256,512\n",
+            "row 4, Bbox [x,y,w,h]: expected each box",
+        ),
+        (
+            "BBox_List_2017.csv",
+            "0041_000.png,Pneumonia,.1,.1,.5,.5\n",
+            "row 4, Bbox [x,y,w,h]: expected pixels, found a box",
+        ),
+        ("test_list.txt", "00\x1b41.png\n", r"row 3, image: expected printable text, found '00\x1b41.png'"),
     ],
 )
 def test_nih_bad_row_is_named(nih_release, name, line, words):

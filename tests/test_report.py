@@ -144,7 +144,9 @@ def test_faithfulness_has_a_table_where_it_was_measured(result):
 
 def hostile(result):
     """The same scores of methods and a finding with names that mean something to LaTeX, Markdown and rich."""
-    text = json.dumps(result).replace('"mass"', r'"50% of_a $mass & [red]#1|~^{x\\y}*"').replace('"cam"', '"[cam]_*|&"')
+    text = (
+        json.dumps(result).replace('"mass"', r'"50% of_a $mass & [red]#1|~^{x\\y}*"').replace('"cam"', '"[cam]_*`|&"')
+    )
     return json.loads(text)
 
 
@@ -173,6 +175,7 @@ def test_latex_is_balanced_and_escaped(result, names):
 def test_latex_prints_special_characters():
     assert escape("a_b 5% #1 {x}") == r"a\_b 5\% \#1 \{x\}"
     assert escape("--tune-on .1–.2") == "-{}-tune-on .1--.2"
+    assert escape("a`b & c|d") == r"a\`{}b \& c\textbar{}d"
     assert escape("a---b") == "a-{}-{}-b"
     assert escape("[x] >.1 \\") == r"{[}x] $>$.1 \textbackslash{}"
 

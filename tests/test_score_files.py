@@ -498,6 +498,7 @@ def test_a_read_only_folder_is_refused_before_scoring(own, monkeypatch):
 BAD_ROWS = {
     "t0.png,mass,1,1,5,5,160,160,p0\nt0.png,mass,1,1,5,5,160,160,p0": "row 31, x, y, w, h: expected each box once",
     "t0.png,mass,150,1,50,5,160,160,p0": "expected a box inside 160 x 160",
+    "t0.png,mass,.1,.1,.5,.5,160,160,p0": "row 30, x, y, w, h: expected pixels, found a box of 0.5 x 0.5",
     "t0.png,mass,1,1,0,5,160,160,p0": "expected a box of some area",
     "t0.png,mass,nan,1,5,5,160,160,p0": "expected four numbers, found 'nan, 1, 5, 5'",
     "t0.png,mass,1,,5,5,160,160,p0": "expected four numbers, found '1, , 5, 5'",
@@ -539,6 +540,17 @@ def test_bad_rows_are_named_together(own, line):
         (RSNA_HEADER + "\nt0.png,,,,,0\nt0.png,1,1,5,5,1\n", "expected no box of an image that is negative"),
         ("image,finding\xff\n", "boxes.csv"),
         (HEADER + "\nt0.png,mass,.1,.1,.4,1,160,160,\n", "x, y, w, h: expected pixels, found no box larger than 1"),
+        (
+            NIH_HEADER + "\nt0.png,Mass,.1,.1,.4,.5\n",
+            "Bbox [x,y,w,h]: expected pixels, found no box larger than 0.5; multip",
+        ),
+        (
+            RSNA_HEADER + "\nt0.png,.1,.1,.4,.5,1\n",
+            "expected pixels, found no box larger than 0.5; multiply them by 1024",
+        ),
+        (HEADER + "\nt0.png,m\x1bass,1,1,5,5,160,160,\n", r"row 2, finding: expected printable text, found 'm\x1bass'"),
+        ("image,finding\x1b,x\n", r"among them image, finding, x, y, w, h; found image, finding\x1b, x"),
+        ("patient\x1b,x\n", r"found patient\x1b, x"),
         (HEADER + "\nt0.png,mass,,,,,,,\n", "boxes.csv: expected a box, found only negative images"),
     ],
 )
@@ -620,6 +632,62 @@ def test_names_are_matched_in_their_normal_form(own):
     rename(own, "maps.npz", [f"./t{i}.png" for i in range(18)])
     scores, _, _ = evaluate(own, *FILES)
     assert scores["localization"] == before["localization"] and not scores["notes"]
+
+
+def test_names_match_in_either_unicode_form(own):
+    """Of images, patients, findings and files, some in one form and some in the other."""
+    forms = ("r\xe9", "re\u0301")
+    before, _, _ = evaluate(own, *FILES, "--tune-on", "val.npz")
+    text = (own / "boxes.csv").read_text().replace("mass", forms[0])
+    for i in range(0, 18, 2):
+        text = text.replace(f"t{i}.png", f"{forms[i // 2 % 2]}{i}.png")
+    (own / "boxes.csv").write_text(text.replace("v3.png", "v\xe93.png"), encoding="utf-8")
+    names = [f"t{i}.png" if i % 2 else f"{forms[1 - i // 2 % 2]}{i}.png" for i in range(18)]
+    rename(own, "maps.npz", names)
+    rename(own, "val.npz", [f"v{i}.png" if i != 3 else "ve\u03013.png" for i in range(10)])
+    pictures(own, [f"{forms[i // 2 % 2]}{i}.png" if i % 2 == 0 else names[i] for i in range(18)])
+    tuned = ("--tune-on", "val.npz", "--images", "films", "--findings", forms[1])
+    scores, _, _ = evaluate(own, *FILES, *tuned)
+    assert scores["localization"][forms[0]] == before["localization"]["mass"] and not scores["notes"]
+    assert scores["files"] == before["files"] | {"without_image_file": 0}
+    rename(own, "maps.npz", [f"{forms[0]}0.png", f"{forms[1]}0.png", *names[2:]])
+    assert "expected each image once" in refusal(own, *FILES)
+
+
+def test_a_hidden_twin_of_an_image_is_not_its_file(own):
+    pictures(own, [f"t{i}.png" for i in range(18)])
+    (own / "films" / "__MACOSX").mkdir()
+    for i in range(18):
+        (own / "films" / "a" / f"._t{i}.png").write_bytes(b"\0\5\x16\7")
+        (own / "films" / "__MACOSX" / f"t{i}.png").write_bytes(b"\0\5\x16\7")
+    assert evaluate(own, *FILES, "--images", "films")[0]["files"]["without_image_file"] == 0
+
+
+@pytest.mark.parametrize("name", ["maps.npz", "val.npz"])
+def test_small_files_that_unpack_to_much_are_refused(own, monkeypatch, name):
+    monkeypatch.setattr("infomask_jax.npz.LARGEST", 1 << 16)
+    change(own, name, zeros=np.zeros((10, 4, 4, 1)))
+    evaluate(own, *FILES, "--protocol", "rsna") if name == "val.npz" else None
+    with np.load(own / name) as stored:
+        np.savez_compressed(own / name, image_id=stored["image_id"], cam=np.zeros((len(stored["image_id"]), 90, 90)))
+    for path in (own / "evaluation").rglob("*.*"):
+        path.unlink()
+    message = refusal(own, *FILES, "--tune-on", "val.npz")
+    assert message.startswith(f"error: {name}: expected arrays that unpack to at most"), message
+
+
+def test_names_that_would_be_formulas_or_markup_are_only_text(own):
+    name = "=a|b`c`&amp;$x$"
+    text = (own / "boxes.csv").read_text().replace("mass", name).replace("t0.png", "@t0.png")
+    (own / "boxes.csv").write_text(text)
+    rename(own, "maps.npz", ["@t0.png", *[f"t{i}.png" for i in range(1, 18)]])
+    change(own, **{"-cam": np.load(own / "maps.npz")["cam"]})
+    scores, rows, table = evaluate(own, *FILES)
+    assert name in scores["localization"] and name in markdown_tables(table)["Classification"]
+    assert {row["finding"] for row in rows} == {f"'{name}"} and {"'-cam", "cam"} < {row["method"] for row in rows}
+    assert "'@t0.png" in {row["image_id"] for row in rows}
+    assert r"\=" not in table and r"=a\|b\`c\`\&amp;\$x\$" in table
+    assert r"=a\textbar{}b\`{}c\`{}\&amp;\$x\$" in (own / "evaluation" / "table.tex").read_text()
 
 
 def test_names_that_nearly_match_are_noted_first(own):

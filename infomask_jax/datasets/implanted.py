@@ -16,6 +16,7 @@ import numpy as np
 from infomask_jax.datasets import folder, images, lookup, nih, rsna, schema
 from infomask_jax.datasets.schema import BadData, Item, Problem, Release
 from infomask_jax.datasets.synthetic import PhantomConfig, opacities, truth
+from infomask_jax.text import normal
 
 FINDINGS = ("opacity",)
 CONTRAST = 0.25  # default of PhantomConfig.contrast: opacities stand out less than the phantom's, more than real ones
@@ -148,16 +149,19 @@ def _negatives(root: Path, problems: list[Problem]) -> tuple[list[Item], list[Pa
 
 def _every_image(root: Path, problems: list[Problem]) -> list[Item]:
     """Each its own patient, named by its path below `root`."""
-    items, real = {}, str(root.resolve())
+    items, named, real = {}, {}, str(root.resolve())
     for path in sorted(p for paths in lookup.index_images(root, "name", images.SUFFIXES).values() for p in paths):
         name = path.relative_to(root).as_posix()
         try:
-            split = schema.hash_split(lookup.safe_name(name), train=0.8, val=0.1, test=0.1)
+            image_id = lookup.safe_name(name)
+            split = schema.hash_split(image_id, train=0.8, val=0.1, test=0.1)
             if not lookup.inside(path, real):
                 raise ValueError(f"expected a file inside {root}, found a link to {os.path.realpath(path)}")
-            item = items.setdefault(os.path.realpath(path), Item(name, name, split, (), path))
+            item = items.setdefault(os.path.realpath(path), Item(image_id, image_id, split, (), path))
             if item.path != path:
                 raise ValueError(f"expected each image once, found the same file as {item.image_id!r}")
+            if (other := named.setdefault(image_id, name)) != name:
+                raise ValueError(f"expected one file, found {lookup.one_name([other, name])}; keep one")
         except ValueError as error:
-            problems.append(Problem(ascii(name), None, "image", str(error), name))
+            problems.append(Problem(ascii(name), None, "image", str(error), normal(name)))
     return list(items.values())

@@ -19,7 +19,7 @@ import numpy as np
 
 from infomask_jax.datasets import lookup, nih, rsna, schema
 from infomask_jax.datasets.schema import BadData, Box, Problem
-from infomask_jax.text import normal
+from infomask_jax.text import normal, shown
 
 OWN = ("image", "finding", "x", "y", "w", "h")
 OWN_TOO = ("image_width", "image_height", "patient")
@@ -169,7 +169,7 @@ def _rows(path: Path, sized: bool, problems: list[Problem]) -> tuple[Iterator[Ro
         return _own(path, problems), None
     raise BadData(
         f"{path}, row 1: expected the columns {', '.join(OWN)}, image_width, image_height, or the header of NIH's "
-        f"BBox_List_2017.csv or of RSNA's stage_2_train_labels.csv; found {', '.join(header) or 'none'}"
+        f"BBox_List_2017.csv or of RSNA's stage_2_train_labels.csv; found {shown(', '.join(header)) or 'none'}"
     )
 
 
