@@ -145,8 +145,8 @@ def stored_size(run: Path) -> int:
 def find(xrays: Sequence[Path]) -> dict[str, Path]:
     """{image_id: file}: of a file its name, of those in a folder their place in it; each file once.
 
-    Says which files in folders and which folders in them are left out. ValueError where there is none, two different
-    files have one name, or a name cannot be written; OSError for a folder that cannot be entered.
+    Says what is left out of folders. ValueError where there is none, two different files have one name, or a name
+    cannot be written; OSError for a folder that cannot be entered.
     """
     if not xrays:
         raise ValueError("expected X-rays or folders of them after the RUN, found none")

@@ -549,7 +549,8 @@ def test_bad_rows_are_named_together(own, line):
             "expected pixels, found no box larger than 0.5; multiply them by 1024",
         ),
         (HEADER + "\nt0.png,m\x1bass,1,1,5,5,160,160,\n", r"row 2, finding: expected printable text, found 'm\x1bass'"),
-        ("image,finding,x,y,w,h\x1b\n", "row 1: expected columns"),
+        ("image,finding\x1b,x\n", r"among them image, finding, x, y, w, h; found image, finding\x1b, x"),
+        ("patient\x1b,x\n", r"found patient\x1b, x"),
         (HEADER + "\nt0.png,mass,,,,,,,\n", "boxes.csv: expected a box, found only negative images"),
     ],
 )
