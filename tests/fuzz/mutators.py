@@ -6,20 +6,34 @@ import zlib
 
 import numpy as np
 import pydicom
+from fuzz import seeds
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, get_frame
 
-from fuzz import seeds
-
 EXTREME = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 32, 127, 128, 255, 256, 32767, 32768, 65535, 1 << 31, (1 << 32) - 1)
 PNG = b"\x89PNG\r\n\x1a\n"
 HUGE_PNG = 24_000  # side of a picture that is small as a file and large in memory
-TEXTS = ("", "0", "-1", "1.5", "nan", "inf", "-inf", "1e308", "1,5", "abc", "\\", "4096\\0\\12", "12" * 40, "\x1b[31m\n")
+TEXTS = (
+    "",
+    "0",
+    "-1",
+    "1.5",
+    "nan",
+    "inf",
+    "-inf",
+    "1e308",
+    "1,5",
+    "abc",
+    "\\",
+    "4096\\0\\12",
+    "12" * 40,
+    "\x1b[31m\n",
+)
 
 
 def damage(rng: np.random.Generator, data: bytes, first: int = 0) -> bytes:
-    """Bytes changed somewhere from `first` on: bits flipped, runs zeroed, cut out, doubled, moved, random; or the end cut."""
+    """Bytes changed somewhere from `first` on: bits flipped, runs zeroed, cut out, doubled, moved, random; or cut."""
     if len(data) <= first + 1:
         return data
     new, at = bytearray(data), int(rng.integers(first, len(data)))
@@ -116,7 +130,7 @@ def _header(rng: np.random.Generator, data: bytes) -> bytes:
     fields = list(struct.unpack(">IIBBBBB", data))
     at = int(rng.integers(7))
     if at < 2:
-        fields[at] = int(rng.choice([*EXTREME, fields[at] + 1, max(0, fields[at] - 1), 2 * fields[at]]))
+        fields[at] = int(rng.choice([*EXTREME, fields[at] + 1, max(0, fields[at] - 1), 2 * fields[at]])) & 0xFFFFFFFF
     else:
         options = ((1, 2, 4, 8, 16, 3, 0), (0, 2, 3, 4, 6, 1, 7), (0, 1), (0, 1), (0, 1, 2))[at - 2]
         fields[at] = int(rng.choice(options))
@@ -164,7 +178,9 @@ def huge_png(rng: np.random.Generator) -> bytes:
     row = side * {0: 1, 2: 3, 6: 4}[kind] * depth // 8 + 1
     pixels = block + again * (side * row // (1 << 24) if rng.random() < 0.8 else 300)
     side = side if rng.random() < 0.8 else 16
-    return joined([(b"IHDR", struct.pack(">IIBBBBB", side, side, depth, kind, 0, 0, 0)), (b"IDAT", pixels), (b"IEND", b"")])
+    return joined(
+        [(b"IHDR", struct.pack(">IIBBBBB", side, side, depth, kind, 0, 0, 0)), (b"IDAT", pixels), (b"IEND", b"")]
+    )
 
 
 def jpeg(rng: np.random.Generator) -> bytes:
@@ -205,6 +221,8 @@ def segments(data: bytes) -> list[bytes]:
     starts, at = [0], 2
     while at + 4 <= len(data):
         starts.append(at)
+        while data[at : at + 2] == b"\xff\xff" and at + 5 <= len(data):  # fill bytes
+            at += 1
         scan = data[at + 1] == 0xDA
         at += 2 + struct.unpack_from(">H", data, at + 2)[0]
         if scan:

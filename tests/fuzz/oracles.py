@@ -1,6 +1,6 @@
 """What an independent decoder sees in a picture, and whether ours says the same.
 
-PNG and JPEG: Pillow, and for damage in JPEG libjpeg-turbo with its warnings as errors and libjpeg of the JPEG committee.
+PNG and JPEG: Pillow, and for damage in JPEG libjpeg-turbo with its warnings as errors; else the committee's libjpeg.
 DICOM: pydicom with a plugin of other code than ours where there is one (gdcm, CharLS, Pillow), and its own transforms.
 """
 
@@ -8,18 +8,19 @@ import io
 import re
 import warnings
 
+import libjpeg
 import numpy as np
 import pydicom
 import simplejpeg
+from fuzz import mutators
 from PIL import Image, ImageFile
 from pydicom.encaps import get_frame
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, get_decoder
 
-from fuzz import mutators
-
 MEAN, MOST = 0.006, 0.07  # of the range: how far two right decoders of lossy JPEG are apart, on average and at most
 EXACT = 0.001  # of the range, where nothing is lost
 Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
+UNKNOWN = "tjDecompressHeader"  # of libjpeg-turbo: a kind of JPEG that it does not know, not damage
 PLUGINS = ("pyjpegls", "pillow", "pydicom", "gdcm", "pylibjpeg")  # the first that has the format; ours is the last
 warnings.filterwarnings("ignore", module="pydicom|PIL")
 
@@ -33,7 +34,7 @@ class Unjudged(Exception):
 
 
 def judge(data: bytes, ours: np.ndarray) -> str:
-    """"" if the independent decoder shows the same picture; else what differs. Raises Unjudged."""
+    """ "" if the independent decoder shows the same picture; else what differs. Raises Unjudged."""
     kind = png if data.startswith(mutators.PNG) else jpeg if data.startswith(b"\xff\xd8") else dicom
     try:
         pictures, mean, most = kind(data)
@@ -85,12 +86,10 @@ WEIGHTS = np.float32([0.299, 0.587, 0.114])
 
 
 def jpeg(data: bytes) -> tuple[dict, float, float]:
-    """Y in 0..1 by Pillow, and as gray of its RGB; lossless JPEG by the committee's libjpeg. Raises Refused for lost data."""
+    """Y in 0..1 by Pillow, and as gray of its RGB; lossless JPEG by libjpeg. Raises Refused for lost data."""
     data = re.sub(rb"\xff{16,}(?=\xff)", b"", data)  # fill bytes, which the standard allows and Pillow not that many
     bits, kind = frame_of(data)
     if kind in (0xC3, 0xF7) or bits != 8:
-        import libjpeg
-
         try:
             values = libjpeg.decode(data)
         except Exception as error:
@@ -98,6 +97,11 @@ def jpeg(data: bytes) -> tuple[dict, float, float]:
         if values.ndim != 2:
             raise Unjudged("colour of lossless JPEG")
         return {"libjpeg": values.astype(np.float32) / ((1 << bits) - 1)}, EXACT, EXACT
+    try:
+        simplejpeg.decode_jpeg(data, "GRAY", strict=True)
+    except ValueError as error:
+        if not str(error).startswith(UNKNOWN):
+            raise Refused(f"libjpeg-turbo: {error}") from error
     pictures = {}
     for name in ("Pillow's Y", "Pillow's gray of RGB"):
         try:
@@ -105,32 +109,35 @@ def jpeg(data: bytes) -> tuple[dict, float, float]:
             if name == "Pillow's Y":
                 image.draft("L", image.size)
             image.load()
-        except Exception as error:
-            raise Refused(f"Pillow: {type(error).__name__}, {str(error)[:60]}") from error
+        except Exception as error:  # of headers that Pillow reads itself, and narrowly
+            try:
+                values = libjpeg.decode(data)
+            except Exception as second:
+                wrong = f"{type(error).__name__}, {str(error)[:40]}"
+                raise Refused(f"Pillow ({wrong}) and libjpeg ({str(second)[:100]})") from second
+            pictures["libjpeg"] = (values if values.ndim == 2 else values[..., 0]).astype(np.float32) / 255
+            break
         pictures[name] = np.asarray(image.convert("RGB"), np.float32) @ WEIGHTS / 255
-    try:
-        simplejpeg.decode_jpeg(data, "CMYK" if image.mode == "CMYK" else "GRAY", strict=True)
-    except ValueError as error:
-        raise Refused(f"libjpeg-turbo: {error}") from error
     return pictures, MEAN, MOST
 
 
 def frame_of(data: bytes) -> tuple[int, int]:
     """Bits and marker of the first frame header of a JPEG."""
     for part in mutators.segments(data):
-        if len(part) > 4 and (0xC0 <= part[1] <= 0xCF and part[1] not in (0xC4, 0xC8, 0xCC) or part[1] == 0xF7):
+        part = b"\xff" + part.lstrip(b"\xff")
+        if len(part) > 4 and (part[1] == 0xF7 or (0xC0 <= part[1] <= 0xCF and part[1] not in (0xC4, 0xC8, 0xCC))):
             return part[4], part[1]
     return 8, 0xC0
 
 
 def dicom(data: bytes) -> tuple[dict, float, float]:
-    """The film in 0..1 by pydicom: pixels of another plugin, its rescale and window over all values that can be stored."""
+    """The film in 0..1 by pydicom: pixels of another plugin, its rescale and window over all that can be stored."""
     dataset = pydicom.dcmread(io.BytesIO(data))
     syntax, bits, allocated = dataset.file_meta.TransferSyntaxUID, dataset.BitsStored, dataset.BitsAllocated
     signed = bool(dataset.get("PixelRepresentation") or 0)
     high = bits - 1 if dataset.get("HighBit") in (None, "") else dataset.HighBit
     kind, lossy = dataset.PhotometricInterpretation, syntax in (pydicom.uid.JPEGBaseline8Bit, pydicom.uid.JPEG2000)
-    tolerances = (MEAN, MOST) if lossy else (EXACT, EXACT)
+    tolerances = (2 * MEAN, 1) if lossy else (EXACT, EXACT)  # a narrow window makes much of one level
     array = stored(data, dataset, high)
     if kind not in ("MONOCHROME1", "MONOCHROME2"):
         return {"pydicom": (array >> (bits - 8)).astype(np.float32) @ WEIGHTS / 255}, 0.006, MOST
@@ -140,6 +147,9 @@ def dicom(data: bytes) -> tuple[dict, float, float]:
         values = np.where(values >> (bits - 1), values - (1 << bits), values)
     values, pictures = modality(values.astype(np.int32 if signed else np.uint32), dataset), {}
     for name, rounded in (("pydicom", values), ("pydicom with whole values", np.round(values).astype(np.int64))):
+        rounded = (
+            rounded.clip(-32768, 65535) if dataset.get("VOILUTSequence") else rounded
+        )  # beyond, pydicom's run over
         try:
             table = np.asarray(apply_voi_lut(rounded, without_useless(dataset)), np.float64)
         except Exception as error:  # useless elements are left out by ours, as viewers do; pydicom gives up
@@ -155,7 +165,7 @@ def dicom(data: bytes) -> tuple[dict, float, float]:
 
 
 def without_useless(dataset: pydicom.Dataset) -> pydicom.Dataset:
-    """Without a window that is not finite, and without the slope: where it is negative, pydicom would turn the window."""
+    """Without a window that is not finite, and without the slope: with a negative one pydicom turns the window."""
     dataset.pop("RescaleSlope", None)
     window = [np.ravel(dataset.get(name) or [])[:1] for name in ("WindowCenter", "WindowWidth")]
     if not all(np.isfinite(np.asarray(value, float)).all() for value in window):
@@ -165,7 +175,10 @@ def without_useless(dataset: pydicom.Dataset) -> pydicom.Dataset:
 
 def modality(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
     """Rescaled values; where one of the two numbers is empty, as they are."""
-    if not dataset.get("ModalityLUTSequence") and None in (dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")):
+    if not dataset.get("ModalityLUTSequence") and None in (
+        dataset.get("RescaleSlope"),
+        dataset.get("RescaleIntercept"),
+    ):
         return values
     try:
         return apply_modality_lut(values, dataset)

@@ -1,9 +1,9 @@
 """Damaged pictures through `images.decode`, and what came out of it against an independent decoder."""
 
 import numpy as np
-
 from fuzz import mutators, oracles
 from fuzz.workers import Bad
+
 from infomask_jax.datasets import images
 
 

@@ -26,10 +26,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
+from fuzz import workers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from fuzz import workers
 
 FORMATS = ("png", "jpeg", "dicom", "csv", "npz", "json", "checkpoint")
 OF_RUNS = ("json", "checkpoint")
@@ -83,7 +82,9 @@ def fuzz(kind: str, indices, seed: int, jobs: int, trained: Path | None, tempora
     counts, bad, began = Counter(), [], time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    with Progress(*columns, TextColumn("{task.fields[bad]} bad"), console=console, disable=not console.is_terminal) as bar:
+    with Progress(
+        *columns, TextColumn("{task.fields[bad]} bad"), console=console, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task(kind, total=len(indices), bad=0)
 
         def wanted():

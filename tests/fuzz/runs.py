@@ -16,9 +16,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import numpy as np
-
 from fuzz import mutators, tables
 from fuzz.workers import Bad
+
 from infomask_jax import checkpoint, datasets, experiment, pipeline, predict, report
 from infomask_jax.config import Config, DataConfig, ModelConfig, TrainConfig
 from infomask_jax.train import create_state
@@ -157,7 +157,18 @@ def damaged_json(rng: np.random.Generator, data: bytes) -> bytes:
     if kind == "bytes":
         return mutators.damage(rng, data)
     if kind == "text":
-        texts = (b"", b"null", b"[]", b"{}", b"3", b'"x"', b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe" + data, b"\xef\xbb\xbf" + data)
+        texts = (
+            b"",
+            b"null",
+            b"[]",
+            b"{}",
+            b"3",
+            b'"x"',
+            b"[" * 100_000,
+            b'{"a":' * 100_000,
+            b"\xff\xfe" + data,
+            b"\xef\xbb\xbf" + data,
+        )
         texts += (data.decode().encode("utf-16"), data + data, data.replace(b":", b""), b"9" * 10_000, data.lower())
         return texts[rng.integers(len(texts))]
     value = json.loads(data)
@@ -209,7 +220,7 @@ class Checkpoints(Runs):
         self.steps = sorted(int(path.name) for path in (self.run / "checkpoints").glob("[0-9]*"))
         self.files = [path for path in self.whole if (self.run / "checkpoints") in path.parents]
         self.truth = {}
-        for step in reversed(self.steps):
+        for _ in self.steps:  # from the newest on
             state, found, _ = self.restored()
             self.truth[found] = (state, checkpoint.load_params(self.run)[0])
             shutil.rmtree(self.run / "checkpoints" / str(found))

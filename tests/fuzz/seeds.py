@@ -60,7 +60,15 @@ def png(rng: np.random.Generator) -> bytes:
 def interlaced(gray: np.ndarray) -> bytes:
     """Adam7, which no encoder at hand writes: seven small pictures in one stream, unfiltered."""
     rows = b""
-    for y, x, dy, dx in ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)):
+    for y, x, dy, dx in (
+        (0, 0, 8, 8),
+        (0, 4, 8, 8),
+        (4, 0, 8, 4),
+        (0, 2, 4, 4),
+        (2, 0, 4, 2),
+        (0, 1, 2, 2),
+        (1, 0, 2, 1),
+    ):
         part = gray[y::dy, x::dx]
         rows += b"".join(b"\0" + row.tobytes() for row in part) if part.size else b""
     header = struct.pack(">IIBBBBB", *gray.shape[::-1], 8, 0, 0, 0, 1)

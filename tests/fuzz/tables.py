@@ -1,7 +1,6 @@
 """Damaged tables and files of maps: through the readers of `prepare` and of `evaluate --maps --boxes`."""
 
 import io
-import os
 import shutil
 import struct
 import tempfile
@@ -12,9 +11,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-
 from fuzz import mutators
 from fuzz.workers import Bad
+
 from infomask_jax.datasets import folder, nih, rsna, schema
 from infomask_jax.datasets.schema import BadData
 from infomask_jax.score_files import box_tables, map_file
@@ -22,8 +21,32 @@ from infomask_jax.score_files import box_tables, map_file
 SIDE = 24  # of the films, pixels
 CELLS = (
     *("", "0", "1", "-1", "2", "1.0", "0.5", "nan", "inf", "-inf", "1e400", "1e308", "0x10", "1_0", "١", "½", " 1 "),
-    *("../0.png", "/etc/passwd", "..\\0.png", "C:\\0.png", ".", "a" * 5000, "0.png\x00", "x\ny", "=1+1", "\x1b[2J", "é"),
-    *("e\u0301", "\u202e", "mass", "Pneumonia", "Lung Opacity", "train", "val", "No Finding", "Mass|Mass", '"', "\ufeff"),
+    *(
+        "../0.png",
+        "/etc/passwd",
+        "..\\0.png",
+        "C:\\0.png",
+        ".",
+        "a" * 5000,
+        "0.png\x00",
+        "x\ny",
+        "=1+1",
+        "\x1b[2J",
+        "é",
+    ),
+    *(
+        "e\u0301",
+        "\u202e",
+        "mass",
+        "Pneumonia",
+        "Lung Opacity",
+        "train",
+        "val",
+        "No Finding",
+        "Mass|Mass",
+        '"',
+        "\ufeff",
+    ),
 )
 
 
@@ -44,18 +67,24 @@ def releases() -> dict[str, dict[str, str]]:
     names = [f"{i}.png" for i in ids]
     boxed = [i for i in range(12) if i % 2]
     own = ["image,patient,split,view,mass,effusion"]
-    own += [f"{n},p{i},{('train', 'val', 'test')[i % 3]},PA,{i % 2},{('', '0', '1')[i % 3]}" for i, n in enumerate(names)]
+    own += [
+        f"{n},p{i},{('train', 'val', 'test')[i % 3]},PA,{i % 2},{('', '0', '1')[i % 3]}" for i, n in enumerate(names)
+    ]
     boxes = ["image,finding,x,y,w,h"] + [f"{names[i]},mass,{i},2,{5 + i % 3},7.5" for i in boxed]
     labels, classes = ["patientId,x,y,width,height,Target"], ["patientId,class"]
     for i, name in enumerate(ids):
         labels.append(f"{name},{100 + i},50,200,300.5,1" if i % 2 else f"{name},,,,,0")
         classes.append(f"{name},{'Lung Opacity' if i % 2 else ('Normal', 'No Lung Opacity / Not Normal')[i // 2 % 2]}")
-    split = ["patientId,split,matched,view"] + [f"{n},{('train', 'val', 'test')[i % 3]},1,PA" for i, n in enumerate(ids)]
+    split = ["patientId,split,matched,view"] + [
+        f"{n},{('train', 'val', 'test')[i % 3]},1,PA" for i, n in enumerate(ids)
+    ]
     entries = ["Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"]
     entries += [f"{n},{'Mass|Nodule' if i % 2 else 'No Finding'},0,{i},50,M,PA" for i, n in enumerate(names)]
     drawn = ["Image Index,Finding Label,Bbox [x,y,w,h],,,"] + [f"{names[i]},Mass,{100 + i},50,200,300.5" for i in boxed]
     score = ["image,finding,x,y,w,h,image_width,image_height,patient"]
-    score += [f"{n},mass,3,{i},5,6.5,{SIDE},{SIDE},p{i}" if i % 2 else f"{n},mass,,,,,,,p{i}" for i, n in enumerate(names)]
+    score += [
+        f"{n},mass,3,{i},5,6.5,{SIDE},{SIDE},p{i}" if i % 2 else f"{n},mass,,,,,,,p{i}" for i, n in enumerate(names)
+    ]
     found = {
         "folder": {"labels.csv": own, "boxes.csv": boxes},
         "rsna": {rsna.TABLES[0]: labels, rsna.TABLES[1]: classes, "split.csv": split},
@@ -151,9 +180,10 @@ def read_release(kind: str, source: Path) -> tuple[str, str]:
     for item in release.items:
         if item.image_id in blamed:
             continue
-        if os.path.realpath(item.path) in seen or not schema.inside(item.path, str(source.resolve())):
+        path = item.path.resolve()
+        if path in seen or not path.is_relative_to(source.resolve()):
             raise Bad("wrong", f"{item.image_id!r} twice, or outside the folder")
-        seen.add(os.path.realpath(item.path))
+        seen.add(path)
         if len(item.labels) != len(release.findings) or not set(item.labels) <= {-1, 0, 1}:
             raise Bad("wrong", f"labels {item.labels} of {release.findings}")
         if item.split not in schema.SPLITS or not item.patient_id:
@@ -183,12 +213,19 @@ def read_boxes(source: Path) -> tuple[str, str]:
         names_a_file(str(error), ["own.csv"])
         return "refused", ""
     for image, boxes in table.boxes.items():
-        schema.safe_name(image)
+        safe(image)
         for finding, box in boxes:
             in_unit(box)
             if not finding or finding in table.negative.get(image, ()):
                 raise Bad("wrong", f"{image!r} both with and without {finding!r}")
     return "accepted", "equal"
+
+
+def safe(name: str) -> None:
+    """Raises Bad if the name of an image leads out of its folder, or cannot be printed."""
+    path = Path(name)
+    if not name or not name.isprintable() or path.is_absolute() or ".." in path.parts or "\\" in name:
+        raise Bad("wrong", f"an image named {name!r}")
 
 
 def in_unit(box: np.ndarray) -> None:
@@ -273,7 +310,7 @@ class Maps:
             return "refused", ""
         decoded()
         n = len(found.ids)
-        if len(set(found.ids)) < n or any(schema.safe_name(name) != name for name in found.ids):
+        if len(set(found.ids)) < n or any(map(safe, found.ids)):
             raise Bad("wrong", f"ids {found.ids}")
         if any(m.shape[0] != n or m.ndim not in (3, 4) or m.dtype.kind not in "fiu" for m in found.maps.values()):
             raise Bad("wrong", f"maps {[(m.shape, m.dtype) for m in found.maps.values()]}")
@@ -329,4 +366,3 @@ def bomb(rng: np.random.Generator) -> bytes:
         archive.writestr(info, raw)
         info.compress_type, info.file_size = zipfile.ZIP_DEFLATED, len(start) + times * (1 << 24)
     return file.getvalue()
-
