@@ -1,10 +1,11 @@
 """What an independent decoder sees in a picture, and whether ours says the same.
 
-PNG and JPEG: Pillow, and for damage in JPEG libjpeg-turbo with warnings as errors and the JPEG committee's libjpeg.
+PNG and JPEG: Pillow, and for damage in JPEG libjpeg-turbo with its warnings as errors; else the committee's libjpeg.
 DICOM: pydicom with a plugin of other code than ours where there is one (gdcm, CharLS, Pillow), and its own transforms.
 """
 
 import io
+import re
 import warnings
 
 import libjpeg
@@ -19,6 +20,7 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut, get_decoder
 MEAN, MOST = 0.006, 0.07  # of the range: how far two right decoders of lossy JPEG are apart, on average and at most
 EXACT = 0.001  # of the range, where nothing is lost
 Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
+UNKNOWN = "tjDecompressHeader"  # of libjpeg-turbo: a kind of JPEG that it does not know, not damage
 PLUGINS = ("pyjpegls", "pillow", "pydicom", "gdcm", "pylibjpeg")  # the first that has the format; ours is the last
 warnings.filterwarnings("ignore", module="pydicom|PIL")
 
@@ -84,7 +86,8 @@ WEIGHTS = np.float32([0.299, 0.587, 0.114])
 
 
 def jpeg(data: bytes) -> tuple[dict, float, float]:
-    """Y in 0..1 by Pillow, and as gray of its RGB; lossless by the committee's libjpeg. Refused for lost data."""
+    """Y in 0..1 by Pillow, and as gray of its RGB; lossless JPEG by libjpeg. Raises Refused for lost data."""
+    data = re.sub(rb"\xff{16,}(?=\xff)", b"", data)  # fill bytes, which the standard allows and Pillow not that many
     bits, kind = frame_of(data)
     if kind in (0xC3, 0xF7) or bits != 8:
         try:
@@ -97,9 +100,8 @@ def jpeg(data: bytes) -> tuple[dict, float, float]:
     try:
         simplejpeg.decode_jpeg(data, "GRAY", strict=True)
     except ValueError as error:
-        if "precision" in str(error):
-            raise Unjudged("of more than 8 bits behind fill bytes") from error
-        raise Refused(f"libjpeg-turbo: {error}") from error
+        if not str(error).startswith(UNKNOWN):
+            raise Refused(f"libjpeg-turbo: {error}") from error
     pictures = {}
     for name in ("Pillow's Y", "Pillow's gray of RGB"):
         try:
@@ -122,13 +124,14 @@ def jpeg(data: bytes) -> tuple[dict, float, float]:
 def frame_of(data: bytes) -> tuple[int, int]:
     """Bits and marker of the first frame header of a JPEG."""
     for part in mutators.segments(data):
-        if len(part) > 4 and ((0xC0 <= part[1] <= 0xCF and part[1] not in (0xC4, 0xC8, 0xCC)) or part[1] == 0xF7):
+        part = b"\xff" + part.lstrip(b"\xff")
+        if len(part) > 4 and (part[1] == 0xF7 or (0xC0 <= part[1] <= 0xCF and part[1] not in (0xC4, 0xC8, 0xCC))):
             return part[4], part[1]
     return 8, 0xC0
 
 
 def dicom(data: bytes) -> tuple[dict, float, float]:
-    """The film in 0..1 by pydicom: pixels of another plugin, its rescale and window over all values of the pixel."""
+    """The film in 0..1 by pydicom: pixels of another plugin, its rescale and window over all that can be stored."""
     dataset = pydicom.dcmread(io.BytesIO(data))
     syntax, bits, allocated = dataset.file_meta.TransferSyntaxUID, dataset.BitsStored, dataset.BitsAllocated
     signed = bool(dataset.get("PixelRepresentation") or 0)
@@ -162,7 +165,7 @@ def dicom(data: bytes) -> tuple[dict, float, float]:
 
 
 def without_useless(dataset: pydicom.Dataset) -> pydicom.Dataset:
-    """Without a window that is not finite, and the slope: where it is negative, pydicom would turn the window."""
+    """Without a window that is not finite, and without the slope: with a negative one pydicom turns the window."""
     dataset.pop("RescaleSlope", None)
     window = [np.ravel(dataset.get(name) or [])[:1] for name in ("WindowCenter", "WindowWidth")]
     if not all(np.isfinite(np.asarray(value, float)).all() for value in window):

@@ -1,7 +1,7 @@
 """Damaged pictures through `images.decode`, and what came out of it against an independent decoder."""
 
 import numpy as np
-from fuzz import mutators, oracles
+from fuzz import dicom_mutators, mutators, oracles
 from fuzz.workers import Bad
 
 from infomask_jax.datasets import images
@@ -11,7 +11,7 @@ class Pictures:
     """Checks PNG, JPEG or DICOM files."""
 
     def __init__(self, kind: str, decode=images.decode):
-        self.make, self.decode = getattr(mutators, kind), decode
+        self.make, self.decode = getattr(dicom_mutators if kind == "dicom" else mutators, kind), decode
 
     def close(self) -> None:
         """Nothing is left on disk."""

@@ -40,10 +40,14 @@ def checker(kind: str, trained: Path | None):
         from fuzz.runs import Checkpoints, Json
 
         return {"json": Json, "checkpoint": Checkpoints}[kind](trained)
-    if kind in ("csv", "npz"):
-        from fuzz.tables import Maps, Tables
+    if kind == "csv":
+        from fuzz.tables import Tables
 
-        return {"csv": Tables, "npz": Maps}[kind]()
+        return Tables()
+    if kind == "npz":
+        from fuzz.maps import Maps
+
+        return Maps()
     from fuzz.pictures import Pictures
 
     return Pictures(kind)

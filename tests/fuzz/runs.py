@@ -220,7 +220,7 @@ class Checkpoints(Runs):
         self.steps = sorted(int(path.name) for path in (self.run / "checkpoints").glob("[0-9]*"))
         self.files = [path for path in self.whole if (self.run / "checkpoints") in path.parents]
         self.truth = {}
-        for _step in reversed(self.steps):
+        for _ in self.steps:  # from the newest on
             state, found, _ = self.restored()
             self.truth[found] = (state, checkpoint.load_params(self.run)[0])
             shutil.rmtree(self.run / "checkpoints" / str(found))

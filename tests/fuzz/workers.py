@@ -22,7 +22,7 @@ class Bad(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one file: `accepted`, `refused` or one of BAD; of accepted ones whether `equal`, or why not judged."""
+    """Of one file: `accepted`, `refused`, or one of BAD; of accepted ones `equal`, or why not judged."""
 
     index: int
     kind: str
