@@ -29,13 +29,13 @@ SIZE = 224
 METHODS, IMAGES, RESAMPLES = 10, 880, 1000  # of the bootstrap: the boxed images of NIH
 
 
-def smooth_maps(n: int, grid: int = 14, seed: int = 0) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Maps [n,grid,grid] with a bump at a box, and the boxes."""
+def smooth_maps(n: int, grid: int = 14, seed: int = 0, contrast: float = 1.5) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Maps [n,grid,grid] of noise with a bump at a box, and the boxes."""
     rng = np.random.default_rng(seed)
     centre, side = rng.uniform(0.25, 0.75, (n, 2)), rng.uniform(0.15, 0.4, (n, 2))
     axis = (np.arange(grid) + 0.5) / grid
     y, x = (np.abs(axis - centre[:, i, None]) / side[:, i, None] for i in (0, 1))  # [n,grid]
-    maps = rng.random((n, grid, grid)) + 1.5 * np.exp(-3 * (y[:, :, None] ** 2 + x[:, None] ** 2))
+    maps = rng.random((n, grid, grid)) + contrast * np.exp(-3 * (y[:, :, None] ** 2 + x[:, None] ** 2))
     return maps, list(np.hstack([centre - side / 2, centre + side / 2])[:, None])
 
 

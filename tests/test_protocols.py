@@ -189,13 +189,40 @@ def test_max_box_acc_equals_one_connected_components_call_per_threshold(monkeypa
     assert 0.2 < scores["max_box_acc"].value < 0.8 and 0.2 < scores["max_box_acc_v2"].value < 0.8
 
     weights, index = bootstrap.patient_weights(np.arange(len(maps)) // 2, 20)
-    for name, plain in (
-        ("max_box_acc", lambda rows: (largest[rows] >= 0.5).mean(0).max()),
-        ("max_box_acc_v2", lambda rows: np.mean([(best[rows] >= d).mean(0).max() for d in (0.3, 0.5, 0.7)])),
-    ):
-        samples = bootstrap.estimate(scores[name], weights, index).samples
-        for times, value in zip(weights, samples, strict=True):
-            assert value == pytest.approx(plain(np.repeat(np.arange(len(maps)), times[index].astype(int))))
+    draws = [np.repeat(np.arange(len(maps)), times[index].astype(int)) for times in weights]
+    cases = {"max_box_acc": [largest >= 0.5], "max_box_acc_v2": [best >= d for d in (0.3, 0.5, 0.7)]}
+    for name, hits in cases.items():
+        expected = np.zeros(len(draws))
+        for hit in hits:
+            every, each = hit.mean(0), [hit[rows].mean(0) for rows in draws]
+            optimism = np.mean([shares.max() - every[shares.argmax()] for shares in each])
+            expected += np.array([shares[every.argmax()] - optimism for shares in each]) / len(hits)
+        np.testing.assert_allclose(bootstrap.estimate(scores[name], weights, index).samples, expected)
+
+
+def test_intervals_of_max_box_acc_cover_the_population_and_those_of_the_maximum_do_not():
+    rng = np.random.default_rng(0)
+    low, high = np.sort(rng.random((2, 4000, 2)), axis=0)  # an image is hit at thresholds between two of its own
+    hits = (low[:, None] < protocols.TAUS[::20, None]) & (protocols.TAUS[::20, None] < high[:, None])
+    truth, covered = protocols._mean_of_maxima(hits.mean(0)), {}
+    for resampled in (protocols._without_optimism, None):
+        held = []
+        for seed in range(100):
+            own = hits[np.random.default_rng(seed).integers(0, len(hits), 40)]
+            score = bootstrap.PerImage(own, np.ones(40), protocols._mean_of_maxima, resampled=resampled)
+            found = bootstrap.as_json(bootstrap.estimate(score, *bootstrap.patient_weights(range(40), 200, seed)))
+            held.append(found["ci95"][0] <= truth <= found["ci95"][1])
+            assert found["value"] == pytest.approx(protocols._mean_of_maxima(own.mean(0)), abs=1e-6)
+        covered[resampled] = np.mean(held)
+    assert 0.92 <= covered[protocols._without_optimism] <= 0.98 and covered[None] < 0.88
+
+
+def test_interval_of_a_perfect_score_ends_at_it():
+    hits = np.ones((10, 5, 1), bool)
+    hits[0, 3:] = False
+    score = bootstrap.PerImage(hits, np.ones(10), protocols._mean_of_maxima, resampled=protocols._without_optimism)
+    found = bootstrap.as_json(bootstrap.estimate(score, *bootstrap.patient_weights(range(10))))
+    assert found["value"] == found["ci95"][1] == 1 and found["ci95"][0] <= 1
 
 
 def test_pixels_that_touch_at_a_corner_are_one_region():

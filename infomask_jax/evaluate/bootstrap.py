@@ -22,6 +22,7 @@ class PerImage(NamedTuple):
     whole: np.ndarray  # [n], the number of things that each image contributes
     finish: Callable[[np.ndarray], np.ndarray] = _same  # [...,*shape of a part] -> [...]
     exact: float | None = None  # the value, where `part` is binned and good enough for resamples only
+    resampled: Callable | None = None  # (means of resamples [R,*shape of a part], of all) -> [R]; else `finish`
 
     @property
     def value(self) -> float:
@@ -71,7 +72,11 @@ def estimate(score: PerImage, weights: np.ndarray, index: np.ndarray, reason: st
     flat = np.reshape(score.part, (len(score.part), -1))
     sums = resampled_sum(np.column_stack([score.whole, flat]), weights, index)  # [R, 1 + elements of a part]
     with np.errstate(invalid="ignore", divide="ignore"):
-        samples = score.finish((sums[:, 1:] / sums[:, :1]).reshape(-1, *np.shape(score.part)[1:]))
+        means = (sums[:, 1:] / sums[:, :1]).reshape(-1, *np.shape(score.part)[1:])
+        if score.resampled is None:
+            samples = score.finish(means)
+        else:
+            samples = score.resampled(means, np.sum(score.part, axis=0) / total)
     return Estimate(score.value, samples, int(total))
 
 
@@ -83,7 +88,8 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
 def as_json(estimate: Estimate, digits: int = 6) -> dict:
     """{"value", "ci95": [lo, hi], "n"}: 95% percentile interval; null, never NaN, with a "reason" where undefined.
 
-    Resamples in which the score is undefined (one class only, no box) are left out of the percentiles.
+    Resamples in which the score is undefined (one class only, no box) are left out of the percentiles. An interval
+    beside the value (of `protocols.wsol`, on few images) is widened up to it.
     """
     value, samples, n, reason = estimate
     out = {"value": round(float(value), digits) if np.isfinite(value) else None, "ci95": None, "n": int(n)}
@@ -93,5 +99,6 @@ def as_json(estimate: Estimate, digits: int = 6) -> dict:
     elif not len(samples):
         out["reason"] = reason or "no resample defines it"
     else:
-        out["ci95"] = [round(float(v), digits) for v in np.percentile(samples, [2.5, 97.5])]
+        low, high = np.percentile(samples, [2.5, 97.5])
+        out["ci95"] = [round(float(v), digits) for v in (min(low, value), max(high, value))]
     return out
