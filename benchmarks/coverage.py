@@ -6,7 +6,7 @@ A population is many images of synthetic maps, coarse or fine, faint or clear. D
 replacement, an image a patient, so that its own score is their truth. Beside ours stands the percentile interval of the
 maximum over thresholds, taken again in every resample (`maximum`), and, as what a bootstrap of so few patients can
 reach, that of the score at the threshold which is best in the population (`known`). Prints one JSON object on the last
-line: {SCORE: {PATIENTS: {"ours", "maximum", "known"}}}, means over the populations.
+line: {SCORE: {PATIENTS: {"ours", "maximum", "known"}}}, medians over the populations; each of them is in `rows`.
 """
 
 import json
@@ -65,13 +65,13 @@ def main(settings: Benchmark) -> None:
                 about = {"score": name, "patients": patients, "grid": grid, "contrast": contrast}
                 rows.append({**about, "truth": round(score.value, 3), **covered(score, patients, settings)})
                 print(json.dumps(rows[-1]), flush=True)
-    means = {}
+    medians = {}
     for row in rows:
         same = [r for r in rows if (r["score"], r["patients"]) == (row["score"], row["patients"])]
-        mean = {name: round(float(np.mean([r[name] for r in same])), 3) for name in ("ours", "maximum", "known")}
-        means.setdefault(row["score"], {})[str(row["patients"])] = mean
+        median = {name: round(float(np.median([r[name] for r in same])), 3) for name in ("ours", "maximum", "known")}
+        medians.setdefault(row["score"], {})[str(row["patients"])] = median
     about = {"sets": settings.sets, "population": settings.population, "resamples": settings.resamples}
-    print(json.dumps({**means, "rows": rows, **about, "date": datetime.now(UTC).date().isoformat()}))
+    print(json.dumps({**medians, "rows": rows, **about, "date": datetime.now(UTC).date().isoformat()}))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ DICOM: pydicom with a plugin of other code than ours where there is one (gdcm, C
 """
 
 import io
-import re
 import warnings
 
 import libjpeg
@@ -87,7 +86,6 @@ WEIGHTS = np.float32([0.299, 0.587, 0.114])
 
 def jpeg(data: bytes) -> tuple[dict, float, float]:
     """Y in 0..1 by Pillow, and as gray of its RGB; lossless JPEG by libjpeg. Raises Refused for lost data."""
-    data = re.sub(rb"\xff{16,}(?=\xff)", b"", data)  # fill bytes, which the standard allows and Pillow not that many
     bits, kind = frame_of(data)
     if kind in (0xC3, 0xF7) or bits != 8:
         try:
