@@ -279,8 +279,10 @@ def drawn_method(maps: dict[str, np.ndarray]) -> str:
 
 
 def detect(findings: list[str], examples: dict, maps: dict, scores: dict, frame: int) -> list[dict]:
-    """boxes/SPLIT.json: COCO detections of the run's own map on every image, at the threshold that was scored; images are
-    numbered from 0 in the order of maps/SPLIT.npz."""
+    """boxes/SPLIT.json: COCO detections of the run's own map on every image, at the threshold that was scored.
+
+    Images are numbered from 0, in the order of maps/SPLIT.npz.
+    """
     method, found = drawn_method(maps), []
     for k, finding in enumerate(findings):
         if finding in scores["localization"]:
