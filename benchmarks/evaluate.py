@@ -1,6 +1,6 @@
 """Scoring speed: all thresholds at once against one labelling per threshold, and the bootstrap of every metric.
 
-    python benchmarks/evaluate.py [--maps 1000] [--reference-maps 50]
+    python benchmarks/evaluate.py
 
 Maps are smooth (14 x 14 noise with a bump, resized: like a network's) and, as the hardest case, noise in every pixel.
 Both sides compute MaxBoxAccV2, PxAP and the table of Acc(T) at every threshold from the same prepared maps; the
@@ -8,17 +8,18 @@ reference on the first maps only, its time per map is scaled up. Results are com
 anything is printed. The last line is one JSON object.
 """
 
-import argparse
-import datetime
 import json
 import os
 import platform
 import resource
 import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import cv2
 import numpy as np
 import scipy
+import tyro
 
 from infomask_jax.evaluate import bootstrap, localization, pixels, protocols
 from infomask_jax.evaluate.boxes import flatten, iou_curves
@@ -26,7 +27,21 @@ from infomask_jax.evaluate.frame import prepare_maps, rasterise
 from infomask_jax.evaluate.truth import finding_truth
 
 SIZE = 224
-METHODS, IMAGES, RESAMPLES = 10, 880, 1000  # of the bootstrap: the boxed images of NIH
+METHODS = 10  # of the bootstrap
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What is timed."""
+
+    maps: int = 1000
+    """Maps of which every threshold is scored."""
+    reference_maps: int = 50
+    """Of them, scored by the reference too."""
+    images: int = 880
+    """Images of the bootstrap: the boxed ones of NIH."""
+    resamples: int = 1000
+    """Of the bootstrap."""
 
 
 def smooth_maps(n: int, grid: int = 14, seed: int = 0, contrast: float = 1.5) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -88,18 +103,18 @@ def compare(maps, boxes, reference_maps: int) -> dict:
     return {"seconds": round(seconds, 2), "reference_seconds": round(plain, 1), "speedup": round(plain / seconds, 1)}
 
 
-def bootstrap_seconds() -> float:
-    """Every metric of 10 methods on 880 images, 1,000 resamples; the scores themselves are not timed."""
-    maps, boxes = smooth_maps(IMAGES)
-    data = {"image_id": [str(i) for i in range(IMAGES)], "labels": np.ones((IMAGES, 1), int)}
+def bootstrap_seconds(n: int, resamples: int) -> float:
+    """Every metric of 10 methods on n images; the scores themselves are not timed."""
+    maps, boxes = smooth_maps(n)
+    data = {"image_id": [str(i) for i in range(n)], "labels": np.ones((n, 1), int)}
     data["boxes"] = [(b, np.zeros(1, int)) for b in boxes]
     truth = finding_truth(data, 0, 56)
     thresholds = localization.Thresholds(0.5, "fixed", 0.5)
     scores, _ = localization.measure(localization.Prediction(maps), truth, data["image_id"], thresholds)
-    patients = np.random.default_rng(0).integers(0, 726, IMAGES)
+    patients = np.random.default_rng(0).integers(0, -(-n * 726 // 880), n)
 
     def every_method():
-        weights = dict.fromkeys(("scored", "boxed", "listed"), bootstrap.patient_weights(patients, RESAMPLES))
+        weights = dict.fromkeys(("scored", "boxed", "listed"), bootstrap.patient_weights(patients, resamples))
         for _ in range(METHODS):
             for found in localization.estimates(scores, weights).values():
                 bootstrap.as_json(found)
@@ -107,35 +122,31 @@ def bootstrap_seconds() -> float:
     return timed(every_method)[1]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--maps", type=int, default=1000)
-    parser.add_argument("--reference-maps", type=int, default=50, help="of them, scored by the reference too")
-    options = parser.parse_args()
-    resampling = bootstrap_seconds()
-    coarse, boxes = smooth_maps(options.maps)
-    smooth = compare(prepare_maps(coarse, SIZE), boxes, options.reference_maps)
+def main(settings: Benchmark) -> None:
+    resampling = bootstrap_seconds(settings.images, settings.resamples)
+    coarse, boxes = smooth_maps(settings.maps)
+    smooth = compare(prepare_maps(coarse, SIZE), boxes, settings.reference_maps)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    noise = np.random.default_rng(1).random((max(1, options.maps // 10), SIZE, SIZE), dtype=np.float32)
-    hard = compare(prepare_maps(noise, SIZE), boxes[: len(noise)], min(len(noise), options.reference_maps))
+    noise = np.random.default_rng(1).random((max(1, settings.maps // 10), SIZE, SIZE), dtype=np.float32)
+    hard = compare(prepare_maps(noise, SIZE), boxes[: len(noise)], min(len(noise), settings.reference_maps))
     print(
         json.dumps(
             {
                 "speedup_over_reference": smooth["speedup"],
                 "bootstrap_seconds": round(resampling, 2),
                 "peak_mib": round(peak),
-                "maps": options.maps,
+                "maps": settings.maps,
                 "thresholds": len(protocols.TAUS),
-                "reference_maps": min(options.maps, options.reference_maps),
+                "reference_maps": min(settings.maps, settings.reference_maps),
                 "smooth": smooth,
                 "noise": {"maps": len(noise), **hard},
                 "device": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
                 "versions": {"numpy": np.__version__, "scipy": scipy.__version__, "opencv": cv2.__version__},
-                "date": datetime.date.today().isoformat(),
+                "date": datetime.now(UTC).date().isoformat(),
             }
         )
     )
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Benchmark, description=__doc__))

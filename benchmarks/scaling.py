@@ -4,7 +4,7 @@
 
 Every count runs in processes of its own, with the same global batch. On one machine all of them share the same cores:
 this shows what dividing costs, not what more hardware gains. Prints one JSON object:
-{"devices": {"1": r, ...}, "processes": {"1": r, "2": r}, ...}; the processes share eight devices.
+{"devices": {"1": r, ...}, "processes": {"1": r, "2": r}, ...}; the processes share the most devices.
 """
 
 import json
@@ -40,6 +40,8 @@ class Benchmark:
     """Steps in one round."""
     rounds: int = 5
     """Rounds; the median counts."""
+    devices: tuple[int, ...] = (1, 2, 4, 8)
+    """Counts of devices, the smallest first."""
     hosts: HostsConfig = field(default_factory=HostsConfig)
     """Set by the script itself."""
     child: bool = False
@@ -98,12 +100,13 @@ def main(settings: Benchmark) -> None:
     if settings.child:
         print(rate(settings))
         return
-    devices = {count: spawn(settings, count, 1) for count in (1, 2, 4, 8)}
-    processes = {1: devices[8], 2: spawn(settings, 8, 2)}
+    most, base = settings.devices[-1], settings.devices[0]
+    devices = {count: spawn(settings, count, 1) for count in settings.devices}
+    processes = {1: devices[most], 2: spawn(settings, most, 2)}
     result = {
-        "devices": {str(count): round(value / devices[1], 4) for count, value in devices.items()},
-        "processes": {str(count): round(value / devices[1], 4) for count, value in processes.items()},
-        "images_per_s": round(devices[1], 1),
+        "devices": {str(count): round(value / devices[base], 4) for count, value in devices.items()},
+        "processes": {str(count): round(value / devices[base], 4) for count, value in processes.items()},
+        "images_per_s": round(devices[base], 1),
         "image_size": settings.image_size,
         "batch_size": settings.batch_size,
         "device": f"{platform.machine()}, {os.cpu_count()} cores",

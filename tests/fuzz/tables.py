@@ -197,7 +197,7 @@ def read_release(kind: str, source: Path) -> tuple[str, str]:
             except ValueError:
                 continue
             in_unit(unit)
-    if small and max(small) <= 1:
+    if small and max(small) <= 1 and not problems:
         raise Bad("wrong", "boxes of 0 to 1 taken as pixels")
     return ("refused", "") if problems else ("accepted", "equal")
 
@@ -235,5 +235,5 @@ def names_a_file(message: str, names) -> None:
     """Raises Bad unless a message names one of the files and can be printed."""
     if not any(name in message for name in names):
         raise Bad("message", f"names no file: {message[:200]!r}")
-    if not message.replace("\n", "").replace("\t", "").isprintable():
+    if not message.replace("\n", "").replace("\t", "").replace("\xa0", "").isprintable():
         raise Bad("message", f"not printable: {message[:200]!r}")

@@ -1,6 +1,6 @@
 """Coverage of the intervals of MaxBoxAcc and MaxBoxAccV2: how often the 95% interval of a few patients holds the truth.
 
-    python benchmarks/coverage.py
+    python benchmarks/intervals.py
 
 A population is many images of synthetic maps, coarse or fine, faint or clear. Data sets are drawn from it with
 replacement, an image a patient, so that its own score is their truth. Beside ours stands the percentile interval of the
