@@ -46,9 +46,7 @@ def ends(resumes: bool = False) -> Iterator[None]:
       resumes: the same command continues from what is saved: SIGTERM, and a training that was told to stop, end it
         with 75.
     """
-    if (
-        sys.getfilesystemencoding() != "utf-8"
-    ):  # an old locale: only a new Python can find files by names of any letters
+    if sys.getfilesystemencoding() != "utf-8":  # an old locale: only a new Python finds files by all their names
         os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding if sys.stdout else "ascii")
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where a home cannot be written, and goes on
@@ -99,12 +97,13 @@ class _Signals:
         raise type(self.asked)(*self.asked.args)
 
     def _dropped(self, unraisable):
-        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        if self.asked is None:  # else it is the signal, or a thread whose event loop has gone before it
             self.hook(unraisable)
 
     def __exit__(self, *_):
         signal.setitimer(signal.ITIMER_REAL, 0)
-        sys.unraisablehook = self.hook
+        if self.asked is None:
+            sys.unraisablehook = self.hook
         for number, handler in self.before.items():
             signal.signal(number, handler or signal.SIG_DFL)  # None: a handler that was not set by Python
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # all is done: what ends Python is not disturbed
