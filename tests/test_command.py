@@ -160,10 +160,13 @@ with command.ends():
     assert done.returncode == asked and (b"the loop has gone" in done.stderr) != asked, done.stderr
 
 
-def test_signal_within_exec_keeps_the_exit_status():
-    """Python would end as if SIGINT had killed it."""
+def test_signal_within_exec_keeps_the_exit_status(tmp_path):
+    """A module's process would end as if SIGINT had killed it."""
     code = "import os, signal\nfrom infomask_jax import command\nwith command.ends():"
-    done = python(f"{code} exec('import time; os.kill(os.getpid(), signal.SIGINT); time.sleep(20)')")
+    code += " exec('import time; os.kill(os.getpid(), signal.SIGINT); time.sleep(20)')"
+    (tmp_path / "module.py").write_text(code)
+    words, environment = [sys.executable, "-m", "module"], os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, capture_output=True, cwd=tmp_path, env=environment, timeout=60)
     assert (done.returncode, done.stderr) == (1, b"interrupted; nothing half-written is left\n")
 
 
