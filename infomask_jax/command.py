@@ -97,12 +97,13 @@ class _Signals:
         raise type(self.asked)(*self.asked.args)
 
     def _dropped(self, unraisable):
-        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        if self.asked is None:  # else it is the signal, or a thread whose event loop has gone before it
             self.hook(unraisable)
 
     def __exit__(self, *_):
         signal.setitimer(signal.ITIMER_REAL, 0)
-        sys.unraisablehook = self.hook
+        if self.asked is None:
+            sys.unraisablehook = self.hook
         for number, handler in self.before.items():
             signal.signal(number, handler or signal.SIG_DFL)  # None: a handler that was not set by Python
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # all is done: what ends Python is not disturbed

@@ -32,7 +32,7 @@ def start(hosts: HostsConfig) -> None:
 
     ValueError if only some of the options that name the processes are given.
     """
-    set_up()
+    _settings()
     named = hosts.processes > 0, hosts.process >= 0, hosts.coordinator not in ("", "auto")
     address = hosts.coordinator in ("", "auto") or hosts.coordinator.rpartition(":")[2].isdigit()
     if (any(named) and not all(named)) or not address:

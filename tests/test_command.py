@@ -137,3 +137,78 @@ def test_tilde_is_the_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/jane")
     found = [command._expanded(word) for word in ("--workdir=~/run", "~/films", "--seed=3", "./~", "a~b", "--x=~")]
     assert found == ["--workdir=/home/jane/run", "/home/jane/films", "--seed=3", "./~", "a~b", "--x=/home/jane"]
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_what_python_drops_is_told_until_a_signal_ends_the_command(asked):
+    """Afterwards threads find that what they serve has gone: tracebacks that say nothing of the command."""
+    code = f"""
+import os, signal, time
+from infomask_jax import command
+class Late:
+    def __del__(self): raise RuntimeError("the loop has gone")
+with command.ends():
+    late = Late()
+    try:
+        if {asked}:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(20)
+    finally:
+        del late
+"""
+    done = python(code)
+    assert done.returncode == asked and (b"the loop has gone" in done.stderr) != asked, done.stderr
+
+
+def test_signal_within_exec_keeps_the_exit_status(tmp_path):
+    """A module's process would end as if SIGINT had killed it."""
+    code = "import os, signal\nfrom infomask_jax import command\nwith command.ends():"
+    code += " exec('import time; os.kill(os.getpid(), signal.SIGINT); time.sleep(20)')"
+    (tmp_path / "module.py").write_text(code)
+    words, environment = [sys.executable, "-m", "module"], os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, capture_output=True, cwd=tmp_path, env=environment, timeout=60)
+    assert (done.returncode, done.stderr) == (1, b"interrupted; nothing half-written is left\n")
+
+
+def test_files_with_names_of_any_letters_are_found_in_an_old_locale(tmp_path):
+    (tmp_path / "é").write_text("found")
+    code = (
+        "import sys\nfrom infomask_jax import command\nwith command.ends(): print(open('\\u00e9').read(), sys.argv[1])"
+    )
+    old = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    done = python(code, "Höhe", cwd=tmp_path, env=os.environ | old)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"found H\\xf6he\n", b"")
+
+
+def test_full_disk_under_the_screen_is_an_error_at_the_end(tmp_path):
+    code = "import sys\nfrom infomask_jax import command\n"
+    code += "with command.ends():\n print('told', flush=True); open(sys.argv[1], 'w').close()"
+    with open("/dev/full", "w") as full:
+        done = python(code, str(tmp_path / "result"), capture_output=False, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1 and (tmp_path / "result").exists()
+    assert (
+        done.stderr.decode()
+        == "error: what this command tells could not be written: [Errno 28] No space left on device\n"
+    )
+
+
+def test_file_does_not_take_the_place_of_a_closed_screen(tmp_path):
+    code = "import os, sys\nfrom infomask_jax import command\n"
+    code += "with command.ends():\n file = open(sys.argv[1], 'w'); os.write(1, b'noise'); print('told', flush=True)"
+    words = [sys.executable, "-c", code, str(tmp_path / "result")]
+    done = subprocess.run(words, stderr=subprocess.PIPE, cwd=ROOT, timeout=60, preexec_fn=lambda: os.close(1))
+    assert (done.returncode, done.stderr, (tmp_path / "result").read_bytes()) == (0, b"", b"")
+
+
+def test_processes_started_deaf_do_not_hear_an_interrupt():
+    code = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    with command.deaf():
+        blocked = python(code).stdout
+    assert (blocked, python(code).stdout) == (b"True\n", b"False\n")
+
+
+def test_tilde_without_a_home_is_refused(monkeypatch):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(ValueError, match=r"--workdir=~/run: this user has no home folder"):
+        command._expanded("--workdir=~/run")
+    assert command._expanded("--workdir=./~") == "--workdir=./~"

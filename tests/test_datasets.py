@@ -362,6 +362,21 @@ def test_prepare_twice_is_once(own, capsys):
     assert not list(first.directory.parent.glob(".building*"))
 
 
+def test_what_a_killed_prepare_left_is_taken_away_by_the_next(own, capsys):
+    """Also where it was replacing what is there, even when it had moved that away; not while it is at work."""
+    first = prepare(own)
+    scratch = first.directory.parent / ".building"
+    (scratch / "folder").mkdir(parents=True)
+    with lock(scratch.parent, "at work"):
+        assert prepare(own) == first and (scratch / "folder").exists()
+    assert prepare(own) == first and not scratch.exists()
+    scratch.mkdir()
+    first.directory.rename(scratch / "replaced")
+    capsys.readouterr()
+    assert prepare(own) == first and not scratch.exists()
+    assert "already prepared" in capsys.readouterr().out
+
+
 def test_changed_request_is_refused_with_the_difference(own):
     first = prepare(own)
     with pytest.raises(BadData, match=r"(?s)--overwrite.*size: prepared with 16, asked for 8"):

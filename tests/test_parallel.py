@@ -1,7 +1,9 @@
 """Devices and processes: the same draws and losses however a step is spread, memory that is split, agreement."""
 
+import ctypes
 import dataclasses
 import platform
+import signal
 import subprocess
 import sys
 from collections import namedtuple
@@ -166,6 +168,30 @@ def test_processes_named_by_half_are_refused():
 def test_coordinator_without_a_port_is_refused():
     with pytest.raises(ValueError, match=r"coordinator HOST:PORT.*found 'node0', 2, 1"):
         parallel.start(HostsConfig(coordinator="node0", processes=2, process=1))
+
+
+def test_processes_join_before_devices_are_asked_for(monkeypatch):
+    """JAX refuses the other order."""
+    done = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_: done.append("joined"))
+    monkeypatch.setattr(parallel, "_check_platforms", lambda: done.append("asked"))
+    monkeypatch.setattr(parallel, "_keep_memory", lambda: None)
+    parallel.start(HostsConfig(coordinator="a:1", processes=2, process=1))
+    assert done == ["joined", "asked"]
+
+
+def test_joining_leaves_sigterm_to_the_command(monkeypatch):
+    """JAX takes it, and goes on."""
+    heard, before = [], signal.signal(signal.SIGTERM, lambda *_: heard.append(True))
+    try:
+        taken = partial(ctypes.CDLL(None).signal, int(signal.SIGTERM), ctypes.c_void_p(1))  # ignored, behind Python
+        monkeypatch.setattr(jax.distributed, "initialize", lambda *_: taken())
+        monkeypatch.setattr(parallel, "_keep_memory", lambda: None)
+        parallel.start(HostsConfig(coordinator="a:1", processes=2, process=1))
+        signal.raise_signal(signal.SIGTERM)
+        assert heard
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize("chip", ["/dev/accel0", "/dev/vfio/0", None])

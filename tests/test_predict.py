@@ -4,8 +4,10 @@ import csv
 import dataclasses
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -17,6 +19,7 @@ from infomask_jax import audit, datasets, experiment, predict
 from infomask_jax.localize import boxes_from_map
 from infomask_jax.report import as_panel, overlay
 from infomask_jax.score_files import score_files
+from infomask_jax.system import lock
 
 FINDINGS = ("mass", "effusion")
 
@@ -138,6 +141,48 @@ def test_out_is_an_empty_folder_apart_from_the_films(run, films, tmp_path, monke
     with pytest.raises(ValueError, match="expected a folder outside of"):
         predict.predict_files(run, [films], films / "found")
     assert not (films / "found").exists()
+
+
+def test_what_a_killed_predict_left_is_taken_away(run, films, tmp_path):
+    """Hidden folders, and what had moved up already, as predictions.csv had not; nothing else, and none at work."""
+    out = tmp_path / "out"
+    (out / ".building-of-before" / "pictures").mkdir(parents=True)
+    (out / ".building" / "pictures").mkdir(parents=True)
+    (out / "maps.npz").write_bytes(b"of the killed one")
+    with lock(out / ".building", "at work"), pytest.raises(BlockingIOError, match="another predict is at work here"):
+        predict.predict_files(run, [films / "001.png"], out)
+    assert (out / ".building" / "pictures").exists()
+    (out / "mine.txt").write_text("")
+    with pytest.raises(ValueError, match="expected a new or an empty folder"):
+        predict.predict_files(run, [films / "001.png"], out)
+    (out / "mine.txt").unlink()
+    predict.predict_files(run, [films / "001.png"], out)
+    assert {path.name for path in out.iterdir()} == {"predictions.csv", "maps.npz", "boxes.json", "pictures"}
+    with np.load(out / "maps.npz") as maps:
+        assert list(maps["image_id"]) == ["001.png"]
+    (out / ".building").mkdir()
+    with pytest.raises(ValueError, match="expected a new or an empty folder"):  # it was whole
+        predict.predict_files(run, [films / "001.png"], out)
+    assert (out / "predictions.csv").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_predict_that_a_signal_ends_can_be_repeated(run, films, tmp_path, number):
+    """Many more, of other commands, too: tests/signals.py."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "infomask_jax", "predict", str(run), str(films / "sub"), "--out", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while not (out / ".building").exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, told = process.communicate(timeout=10)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 1) and "Traceback" not in told
+    assert out.exists() == (number == signal.SIGKILL)
+    predict.predict_files(run, [films / "sub"], out)
+    predict.predict_files(run, [films / "sub"], tmp_path / "whole")
+    names = sorted(path.relative_to(out) for path in out.rglob("*") if path.is_file())
+    assert names == sorted(p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*") if p.is_file())
+    assert all((out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in names)
 
 
 def test_plain_classifier_is_cut_as_it_was_scored_with_its_run(run, films, tmp_path, capsys):

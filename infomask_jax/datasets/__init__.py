@@ -130,7 +130,8 @@ def _build(name: str, options) -> Prepared:
     try:
         with ProcessPoolExecutor(jobs, spawn, initializer=_follow_parent) as pool:
             with command.deaf():  # Ctrl-C is the parent's to handle
-                pool.submit(int)  # starts all of them
+                for _ in range(jobs):  # each starts one
+                    pool.submit(int)
             return build.build(name, options, read, pool, partial(draw, config=options), jobs)
     except BrokenExecutor as error:
         raise OSError("a process that draws was killed (memory?); try fewer --workers") from error
