@@ -75,8 +75,8 @@ def decode(data: bytes) -> np.ndarray:
     if "PixelData" not in dataset:
         raise BadImage("expected Pixel Data (7FE0,0010), found none: a DICOMDIR, a report, or cut short? Remove it")
     shape, frames = (_whole(dataset, "Rows"), _whole(dataset, "Columns")), _whole(dataset, "NumberOfFrames", 1)
-    samples, allocated = _whole(dataset, "SamplesPerPixel", 1), _whole(dataset, "BitsAllocated")
-    bits, signed = _whole(dataset, "BitsStored"), _whole(dataset, "PixelRepresentation", 0)
+    samples, allocated = _whole(dataset, "SamplesPerPixel"), _whole(dataset, "BitsAllocated")
+    bits, signed = _whole(dataset, "BitsStored"), _whole(dataset, "PixelRepresentation")
     high, kind = _whole(dataset, "HighBit", bits - 1), dataset.get("PhotometricInterpretation")
     check_size(*shape, samples)
     if frames != 1:
@@ -90,6 +90,8 @@ def decode(data: bytes) -> np.ndarray:
     if not bits - 1 <= high < (bits if syntax.is_compressed else allocated):
         raise BadImage(f"expected High Bit (0028,0102) {bits - 1}, found {high} of {allocated} bits; correct it")
     gray = None
+    if signed not in (0, 1):
+        raise BadImage(f"expected {_named('PixelRepresentation')} 0 or 1, found {signed}; correct it")
     if syntax.is_compressed:
         gray = _check_frame(dataset.PixelData, shape, syntax, bool(signed))
     else:  # for pydicom would drop the bits above Bits Stored, be they the pixel's
