@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import resource
 import sys
 import time
@@ -9,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import wait
+from pathlib import Path
 
 HANG = 10  # seconds of processor time that our code may take for a file
 KILL = 60  # seconds without a word, after which a process is ended
@@ -154,6 +156,9 @@ def _work(pipe, start: Callable) -> None:
 
 
 def _peak() -> int:
-    """Most memory that this process has held, bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    """Most memory that this process has held, bytes. (Linux counts in ru_maxrss what the parent held, too.)"""
+    try:
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
