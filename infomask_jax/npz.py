@@ -3,6 +3,7 @@
 import io
 import math
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def _check(stored, path: Path) -> None:
         raise BadNpz(f"{path}: expected an .npz file, found one of torch.save; write it with {HOW}")
     if odd := [name for name in names if not printable(name) or not name]:
         raise BadNpz(f"{path}: expected printable names of arrays, found {odd[0]!r}")
-    if twice := [name for name in names if names.count(name) > 1]:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise BadNpz(f"{path}: expected each array once, found {twice[0]} more than once; write it again")
     total = sum(entry.file_size for entry in stored.zip.infolist())
     if total > max(LARGEST, TIMES * size):
