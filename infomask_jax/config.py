@@ -296,7 +296,7 @@ class Config:
             )
         try:
             return cls.from_dict(json.loads(path.read_text()))
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"{path} is not a config of this version: {error}. Use the revision that its manifest.json "
                 "names, or train again."

@@ -291,6 +291,12 @@ def test_changed_field_of_a_run_is_named_with_its_file(damaged, tmp_path, name, 
             predict.thresholds(damaged, ["opacity"])
 
 
+def test_config_that_is_nested_without_end_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"config\.json is not a config of this version"):
+        Config.load(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "eval/test.json", "boxes/test.json", "metrics.jsonl"])
 def test_cut_file_of_a_run_is_named(damaged, name):
     text = (damaged / name).read_text()

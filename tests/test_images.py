@@ -443,6 +443,7 @@ def jpeg_of_size(height, width):
         (dicom(RAMP16, bits=12, HighBit=10), "High Bit (0028,0102) 11, found 10"),
         (dicom(RAMP16, JPEG2000Lossless, j2k(RAMP16), bits=12, HighBit=15), "High Bit (0028,0102) 11, found 15"),
         (dicom(RAMP16, JPEG2000Lossless, signed_j2k(RAMP16)), "Pixel Representation (0028,0103) 1"),
+        (dicom(RAMP8, PixelData=None), "Pixel Data (7FE0,0010), found none"),
         (dicom(RAMP8, PixelRepresentation=9), "Pixel Representation (0028,0103) 0 or 1, found 9"),
         (dicom(RAMP8, SamplesPerPixel=None), "Samples per Pixel (0028,0002)"),
         (dicom(RAMP8, PresentationLUTShape="INVERSE"), "Presentation LUT Shape (2050,0020) IDENTITY with MONOCHROME2"),

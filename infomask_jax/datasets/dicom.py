@@ -72,7 +72,7 @@ def decode(data: bytes) -> np.ndarray:
         raise BadImage("expected a Transfer Syntax UID (0002,0010), found none; write it anew, with dcmconv")
     if syntax not in pydicom.uid.AllTransferSyntaxes:
         raise BadImage(f"expected a transfer syntax of the DICOM standard, found {str(syntax)[:64]!r}; convert it")
-    if "PixelData" not in dataset:
+    if not dataset.get("PixelData"):  # absent or empty
         raise BadImage("expected Pixel Data (7FE0,0010), found none: a DICOMDIR, a report, or cut short? Remove it")
     shape, frames = (_whole(dataset, "Rows"), _whole(dataset, "Columns")), _whole(dataset, "NumberOfFrames", 1)
     samples, allocated = _whole(dataset, "SamplesPerPixel"), _whole(dataset, "BitsAllocated")
