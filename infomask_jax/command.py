@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 STOPPED = 75  # exit status of a run that was asked to stop and saved: EX_TEMPFAIL, the same command continues it
@@ -89,6 +90,8 @@ class _Signals:
         if self.asked is None:
             self.asked = BETWEEN if self.resumes and number == signal.SIGTERM else Interrupted()
         signal.setitimer(signal.ITIMER_REAL, INSIST)
+        if _importing(frame):
+            return  # some libraries crash, or print a traceback, where their import is interrupted: at its end
         error = sys.exception()
         while error is not None:
             if isinstance(error, KeyboardInterrupt):
@@ -107,6 +110,12 @@ class _Signals:
         for number, handler in self.before.items():
             signal.signal(number, handler or signal.SIG_DFL)  # None: a handler that was not set by Python
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # all is done: what ends Python is not disturbed
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 @contextlib.contextmanager

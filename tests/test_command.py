@@ -139,6 +139,18 @@ def test_tilde_is_the_home_folder(monkeypatch):
     assert found == ["--workdir=/home/jane/run", "/home/jane/films", "--seed=3", "./~", "a~b", "--x=/home/jane"]
 
 
+def test_signal_waits_for_the_end_of_an_import(tmp_path):
+    """NumPy prints what interrupts its import and makes an ImportError of it; other libraries crash."""
+    slow = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(0.5)\nprint('imported')"
+    (tmp_path / "slow.py").write_text(slow)
+    code = (
+        "import time\nfrom infomask_jax import command\nwith command.ends(): import slow; time.sleep(20); print('on')"
+    )
+    done = python(code, env=os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"})
+    expected = 1, b"imported\n", b"interrupted; nothing half-written is left\n"
+    assert (done.returncode, done.stdout, done.stderr) == expected
+
+
 @pytest.mark.parametrize("asked", [False, True])
 def test_what_python_drops_is_told_until_a_signal_ends_the_command(asked):
     """Afterwards threads find that what they serve has gone: tracebacks that say nothing of the command."""
