@@ -29,7 +29,8 @@ import tyro
 from infomask_jax import __version__, checkpoint, parallel
 from infomask_jax.datasets import images
 from infomask_jax.export import make_predict
-from infomask_jax.predict import find, predict_files
+from infomask_jax.films import find
+from infomask_jax.predict import predict_files
 
 
 @dataclass(frozen=True)

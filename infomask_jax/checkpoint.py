@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 
 from infomask_jax import manifest, parallel
 from infomask_jax.config import Config
-from infomask_jax.text import shown
+from infomask_jax.text import line
 
 SUMS = "SHA256SUMS"  # in each checkpoint; `sha256sum -c` reads it
 
@@ -95,7 +95,7 @@ def _writing(checkpoints: ocp.CheckpointManager):
         yield
     except Exception as error:  # tensorstore tells of a full disk in a ValueError
         raise OSError(
-            f"a checkpoint could not be written to {checkpoints.directory}: {_first_line(error)}. Complete ones are "
+            f"a checkpoint could not be written to {checkpoints.directory}: {_said(error)}. Complete ones are "
             "kept; make room, or make it writable, and run the same command again."
         ) from error
 
@@ -200,16 +200,15 @@ def _on_all(attempt: Callable[[], Any]) -> tuple[Any, str | None]:
     try:
         done = attempt()
     except Exception as error:  # orbax, tensorstore, zarr and grain each raise kinds of their own
-        problem = _first_line(error)
+        problem = _said(error)
     parallel.wait_for_all("attempted")
     if parallel.anywhere(problem is not None):
         return None, problem or "by another process"
     return done, None
 
 
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or [""])[0][:600]  # of damaged files it may quote anything
-    return f"{type(error).__name__}: {shown(line)}" if line else type(error).__name__
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {line(error)}" if str(error) else type(error).__name__
 
 
 def load_params(workdir: Path) -> tuple[Any, int]:
@@ -234,7 +233,7 @@ def load_params(workdir: Path) -> tuple[Any, int]:
             return stored["params"], step
         except Exception as error:  # orbax, tensorstore and zarr each raise kinds of their own; all are told
             raise OSError(
-                f"checkpoint {directory / str(step)} cannot be read ({_first_line(error)}): the command that trained "
+                f"checkpoint {directory / str(step)} cannot be read ({_said(error)}): the command that trained "
                 "the run sets it aside and goes on from the one before"
             ) from error
 

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from infomask_jax.text import shown
+
 STOPPED = 75  # exit status of a run that was asked to stop and saved: EX_TEMPFAIL, the same command continues it
 UNREAD = 128 + signal.SIGPIPE  # of a command that only tells something, to a reader who has gone
 INSIST = 0.2  # seconds after which an interrupt that got lost is raised again
@@ -65,7 +67,7 @@ def ends(resumes: bool = False) -> Iterator[None]:
             if isinstance(error, MemoryError):
                 raise SystemExit(f"error: out of memory{'; ' * bool(error.args)}{error}") from error
             if isinstance(error, (ValueError, OSError, FloatingPointError)):
-                raise SystemExit(f"error: {error}") from error
+                raise SystemExit("error: " + "\n".join(map(shown, str(error).split("\n")))) from error
             raise
 
 

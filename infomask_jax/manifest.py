@@ -14,6 +14,7 @@ from infomask_jax import __version__, parallel
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
 from infomask_jax.system import cores, lock, read_json, write_all
+from infomask_jax.text import printable
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tensorflow-datasets")
 # Where things are, and what is watched, may change between two sittings of the same run.
@@ -81,6 +82,8 @@ def read(workdir: Path) -> dict:
     """The manifest of a run. ValueError naming the field that is missing or of another kind."""
     path = Path(workdir) / "manifest.json"
     found = read_json(path, SHAPE, "take it from a copy of the run, or train again in another --workdir")
+    if odd := [name for name in found["dataset"]["findings"] if not printable(name)]:
+        raise ValueError(f"{path}: dataset.findings: expected printable names, found {odd[0]!r}")
     if not found["dataset"]["findings"] or found.get("stored_size", 1) < 1:
         raise ValueError(f"{path}: expected a name or more in dataset.findings and a stored_size from 1 on")
     return found

@@ -13,7 +13,6 @@ import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from infomask_jax import parallel
-from infomask_jax.command import Stopped as Stopped  # which who asks for `Stop.requested` raises
 from infomask_jax.system import read_json_lines, write_all
 
 METADATA_SECONDS = 5.0  # between two looks at the cloud's notices; a preempted machine has 30 seconds

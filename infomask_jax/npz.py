@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infomask_jax.text import normal, printable
+from infomask_jax.text import line, normal, printable
 
 HOW = "numpy.savez('maps.npz', image_id=numpy.array(names, dtype=str), cam=maps)"
 LARGEST = 2 << 30  # bytes that a small file may unpack to; of a larger one, TIMES its own size, far more than maps gain
@@ -35,14 +35,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
     try:
         stored = np.load(path, allow_pickle=False)
     except Exception as error:  # damaged bytes make zipfile and numpy raise nearly anything
-        raise BadNpz(f"{path}: cannot be read, it is damaged ({_line(error)}); write it again") from error
-    with stored, path.open("rb") as file:
-        file.seek(-22, io.SEEK_END)  # the end of a zip, which says how many entries there are; zipfile does not ask it
-        end = file.read()
-        count = int.from_bytes(end[10:12], "little")
-        if end.startswith(b"PK\5\6") and count not in (len(stored.files), 0xFFFF):
-            found = f"{len(stored.files)} arrays of {count}"
-            raise BadNpz(f"{path}: cannot be read, it is damaged ({found}); write it again")
+        raise BadNpz(f"{path}: cannot be read, it is damaged ({line(error)}); write it again") from error
+    with stored:
         _check(stored, path)
         return {normal(name): _array(stored, name, path) for name in stored.files}
 
@@ -50,6 +44,12 @@ def read(path: Path) -> dict[str, np.ndarray]:
 def _check(stored, path: Path) -> None:
     """Names and sizes as the directory of the zip has them; zipfile unpacks no more of an array than it says there."""
     names, size = [normal(name) for name in stored.files], path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(-22, io.SEEK_END)
+        end = file.read()  # of a zip: how many entries it has, which zipfile does not ask
+    count = int.from_bytes(end[10:12], "little")
+    if end.startswith(b"PK\5\6") and count not in (len(names), 0xFFFF):
+        raise BadNpz(f"{path}: cannot be read, it is damaged ({len(names)} arrays of {count}); write it again")
     if any(name.endswith("data.pkl") for name in names):
         raise BadNpz(f"{path}: expected an .npz file, found one of torch.save; write it with {HOW}")
     if odd := [name for name in names if not printable(name) or not name]:
@@ -66,14 +66,14 @@ def _check(stored, path: Path) -> None:
 
 def _array(stored, name: str, path: Path) -> np.ndarray:
     try:
-        _check_header(stored.zip, name if name in stored.zip.namelist() else f"{name}.npy")
+        _check_header(stored.zip, name if name in stored.zip.NameToInfo else f"{name}.npy")
         array = stored[name]
     except Exception as error:  # as above
         if "Object arrays" in str(error):
             hint = "ids: numpy.array(names, dtype=str); maps: one array of numbers, maps.detach().float().cpu().numpy()"
             raise BadNpz(f"{path}, {name}: expected numbers or text, found Python objects; {hint}") from error
         what = "it does not fit into memory, or is damaged" if isinstance(error, MemoryError) else "it is damaged"
-        raise BadNpz(f"{path}, {name}: cannot be read, {what} ({_line(error)}); write it again") from error
+        raise BadNpz(f"{path}, {name}: cannot be read, {what} ({line(error)}); write it again") from error
     if not isinstance(array, np.ndarray):
         raise BadNpz(f"{path}: expected an .npz file, found a zip with {name!r}; write it with {HOW}")
     return array
@@ -92,7 +92,3 @@ def _check_header(file: zipfile.ZipFile, entry: str) -> None:
     claimed, there = math.prod(shape) * kind.itemsize, file.getinfo(entry).file_size - start.tell()
     if not kind.hasobject and (claimed != there or not kind.itemsize):
         raise ValueError(f"{claimed} bytes by its header of {shape} {kind}, {there} in the file")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

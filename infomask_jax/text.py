@@ -25,6 +25,11 @@ def shown(text: str) -> str:
     return text if text.isprintable() else "".join(c if _shows(c) else ascii(c)[1:-1] for c in text)
 
 
+def line(error: Exception) -> str:
+    """What an error says, in one line: at most 600 characters, for a damaged file may make it quote anything."""
+    return shown(" ".join(str(error).split())[:600]) or type(error).__name__
+
+
 def as_csv(rows: Iterable[Sequence]) -> str:
     """Rows as CSV. Text that a spreadsheet would run as a formula has an apostrophe before it, in headings, too;
     numbers are as they are, None is nothing, and what is not printable is escaped."""

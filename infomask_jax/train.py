@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from flax.training import train_state
 
-from infomask_jax import checkpoint, manifest, monitor, parallel, pipeline
+from infomask_jax import checkpoint, command, manifest, monitor, parallel, pipeline
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
 from infomask_jax.losses import Constraint, adapt_beta, beta_scale, infomask_loss, initial_constraint
@@ -154,9 +154,9 @@ def train(config: Config, data: Prepared) -> TrainState:
     """Train to config.train.steps, or resume: same command, same result, bit for bit.
 
     Writes config.json, manifest.json, metrics.jsonl and checkpoints/ under config.workdir. SIGINT, SIGTERM and a notice
-    that the machine will be taken away save and raise Stopped. ValueError if the work directory belongs to another
-    config, dataset or number of processes; FloatingPointError if the loss stops being finite (the last checkpoint
-    before it is kept); OSError if nothing can be written, or another process trains there.
+    that the machine will be taken away save and raise command.Stopped. ValueError if the work directory belongs to
+    another config, dataset or number of processes; FloatingPointError if the loss stops being finite (the last
+    checkpoint before it is kept); OSError if nothing can be written, or another process trains there.
     """
     workdir = Path(config.workdir)
     replicated, split = parallel.shardings(config.data.batch_size)
@@ -222,7 +222,7 @@ def train(config: Config, data: Prepared) -> TrainState:
         advice = ": --data.cache-gib and --data.workers may help (docs/tpu.md)" if np.mean(waits) > 0.1 else ""
         progress.console.print(f"{workdir}: {np.mean(waits):.1%} of the time waited for data{advice}", soft_wrap=True)
     if step < total or parallel.anywhere(stop.requested):
-        raise monitor.Stopped(f"stopped at step {step} of {total}; saved. The same command continues from there.")
+        raise command.Stopped(f"stopped at step {step} of {total}; saved. The same command continues from there.")
     return whole(state)
 
 

@@ -1,10 +1,12 @@
 """Eight virtual CPU devices, strict JAX settings, and data made once for all tests."""
 
 import atexit
+import json
 import os
 import shutil
 import tempfile
 from importlib.metadata import version
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Programs of tests are small and run a few times: most of their time went into XLA's optimization of them, then into
@@ -55,3 +57,17 @@ class Examples:
 @pytest.fixture(scope="session")
 def examples() -> Examples:
     return Examples()
+
+
+def change(path: Path, field: tuple, value) -> None:
+    """Puts a value in the place of a field of a JSON file; None: takes the field away."""
+    stored = json.loads(path.read_text())
+    *fields, last = field
+    inner = stored
+    for name in fields:
+        inner = inner[name]
+    if value is None:
+        del inner[last]
+    else:
+        inner[last] = value
+    path.write_text(json.dumps(stored))

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from infomask_jax import ablation, checkpoint, datasets, experiment, monitor, pipeline
+from infomask_jax import ablation, checkpoint, command, datasets, experiment, monitor, pipeline
 from infomask_jax.ablation import predictions, table
 from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 from infomask_jax.datasets import Synthetic
@@ -466,11 +466,11 @@ def test_runs_in_lockstep_are_what_they_are_one_after_the_other(base, monkeypatc
     run = partial(ablation.run, base, data, ONLY, SEEDS, "test", "the command")
     for name in ("default", "no_mask", "cam"):
         shutil.rmtree(base.workdir / name)
-    with monkeypatch.context() as patched, pytest.raises(monitor.Stopped, match="before step 1 of 3: nothing to save"):
+    with monkeypatch.context() as patched, pytest.raises(command.Stopped, match="before step 1 of 3: nothing to save"):
         patched.setattr(monitor.Stop, "requested", property(lambda stop: True))  # while it was compiling
         run(together=True)
     assert not list(base.workdir.glob("default/*/checkpoints"))
-    with monkeypatch.context() as patched, pytest.raises(monitor.Stopped, match="step 1 of 3"):
+    with monkeypatch.context() as patched, pytest.raises(command.Stopped, match="step 1 of 3"):
         asked = iter([False, True])
         patched.setattr(monitor.Stop, "requested", property(lambda stop: next(asked)))
         run(together=True)

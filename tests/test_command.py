@@ -133,6 +133,11 @@ with command.ends():
     assert (done.returncode, done.stdout.strip()) == (0, b"None"), done
 
 
+def test_error_cannot_command_the_terminal():
+    with pytest.raises(SystemExit, match=r"^error: \\x1b\[31m red\n  second line$"), command.ends():
+        raise ValueError("\x1b[31m red\n  second line")
+
+
 def test_tilde_is_the_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/jane")
     found = [command._expanded(word) for word in ("--workdir=~/run", "~/films", "--seed=3", "./~", "a~b", "--x=~")]

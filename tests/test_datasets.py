@@ -19,6 +19,7 @@ import chex
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from conftest import change
 
 from infomask_jax import datasets, pipeline
 from infomask_jax.config import DataConfig
@@ -475,6 +476,7 @@ JSON_DAMAGE = [  # file, field, what is put there (None: nothing), what the mess
     ("metadata.json", ("findings",), "mass", r"metadata.json: findings: expected a list, found 'mass'"),
     ("metadata.json", ("findings",), [], r"metadata.json: findings: expected \[\]"),
     ("metadata.json", ("findings", 0), 1, r"metadata.json: findings.0: expected text, found 1"),
+    ("metadata.json", ("findings", 0), "m\x1bass", r"metadata.json: expected printable names, found 'm\\x1bass'"),
     ("metadata.json", ("fingerprint",), 7, r"metadata.json: fingerprint: expected text, found 7"),
     ("metadata.json", ("size",), "16", r"metadata.json: size: expected a whole number, found '16'"),
     ("metadata.json", ("size",), True, r"metadata.json: size: expected a whole number, found True"),
@@ -499,17 +501,7 @@ JSON_DAMAGE = [  # file, field, what is put there (None: nothing), what the mess
 
 @pytest.mark.parametrize(("name", "field", "value", "words"), JSON_DAMAGE)
 def test_changed_field_is_named_with_its_file(own, name, field, value, words):
-    *fields, last = field
-    path = prepare(own).directory / name
-    stored = json.loads(path.read_text())
-    inner = stored
-    for field in fields:
-        inner = inner[field]
-    if value is None:
-        del inner[last]
-    else:
-        inner[last] = value
-    path.write_text(json.dumps(stored))
+    change(prepare(own).directory / name, field, value)
     with pytest.raises(FileNotFoundError, match=f"expected a whole data set, found .*{words}.*--overwrite") as error:
         load("folder", own.data_dir)
     assert "\n" not in str(error.value)

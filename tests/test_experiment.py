@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import change
 
 from infomask_jax import command, datasets, experiment, predict, report
 from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
@@ -243,6 +244,7 @@ CHANGES = [  # file, field, what is put there (None: nothing), what the message 
     ("manifest.json", ("dataset",), None, "dataset is missing"),
     ("manifest.json", ("dataset", "findings"), "opacity", "dataset.findings: expected a list, found 'opacity'"),
     ("manifest.json", ("dataset", "findings"), ["opacity", "mass"], "dataset.findings: expected 1, as many as were"),
+    ("manifest.json", ("dataset", "findings"), ["\x1b[31m"], "dataset.findings: expected printable names, found"),
     ("manifest.json", ("stored_size",), "32", "stored_size: expected a whole number, found '32'"),
     ("manifest.json", ("libraries",), [], "libraries: expected an object"),
     ("eval/test.json", ("localization", "opacity"), 3, "localization.opacity: expected an object, found 3"),
@@ -260,19 +262,6 @@ CHANGES = [  # file, field, what is put there (None: nothing), what the message 
 def damaged(run, tmp_path):
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("figures"))
     return tmp_path / "run"
-
-
-def change(path: Path, field: tuple, value) -> None:
-    stored = json.loads(path.read_text())
-    *fields, last = field
-    inner = stored
-    for name in fields:
-        inner = inner[name]
-    if value is None:
-        del inner[last]
-    else:
-        inner[last] = value
-    path.write_text(json.dumps(stored))
 
 
 @pytest.mark.parametrize(("name", "field", "value", "words"), CHANGES)

@@ -16,6 +16,7 @@ import pytest
 from test_experiment import config
 
 from infomask_jax import audit, datasets, experiment, predict
+from infomask_jax.films import find
 from infomask_jax.localize import boxes_from_map
 from infomask_jax.report import as_panel, overlay
 from infomask_jax.score_files import score_files
@@ -207,40 +208,40 @@ def test_run_of_several_findings_is_audited(run, tmp_path):
 
 
 def test_what_is_asked_for_is_found_once(films, tmp_path):
-    found = predict.find([films, films / "001.png", films / "sub", films / "sub" / "003.png"])
+    found = find([films, films / "001.png", films / "sub", films / "sub" / "003.png"])
     assert len(found) == 32 and found["sub/003.png"] == films / "sub" / "003.png"
     (tmp_path / "001.png").write_bytes(b"another film")
     with pytest.raises(ValueError, match=r"1 problem.*\n.*are both 001\.png"):
-        predict.find([films, tmp_path / "001.png"])
+        find([films, tmp_path / "001.png"])
     with pytest.raises(ValueError, match=r"(?s)3 problems.*a\\nb.*x{99}.*not printable"):
-        predict.find([tmp_path / "a\nb.png", tmp_path / ("x" * 251), tmp_path / "caf\udce9.png"])
+        find([tmp_path / "a\nb.png", tmp_path / ("x" * 251), tmp_path / "caf\udce9.png"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="found none in this folder"):
-        predict.find([tmp_path / "empty"])
+        find([tmp_path / "empty"])
     with pytest.raises(ValueError, match="found none"):
-        predict.find([])
+        find([])
 
 
 def test_hidden_files_are_left_out_counted_and_read_if_named(films, tmp_path, capsys):
     for name in ("a.png", "._a.png", ".DS_Store", "__MACOSX/._a.png", "sub/._b.jpg", "sub/b.jpg", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    assert list(predict.find([tmp_path])) == ["a.png", "sub/b.jpg"]
+    assert list(find([tmp_path])) == ["a.png", "sub/b.jpg"]
     found = capsys.readouterr().out
     assert "left out 1 files whose names do not end in" in found and " and 4 hidden files or folders" in found
-    assert list(predict.find([tmp_path / "._a.png"])) == ["._a.png"]
+    assert list(find([tmp_path / "._a.png"])) == ["._a.png"]
     with pytest.raises(ValueError, match="found none in this folder"):
-        predict.find([tmp_path / "__MACOSX"])
+        find([tmp_path / "__MACOSX"])
 
 
 def test_films_are_named_in_one_unicode_form(tmp_path):
     (tmp_path / "re\u0301.png").write_bytes(b"a")
-    assert predict.find([tmp_path]) == {"r\xe9.png": tmp_path / "re\u0301.png"}
+    assert find([tmp_path]) == {"r\xe9.png": tmp_path / "re\u0301.png"}
     (tmp_path / "r\xe9.png").write_bytes(b"b")
     with pytest.raises(ValueError, match=r"one name in two Unicode forms \(NFC, NFD\): keep one"):
-        predict.find([tmp_path])
+        find([tmp_path])
     with pytest.raises(ValueError, match="1 problem"):
-        predict.find([tmp_path / ("x" * 300)])
+        find([tmp_path / ("x" * 300)])
 
 
 def test_command_says_what_is_wrong(run, films, tmp_path):

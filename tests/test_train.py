@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from infomask_jax import checkpoint, manifest, monitor, parallel, pipeline, system
+from infomask_jax import checkpoint, command, manifest, monitor, parallel, pipeline, system
 from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 from infomask_jax.explain import heat_maps
 from infomask_jax.parallel import shardings
@@ -531,7 +531,7 @@ def test_notice_of_the_cloud_saves_and_stops(tmp_path, data, monkeypatch, notice
     with http.server.HTTPServer(("localhost", 0), Metadata) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("GCE_METADATA_HOST", f"localhost:{server.server_port}")
-        with pytest.raises(monitor.Stopped, match=r"saved\. The same command continues"):
+        with pytest.raises(command.Stopped, match=r"saved\. The same command continues"):
             train(tiny(tmp_path, train=TrainConfig(steps=100_000, log_every=1, checkpoint_every=50_000)), data)
         server.shutdown()
     assert Metadata.asked >= 3  # more where the machine is busy and an answer came too late

@@ -8,7 +8,7 @@ from functools import partial
 from operator import attrgetter
 from pathlib import Path
 
-from infomask_jax import checkpoint, manifest, monitor, parallel, pipeline
+from infomask_jax import checkpoint, command, manifest, monitor, parallel, pipeline
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
 from infomask_jax.train import create_state, parallel_step
@@ -21,7 +21,7 @@ def train_together(configs: list[Config], data: Prepared) -> None:
     it, but for times: each one's images_per_s is in the time of all.
 
     Runs of one seed take the same batches, which are read once, and the seeds of a variant the same program. Programs
-    are compiled side by side. A checkpoint is written at the end and when told to stop (then monitor.Stopped is
+    are compiled side by side. A checkpoint is written at the end and when told to stop (then command.Stopped is
     raised), not in between. ValueError if the runs do not agree in data settings, steps and log_every, or a folder is
     another run's; FloatingPointError if a loss stops being finite: the other runs are saved.
     """
@@ -83,7 +83,7 @@ def train_together(configs: list[Config], data: Prepared) -> None:
                 else:
                     progress.update(task, completed=done, status=f"{first.workdir} {monitor.status(rows[0])}")
         if not done:
-            raise monitor.Stopped(f"stopped before step 1 of {total}: nothing to save. The same command begins again.")
+            raise command.Stopped(f"stopped before step 1 of {total}: nothing to save. The same command begins again.")
         broken = []
         for config, state, log in zip(configs, states, logs, strict=True):
             try:
@@ -98,4 +98,4 @@ def train_together(configs: list[Config], data: Prepared) -> None:
     if broken:
         raise FloatingPointError("\n".join([*broken, f"The other runs have saved at step {done}."]))
     if done < total:
-        raise monitor.Stopped(f"stopped at step {done} of {total}; saved. The same command continues from there.")
+        raise command.Stopped(f"stopped at step {done} of {total}; saved. The same command continues from there.")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from infomask_jax import command, datasets, monitor, parallel
+from infomask_jax import command, datasets, parallel
 from infomask_jax.ablation.predictions import Split, maps_of, read_splits, trained
 from infomask_jax.ablation.table import add_rows, of_finding, resampled_patients, shown
 from infomask_jax.ablation.variants import Variant, config_of
@@ -61,7 +61,7 @@ def side_by_side(tasks: list[Task], jobs: int, logs: Path) -> Iterator[dict]:
 
     Up to `jobs` processes at once, each on its share of the cores. What a run prints goes to logs/VARIANT-seedS.log.
     Whatever ends this ends them, and what is trained by then is saved, as in any run that is told to stop. SIGINT and
-    SIGTERM raise monitor.Stopped; an error of a run is raised as soon as it is known; ChildProcessError if its process
+    SIGTERM raise command.Stopped; an error of a run is raised as soon as it is known; ChildProcessError if its process
     is gone.
     """
     context, jobs = multiprocessing.get_context("spawn"), min(jobs, len(tasks))
@@ -122,7 +122,7 @@ def _work(sender, task: Task, log: Path, slot: int, jobs: int, parent: int) -> N
         parallel.start(base.hosts)
         data, scored = datasets.load(base.dataset, base.data_dir), datasets.load(*task.scored)
         outcome = score_run(task, data, *read(scored, task.split, base.data.image_size))
-    except monitor.Stopped as stop:
+    except command.Stopped as stop:
         outcome = stop
     except Exception as error:
         traceback.print_exc()  # into the log; the parent gets the error without it

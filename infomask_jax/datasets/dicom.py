@@ -14,9 +14,11 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.pixels import apply_windowing
 from pydicom.tag import Tag
+from pydicom.uid import RLELossless
 
 from infomask_jax.datasets import png_jpeg
 from infomask_jax.datasets.png_jpeg import BadImage, check_size, truncated
+from infomask_jax.text import line
 
 MAX_READS = 100_000  # of a header; elements of a film take some hundreds
 MAX_FRAGMENTS = 10_000  # of compressed pixels
@@ -59,6 +61,21 @@ class _File(io.BytesIO):
 def decode(data: bytes) -> np.ndarray:
     """[H, W], uint8 where 8 bits hold it exactly, else uint16: modality (rescale) and VOI (window) transforms applied,
     MONOCHROME1 turned, spread over the full range; large is bright. BadImage where that cannot be told for sure."""
+    dataset = _read(data)
+    allocated, bits, high, signed = _bits(dataset)
+    # Bits above High Bit and below the lowest one stored are not of the pixel: PS3.5 8.1.1.
+    codes = _pixels(dataset).astype(np.uint8 if allocated == 8 else np.uint16) >> (high + 1 - bits) & ((1 << bits) - 1)
+    if dataset.PhotometricInterpretation not in _SHAPES:
+        return cv2.cvtColor((codes >> (bits - 8)).astype(np.uint8), cv2.COLOR_RGB2GRAY)
+    table = np.arange(1 << bits, dtype=np.int32)
+    if signed:
+        half = 1 << (bits - 1)
+        table = (table ^ half) - half  # the sign is the highest bit stored
+    return _brightness(table, dataset)[codes]
+
+
+def _read(data: bytes) -> Dataset:
+    """The elements of a file that has one picture; BadImage for any other."""
     try:
         dataset = pydicom.dcmread(_File(data), specific_tags=_ELEMENTS)
         dataset.decode()  # parses every element
@@ -74,43 +91,78 @@ def decode(data: bytes) -> np.ndarray:
         raise BadImage(f"expected a transfer syntax of the DICOM standard, found {str(syntax)[:64]!r}; convert it")
     if not dataset.get("PixelData"):  # absent or empty
         raise BadImage("expected Pixel Data (7FE0,0010), found none: a DICOMDIR, a report, or cut short? Remove it")
-    shape, frames = (_whole(dataset, "Rows"), _whole(dataset, "Columns")), _whole(dataset, "NumberOfFrames", 1)
-    samples, allocated = _whole(dataset, "SamplesPerPixel"), _whole(dataset, "BitsAllocated")
-    bits, signed = _whole(dataset, "BitsStored"), _whole(dataset, "PixelRepresentation")
-    high, kind = _whole(dataset, "HighBit", bits - 1), dataset.get("PhotometricInterpretation")
-    check_size(*shape, samples)
-    if frames != 1:
+    samples, kind = _whole(dataset, "SamplesPerPixel"), dataset.get("PhotometricInterpretation")
+    check_size(_whole(dataset, "Rows"), _whole(dataset, "Columns"), samples)
+    if (frames := _whole(dataset, "NumberOfFrames", 1)) != 1:
         raise BadImage(f"expected one frame, found {frames}; save the frame you mean as its own file")
     if kind not in _KINDS or samples != (1 if kind in _SHAPES else 3):
         found = kind if kind in (*_KINDS, "PALETTE COLOR") else "another or none"
         wanted = f"Photometric Interpretation (0028,0004) of {', '.join(_KINDS)}"
         raise BadImage(f"expected {wanted}, found {found} with {samples} samples a pixel; convert it to PNG")
-    if allocated not in (8, 16) or not 1 <= bits <= allocated or (kind not in _SHAPES and bits < 8):
+    return dataset
+
+
+def _bits(dataset: Dataset) -> tuple[int, int, int, int]:
+    """Bits Allocated, Bits Stored, High Bit and Pixel Representation (1: signed). BadImage where they do not agree."""
+    allocated, bits = _whole(dataset, "BitsAllocated"), _whole(dataset, "BitsStored")
+    high, signed = _whole(dataset, "HighBit", bits - 1), _whole(dataset, "PixelRepresentation")
+    least = 1 if dataset.PhotometricInterpretation in _SHAPES else 8
+    if allocated not in (8, 16) or not least <= bits <= allocated:
         raise BadImage(f"expected 8 or 16 bits, found {bits} stored in {allocated}; convert it to PNG")
-    if not bits - 1 <= high < (bits if syntax.is_compressed else allocated):
+    if not bits - 1 <= high < (bits if dataset.file_meta.TransferSyntaxUID.is_compressed else allocated):
         raise BadImage(f"expected High Bit (0028,0102) {bits - 1}, found {high} of {allocated} bits; correct it")
-    gray = None
     if signed not in (0, 1):
         raise BadImage(f"expected {_named('PixelRepresentation')} 0 or 1, found {signed}; correct it")
+    return allocated, bits, high, signed
+
+
+def _pixels(dataset: Dataset) -> np.ndarray:
+    """[H, W] as stored, or RGB [H, W, 3]."""
+    syntax, shape = dataset.file_meta.TransferSyntaxUID, (int(dataset.Rows), int(dataset.Columns))
     if syntax.is_compressed:
-        gray = _check_frame(dataset.PixelData, shape, syntax, bool(signed))
+        frame, turbo = _frame(dataset, shape)
+        if turbo and syntax in pydicom.uid.JPEGTransferSyntaxes:
+            gray = png_jpeg.decode_turbo(frame)  # not by pydicom's decoder, which invents what is lost
+            if dataset.PhotometricInterpretation in _SHAPES:
+                return gray
+        # One decoder, whatever else is installed: some end the process on a damaged file.
+        dataset.pixel_array_options(decoding_plugin="pydicom" if syntax == RLELossless else "pylibjpeg")
     else:  # for pydicom would drop the bits above Bits Stored, be they the pixel's
-        dataset.BitsStored, dataset.HighBit = allocated, allocated - 1
+        dataset.BitsStored, dataset.HighBit = dataset.BitsAllocated, dataset.BitsAllocated - 1
     try:
-        array = dataset.pixel_array if gray is None or kind not in _SHAPES else gray
-    except Exception as error:
-        raise BadImage(f"cannot be decoded from {syntax.name}: {_line(error)}; convert it to PNG") from error
+        array = dataset.pixel_array
+    except Exception as error:  # each decoder raises kinds of its own
+        raise BadImage(f"cannot be decoded from {syntax.name}: {line(error)}; convert it to PNG") from error
     if array.shape[:2] != shape:
         raise BadImage(f"expected {shape[1]} x {shape[0]} pixels, found an array {array.shape}; fetch it again")
-    # Bits above High Bit and below the lowest one stored are not of the pixel: PS3.5 8.1.1.
-    codes = array.astype(np.uint8 if allocated == 8 else np.uint16) >> (high + 1 - bits) & ((1 << bits) - 1)
-    if kind not in _SHAPES:
-        return cv2.cvtColor((codes >> (bits - 8)).astype(np.uint8), cv2.COLOR_RGB2GRAY)
-    table = np.arange(1 << bits, dtype=np.int32)
-    if signed:
-        half = 1 << (bits - 1)
-        table = (table ^ half) - half  # the sign is the highest bit stored
-    return _brightness(table, dataset)[codes]
+    return array
+
+
+def _frame(dataset: Dataset, shape: tuple[int, int]) -> tuple[bytes, bool]:
+    """Compressed pixels, whose own header must be whole and agree with DICOM's; whether libjpeg-turbo reads them."""
+    pixels, syntax = dataset.PixelData, dataset.file_meta.TransferSyntaxUID
+    if pixels.count(_ITEM) > MAX_FRAGMENTS:
+        raise BadImage(f"expected at most {MAX_FRAGMENTS} fragments of pixels, found more; convert it to PNG")
+    try:
+        frame = get_frame(pixels, 0, number_of_frames=1)
+    except Exception as error:  # of damaged fragments
+        raise truncated(f"{syntax.name}: {line(error)}") from error
+    turbo = False
+    if frame.startswith(png_jpeg.JPEG):
+        found, _, turbo = png_jpeg.check_jpeg(frame)
+    elif frame.startswith(_JPEG2000) and len(frame) > 42:
+        if frame[42] & 0x80 and not dataset.PixelRepresentation:
+            raise BadImage(f"expected {_named('PixelRepresentation')} 1 as its JPEG 2000 data has, found 0; correct it")
+        if not frame.rstrip(b"\0\xff").endswith(b"\xff\xd9"):
+            raise truncated("no end mark in its JPEG 2000 data")
+        right, bottom, left, top = struct.unpack_from(">IIII", frame, 8)
+        found = (bottom - top, right - left)
+    else:
+        found = shape  # RLE has no size of its own; an unknown syntax is refused by the decoder
+    if found != shape:
+        expected = f"{shape[1]} x {shape[0]} pixels as its header says"
+        raise BadImage(f"expected {expected}, found {found[1]} x {found[0]} compressed; fetch it again")
+    return frame, turbo
 
 
 def _brightness(table: np.ndarray, dataset: Dataset) -> np.ndarray:
@@ -140,7 +192,7 @@ def _look_up(table: np.ndarray, lut: Dataset, dataset: Dataset, name: str) -> np
         if len(entries) < (count or 1 << 16):
             raise ValueError(f"{len(entries)} entries of {count}")
     except Exception as error:  # elements that are absent, or of other kinds
-        raise BadImage(f"expected a whole {name}, found it damaged ({_line(error)}); convert it to PNG") from error
+        raise BadImage(f"expected a whole {name}, found it damaged ({line(error)}); convert it to PNG") from error
     return entries[np.clip(np.floor(table) - first, 0, len(entries) - 1).astype(int)]
 
 
@@ -196,38 +248,3 @@ def _whole(dataset: Dataset, keyword: str, default: int | None = None) -> int:
 def _named(keyword: str) -> str:
     tag = tag_for_keyword(keyword)
     return f"{dictionary_description(tag)} {Tag(tag)}"
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _check_frame(pixels: bytes, shape: tuple[int, int], syntax: pydicom.uid.UID, signed: bool) -> np.ndarray | None:
-    """Compressed pixel data carries its own header: it must be whole and agree with the DICOM one.
-
-    Returns the pixels as gray where that is a JPEG of 8 bits: pydicom's decoder invents what is lost.
-    """
-    if pixels.count(_ITEM) > MAX_FRAGMENTS:
-        raise BadImage(f"expected at most {MAX_FRAGMENTS} fragments of pixels, found more; convert it to PNG")
-    try:
-        frame = get_frame(pixels, 0, number_of_frames=1)
-    except Exception as error:
-        raise truncated(f"{syntax.name}: {_line(error)}") from error
-    gray = None
-    if frame.startswith(png_jpeg.JPEG):
-        found, marker, bits = png_jpeg.check_jpeg(frame)
-        if bits == 8 and marker in png_jpeg.TURBO and syntax in pydicom.uid.JPEGTransferSyntaxes:
-            gray = png_jpeg.decode_turbo(frame)
-    elif frame.startswith(_JPEG2000) and len(frame) > 42:
-        if frame[42] & 0x80 and not signed:
-            raise BadImage(f"expected {_named('PixelRepresentation')} 1 as its JPEG 2000 data has, found 0; correct it")
-        if not frame.rstrip(b"\0\xff").endswith(b"\xff\xd9"):
-            raise truncated("no end mark in its JPEG 2000 data")
-        right, bottom, left, top = struct.unpack_from(">IIII", frame, 8)
-        found = (bottom - top, right - left)
-    else:
-        return None  # RLE has no size of its own; an unknown syntax is refused by the decoder
-    if found != shape:
-        expected = f"{shape[1]} x {shape[0]} pixels as its header says"
-        raise BadImage(f"expected {expected}, found {found[1]} x {found[0]} compressed; fetch it again")
-    return gray

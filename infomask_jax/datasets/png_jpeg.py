@@ -13,6 +13,8 @@ import libjpeg
 import numpy as np
 import simplejpeg
 
+from infomask_jax.text import line
+
 MAX_PIXELS = 40_000_000  # a radiograph has at most about 20 million
 MAX_PARTS = 100_000  # chunks of a PNG, segments of a JPEG
 MAX_SCANS = 50  # of a progressive JPEG; encoders write about 10
@@ -20,7 +22,7 @@ MAX_SCANS = 50  # of a progressive JPEG; encoders write about 10
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
 _PICTURE = (b"IHDR", b"PLTE", b"IDAT", b"IEND")  # the chunks of a PNG that make the picture
-TURBO = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)  # JPEG frames that libjpeg-turbo reads, at 8 bits
+_TURBO = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)  # JPEG frames that libjpeg-turbo reads, at 8 bits
 _MARKER = re.compile(rb"\xff+([^\x00\xff])")
 _NOT_ENTROPY = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # first marker after the entropy-coded bytes of a JPEG scan
 _NOT_ENTROPY_LS = re.compile(rb"\xff[\x80-\xfe]")  # of JPEG-LS, which stuffs a bit after 0xff and not a byte
@@ -88,13 +90,13 @@ def decode_png(data: bytes) -> np.ndarray:
 
 def decode_jpeg(data: bytes) -> np.ndarray:
     """By libjpeg-turbo, or, of more than 8 bits or without loss (gray alone), by libjpeg of pylibjpeg, in 16 bits."""
-    shape, kind, bits = check_jpeg(data)
-    if kind in TURBO and bits == 8:
+    shape, bits, turbo = check_jpeg(data)
+    if turbo:
         return decode_turbo(data)
     try:
         image = libjpeg.decode(data)
-    except Exception as error:
-        raise BadImage(f"cannot be decoded from JPEG of {bits} bits ({error}); convert it to PNG") from error
+    except Exception as error:  # it raises kinds of its own
+        raise BadImage(f"cannot be decoded from JPEG of {bits} bits ({line(error)}); convert it to PNG") from error
     if image.shape != shape or not 8 <= bits <= 16:
         raise BadImage(f"expected one gray image, found {image.shape} of {bits} bits; convert it to PNG")
     top = (1 << bits) - 1
@@ -109,9 +111,9 @@ def decode_turbo(data: bytes) -> np.ndarray:
         raise truncated(f"libjpeg: {error}") from error
 
 
-def check_jpeg(data: bytes) -> tuple[tuple[int, int], int, int]:
-    """Walks the segments to the end mark, which decoders do not insist on. Returns (height, width), the marker of the
-    frame header and the bits of a sample."""
+def check_jpeg(data: bytes) -> tuple[tuple[int, int], int, bool]:
+    """Walks the segments to the end mark, which decoders do not insist on. Returns (height, width), the bits of a
+    sample and whether libjpeg-turbo reads it."""
     at, frame, not_entropy, scans = 2, None, _NOT_ENTROPY, 0
     for _ in range(MAX_PARTS):
         found = _MARKER.match(data, at)
@@ -132,7 +134,7 @@ def check_jpeg(data: bytes) -> tuple[tuple[int, int], int, int]:
                 raise truncated("two frame headers of JPEG")
             bits, *shape = struct.unpack_from(">BHH", data, at + 2)
             check_size(*shape)
-            frame = (tuple(shape), marker, bits)
+            frame = (tuple(shape), bits, bits == 8 and marker in _TURBO)
             not_entropy = _NOT_ENTROPY_LS if marker == 0xF7 else _NOT_ENTROPY
         at += length
         if marker == 0xDA:

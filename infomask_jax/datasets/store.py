@@ -17,6 +17,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from infomask_jax.datasets import images, lookup, schema
 from infomask_jax.system import read_json
+from infomask_jax.text import printable
 
 VERSION = "1.2.0"  # of the stored example; raise it when fields or their meaning change
 REQUESTS = {
@@ -160,11 +161,13 @@ def _facts(directory: Path) -> dict:
 def _check_whole(directory: Path, name: str, facts: dict) -> None:
     """ValueError or OSError naming the file, and the field, that is not as `prepare` left it."""
     path, info = directory / "metadata.json", read_json(directory / "dataset_info.json", INFO)
+    if odd := [text for text in (*facts["findings"], *facts["splits"], *facts["summary"]) if not printable(text)]:
+        raise ValueError(f"{path}: expected printable names, found {odd[0]!r}")
     expected = {"name": name, "findings": sorted(set(facts["findings"])), "splits": sorted({*facts["splits"]})}
     found = {"name": facts["name"], "findings": sorted(facts["findings"]), "splits": sorted(facts["summary"])}
     for field in expected:
         if expected[field] != found[field] or not found[field]:
-            raise ValueError(f"{path}: {field}: expected {expected[field]}, found {found[field]}")
+            raise ValueError(f"{path}: {field}: expected {expected[field]!r}, found {found[field]!r}")
     written = {split["name"]: split for split in info["splits"]}
     for split, count in facts["splits"].items():
         if split not in schema.SPLITS:
