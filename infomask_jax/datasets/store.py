@@ -17,7 +17,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from infomask_jax.datasets import images, lookup, schema
 from infomask_jax.system import read_json
-from infomask_jax.text import printable
+from infomask_jax.text import printable, shown
 
 VERSION = "1.2.0"  # of the stored example; raise it when fields or their meaning change
 REQUESTS = {
@@ -177,11 +177,13 @@ def _check_whole(directory: Path, name: str, facts: dict) -> None:
         lengths, size = written[split]["shardLengths"], written[split]["numBytes"]
         files = [file.stat().st_size for file in directory.glob(f"{name}-{split}.array_record-*")]
         if str(sum(files)) != size or len(files) != len(lengths):
-            where = f"{directory / 'dataset_info.json'} says {size} in {len(lengths)}"
+            where = f"{directory / 'dataset_info.json'} says {size!r} in {len(lengths)}"
             raise ValueError(f"{sum(files)} bytes of {split} in {len(files)} files, {where}")
         if not all(map(str.isdecimal, lengths)) or sum(map(int, lengths)) != count:
             where = f"{directory / 'dataset_info.json'}: shardLengths of {split}"
-            raise ValueError(f"{where}: expected {count} examples, as metadata.json has, found {', '.join(lengths)}")
+            raise ValueError(
+                f"{where}: expected {count} examples, as metadata.json has, found {shown(', '.join(lengths))}"
+            )
         if len(facts["summary"][split]["labels"]) != len(facts["findings"]) or any(
             len(row) != 3 for row in facts["summary"][split]["labels"]
         ):
