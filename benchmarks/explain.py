@@ -22,7 +22,7 @@ from infomask_jax import __version__, parallel
 from infomask_jax.config import DataConfig, ModelConfig
 from infomask_jax.explain import METHODS, attribution
 from infomask_jax.explain.bottleneck import feature_statistics
-from infomask_jax.model.infomask import InfoMask
+from infomask_jax.model import build
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def seconds(function, *arguments, repeats: int) -> float:
 def main(settings: Benchmark) -> None:
     parallel.set_up()
     config = ModelConfig()
-    model = InfoMask(config, 1)
+    model = build(config, 1)
     shape = (settings.batch_size, settings.image_size, settings.image_size, 1)
     images = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
     variables = jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(0))

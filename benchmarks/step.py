@@ -21,6 +21,7 @@ import statistics
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +29,10 @@ import numpy as np
 import tyro
 
 from infomask_jax import __version__, parallel
-from infomask_jax.config import Config, DataConfig, HostsConfig, LossConfig, ModelConfig
-from infomask_jax.model.infomask import InfoMask
-from infomask_jax.train import create_state, parallel_step
+from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig
+from infomask_jax.model import build
+from infomask_jax.presets import ONE_VIEW, PLAIN, changed
+from infomask_jax.train import create_state, make_train_step
 
 PEAK = {  # FLOP/s of matrix products in bfloat16, dense, as published
     "TPU v4": 275e12,
@@ -70,28 +72,15 @@ def configs(settings: Benchmark, width: int, dtype: str) -> dict[str, Config]:
     model, loss = ModelConfig(width=width, dtype=dtype), LossConfig(delay=0.0)
     data = DataConfig(image_size=settings.image_size, batch_size=settings.batch_size)
     base = Config(data_dir="data", workdir="run", data=data, model=model, loss=loss)
-    free = {"beta_z": 0.0, "beta_m": 0.0, "auxiliary": 0.0}
-    plain = dataclasses.replace(model, bottleneck="none")
-    pair = {"infomask": base, "plain": dataclasses.replace(base, model=plain, loss=dataclasses.replace(loss, **free))}
-    if not settings.one_view:
-        return pair
-    one_view = {
-        f"{name}_one_view": dataclasses.replace(
-            config,
-            model=dataclasses.replace(config.model, half_turn=False),
-            loss=dataclasses.replace(config.loss, hidden=0.0, consistency=0.0),
-        )
-        for name, config in pair.items()
-    }
-    return pair | one_view
+    pair = {"infomask": base, "plain": changed(base, PLAIN)}
+    return pair | ({f"{name}_one_view": changed(c, ONE_VIEW) for name, c in pair.items()} if settings.one_view else {})
 
 
 def candidate(config: Config, batch: dict):
     """(run, flops): run(n) trains n steps and waits; flops is XLA's count for one step, None where it has none."""
-    _, split = parallel.shardings(config.data.batch_size)
-    state = create_state(config, 1)
-    step, layout = parallel_step(config, state)
-    box, batch = [parallel.place(state, layout)], parallel.to_devices(batch, split)
+    replicated, split = parallel.shardings(config.data.batch_size)
+    step = parallel.compiled(partial(make_train_step, config), config.data.batch_size, config.machine)
+    box, batch = [parallel.place(create_state(config, 1), replicated)], parallel.to_devices(batch, split)
     cost = step.lower(box[0], batch).cost_analysis()
 
     def run(count: int) -> None:
@@ -119,7 +108,7 @@ def torch_candidate(config: Config, batch: dict):
     images = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2)
     with torch.no_grad():
         theirs = port.eval()(images)[0].numpy()
-    ours = InfoMask(config.model, 1).apply({"params": params}, batch["image"], train=False)[0]
+    ours = build(config.model, 1).apply({"params": params}, batch["image"], train=False)[0]
     tolerance = 1e-3 if config.model.dtype == "float32" else 0.2
     np.testing.assert_allclose(theirs, ours, atol=tolerance, rtol=tolerance)
     port = port.train().to(device, memory_format=torch.channels_last)
@@ -205,7 +194,7 @@ def measure(settings: Benchmark, width: int, dtype: str) -> dict:
 
 
 def main(settings: Benchmark) -> None:
-    parallel.start(HostsConfig())
+    parallel.set_up()
     rows = []
     for dtype in settings.dtypes:
         for width in settings.widths:

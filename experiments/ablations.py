@@ -89,5 +89,5 @@ if __name__ == "__main__":
         chosen = command.parse(Ablations, description=__doc__)
         from infomask_jax import parallel
 
-        parallel.start(BASES[chosen.base].hosts)
+        parallel.start(BASES[chosen.base].machine.hosts)
         main(chosen)

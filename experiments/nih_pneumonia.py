@@ -11,7 +11,7 @@ evidence are those of the RSNA experiment; 224 px, width 32, batches of 64, 20,0
 from pathlib import Path
 
 from infomask_jax.command import main
-from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+from infomask_jax.config import Config, DataConfig, LossConfig, MachineConfig, ModelConfig, OptimizerConfig
 
 if __name__ == "__main__":
     main(
@@ -19,10 +19,11 @@ if __name__ == "__main__":
             data_dir=Path("data"),
             workdir=Path("runs/nih"),
             dataset="nih",
-            data=DataConfig(image_size=224, batch_size=64, workers=8),
+            data=DataConfig(image_size=224, batch_size=64),
             model=ModelConfig(width=32, stride=8, evidence_bound=7.0),
             loss=LossConfig(positive_weight=20.0),  # about one image in eighty is positive
-            train=TrainConfig(steps=20_000),
+            train=OptimizerConfig(steps=20_000),
+            machine=MachineConfig(workers=8),
         ),
         __doc__,
     )

@@ -13,7 +13,7 @@ Test, seeds 0, 1, 2: PxAP of the mask .391 +- .025, pointing game .626, mean IoU
 from pathlib import Path
 
 from infomask_jax.command import main
-from infomask_jax.config import Config, DataConfig, ModelConfig, TrainConfig
+from infomask_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig
 
 CONFIG = Config(
     data_dir=Path("data"),
@@ -22,7 +22,7 @@ CONFIG = Config(
     data=DataConfig(image_size=112),
     # Opacities span many cells: no few of them may do.
     model=ModelConfig(stride=8, evidence_bound=7.0),
-    train=TrainConfig(steps=1000),
+    train=OptimizerConfig(steps=1000),
 )
 
 if __name__ == "__main__":

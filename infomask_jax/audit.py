@@ -41,7 +41,7 @@ def audit_run(
     workdir, console = Path(workdir), report.console()
     output, findings = place(workdir, data, split)
     config, params = finished(workdir)
-    if config.model.bottleneck == "none":
+    if config.model.kind not in ("infomask", "vib"):
         raise ValueError(f"{workdir} is a plain classifier: it has no bits to audit; give a run with a bottleneck")
     examples, source = read_examples(data, split, findings), data.source(split)
     lung_of, lung_from = lung_fields(examples, source, data, split, lungs, lungs_from_image)

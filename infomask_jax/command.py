@@ -4,6 +4,7 @@ an exit status in place of a traceback.
 It imports nothing slow: a command opens `ends` first, and imports the rest inside, where Ctrl-C is heard.
 """
 
+import argparse
 import atexit
 import codecs
 import contextlib
@@ -210,10 +211,17 @@ def _expanded(word: str) -> str:
 
 
 def main(default: Any, description: str | None) -> None:
-    """Command line of an experiment script: the Config `default` with any field overridden, then `experiment.run`."""
+    """Command line of an experiment script: the Config `default`, a preset's changes, any field overridden, then
+    `experiment.run`."""
     with ends(resumes=True):
+        from infomask_jax.presets import PRESETS, changed
+
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        parser.add_argument("--preset", choices=PRESETS, default="default")
+        preset, sys.argv[1:] = parser.parse_known_args()
+        default = changed(default, PRESETS[preset.preset])
         config = parse(type(default), default=default, description=description)
         from infomask_jax import experiment, parallel
 
-        parallel.start(config.hosts)
+        parallel.start(config.machine.hosts)
         experiment.run(config)

@@ -1,6 +1,5 @@
 """One run from data to pictures: train InfoMask and the plain classifier, score both, draw figures."""
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from infomask_jax.datasets import Prepared
 from infomask_jax.evaluate import bootstrap, controls
 from infomask_jax.export import make_predict
 from infomask_jax.manifest import write_json
-from infomask_jax.model.infomask import InfoMask
+from infomask_jax.model import build
+from infomask_jax.presets import CAM, changed
 from infomask_jax.system import write_all
 from infomask_jax.train import train
 
@@ -27,7 +27,7 @@ def run(config: Config) -> None:
     data = datasets.load(config.dataset, config.data_dir)
     data.source("test")  # that there is one is known before the training
     train(config, data)
-    if config.baseline and config.model.bottleneck != "none":
+    if config.baseline and config.model.kind in ("infomask", "vib"):
         train(baseline_config(config), data)
     evaluate_run(config.workdir, data, "test")
 
@@ -35,24 +35,10 @@ def run(config: Config) -> None:
 def baseline_config(config: Config) -> Config:
     """The plain mean-pooled classifier, CAM's home: same encoder, data, steps and seed, and the standard forward pass.
 
-    Standard: one view, all cells. The encoder's small field (`second_kernel` 1) harms CAM; experiments/README.md has
-    plain classifiers with and without each.
+    Standard: one view, all cells. The encoder's small field harms CAM; experiments/README.md has plain classifiers with
+    the recipe's views and cells.
     """
-    return dataclasses.replace(
-        config,
-        workdir=Path(config.workdir) / BASELINE,
-        baseline=False,
-        model=dataclasses.replace(
-            config.model,
-            bottleneck="none",
-            pooling="mean",
-            evidence_bound=0.0,
-            closed_evidence=0.0,
-            half_turn=False,
-            close_empty=False,
-        ),
-        loss=dataclasses.replace(config.loss, beta_z=0.0, beta_m=0.0, auxiliary=0.0, hidden=0.0, consistency=0.0),
-    )
+    return changed(config, CAM | {"workdir": Path(config.workdir) / BASELINE, "baseline": False})
 
 
 def evaluate_run(workdir: Path, data: Prepared, split: str, faithfulness: bool = False) -> Path:
@@ -154,7 +140,7 @@ def predicted_batches(config: Config, params, source, findings: int) -> Iterator
     forward = jax.jit(make_predict(config, findings))
     params = parallel.place(params, replicated)
     batches = -(-len(source) // batch_size)
-    name = "plain classifier" if config.model.bottleneck == "none" else config.model.bottleneck
+    name = "plain classifier" if config.model.kind == "plain" else config.model.kind
     stream = pipeline.eval_batches(source, config.data.image_size, batch_size, *part)
     done = 0
     for batch in track(stream, f"maps of {name}", total=batches, disable=not parallel.is_main()):
@@ -201,7 +187,7 @@ def deletion_and_insertion(workdir, data, split, findings, examples, maps, seed)
 
 def classifier(config: Config, params, findings: int, k: int) -> Callable[[np.ndarray], np.ndarray]:
     """A function of standardised images [n, H, W] that returns the probabilities [n] of finding k."""
-    model, size = InfoMask(config.model, findings), config.data.batch_size
+    model, size = build(config.model, findings), config.data.batch_size
     forward = jax.jit(lambda images: model.apply({"params": params}, images, train=False)[0][:, k])
 
     def probabilities(images: np.ndarray) -> np.ndarray:

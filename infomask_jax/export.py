@@ -10,7 +10,7 @@ from jax import export
 from infomask_jax import checkpoint
 from infomask_jax.config import Config
 from infomask_jax.explain import heat_maps, shifted_heat_maps
-from infomask_jax.model.infomask import InfoMask
+from infomask_jax.model import build
 from infomask_jax.system import write_all
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -19,11 +19,11 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def make_predict(config: Config, findings: int) -> Callable:
     """The pure function predict(params, images [B, H, W, 1]) -> (logits [B, K], {method: maps [B, h, w, 1 or K]}), all
     float32; h and w are the grid's times config.map_shifts."""
-    model = InfoMask(config.model, findings)
+    model = build(config.model, findings)
 
     def predict(params, images):
         def maps_of(images):
-            return heat_maps(model.apply({"params": params}, images, train=False)[1], config.model.bottleneck)
+            return heat_maps(model.apply({"params": params}, images, train=False)[1], config.model.kind)
 
         logits = model.apply({"params": params}, images, train=False)[0]
         return logits, shifted_heat_maps(maps_of, images, config.model.stride, config.map_shifts)

@@ -11,14 +11,12 @@ from typing import IO, Any
 import jax
 
 from infomask_jax import __version__, parallel
-from infomask_jax.config import Config
+from infomask_jax.config import FREE, Config
 from infomask_jax.datasets import Prepared
 from infomask_jax.system import cores, lock, read_json, write_all
 from infomask_jax.text import printable
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tensorflow-datasets")
-# Where things are, and what is watched, may change between two sittings of the same run.
-FREE = ("workdir", "data_dir", "hosts", "profile")
 SHAPE = {  # of manifest.json, for `read_json`
     **{"seed": int, "dataset": {"name": str, "fingerprint": str, "findings": [str]}, "stored_size?": int},
     **{"git_revision": str | None, "libraries": {"jax": str, str: str}, "devices": [str]},

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from infomask_jax import parallel
+from infomask_jax import manifest, parallel
 from infomask_jax.system import read_json_lines, write_all
 
 METADATA_SECONDS = 5.0  # between two looks at the cloud's notices; a preempted machine has 30 seconds
@@ -56,8 +57,10 @@ class MetricsLog:
                 )
         return rows
 
-    def flush(self) -> dict[str, float]:
-        """Write and return the means of the pending steps."""
+    def flush(self) -> dict[str, float] | None:
+        """Write and return the means of the pending steps, if there are any."""
+        if not self.pending:
+            return self.last
         rows, step = self.check(), self.pending[-1][0]
         elapsed = max(time.perf_counter() - self.since, 1e-9)
         counted = len(rows) - self.first
@@ -154,6 +157,25 @@ class Profile:
         if self.running:
             jax.profiler.stop_trace()
             self.running = False
+
+
+def tell_of_resuming(console: Console, workdir: Path, step: int, total: int, broken: list[str]) -> None:
+    """Say from which step a run goes on, which checkpoints could not be read, and what is not as when it began."""
+    for message in broken:
+        console.print(message, style="yellow")
+    if step:
+        console.print(f"resumed {workdir} from step {step} of {total}")
+    if 0 < step < total and (lines := manifest.going_on(workdir, step)):
+        told = "not as when it began, so it may not end as it would have:"
+        console.print(told, *lines, sep="\n  ", style="yellow", markup=False)
+
+
+def tell_of_waiting(console: Console, workdir: Path, log: MetricsLog) -> None:
+    """Say how much of the time the steps waited for data, and what helps."""
+    if waits := [row["data_wait"] for row in log.written if "data_wait" in row]:
+        advice = "--machine.cache-gib and --machine.workers may help (docs/running.md)"
+        told = f": {advice}" if np.mean(waits) > 0.1 else ""
+        console.print(f"{workdir}: {np.mean(waits):.1%} of the time waited for data{told}", soft_wrap=True)
 
 
 def progress_bar() -> Progress:

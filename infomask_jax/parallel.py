@@ -1,51 +1,51 @@
 """Devices and processes: how they find each other, what lies where, and what all must agree on.
 
 One mesh over every device of every process; parameters are replicated, batches are split over it. A process is a host
-of a TPU pod, or one started by hand with `--hosts`. With one process all of this is local and costs nothing.
+of a TPU pod, or one started by hand with `--machine.hosts`. With one process all of this is local and costs nothing.
 """
 
 import contextlib
-import ctypes
-import functools
 import itertools
 import os
+import re
 import signal
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
 
-from infomask_jax.config import HostsConfig
+from infomask_jax import cpu
+from infomask_jax.config import MachineConfig
 
 AXIS = "batch"  # the mesh's one axis
-MALLOPT = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1)}  # of glibc's malloc.h
 _barriers = itertools.count()  # a name of the coordinator's barriers cannot be used twice
 
 
-def start(hosts: HostsConfig) -> None:
+def start(hosts: str) -> None:
     """`set_up`, and join the other processes, if there are any. Call before anything of JAX.
 
-    ValueError if only some of the options that name the processes are given.
+    hosts: "HOST:PORT,PROCESSES,THIS" of processes started by hand, at the address of process 0; "auto" asks the
+    scheduler (SLURM, Open MPI, Kubernetes); "": one process, or all hosts of a TPU pod. ValueError for others.
     """
-    _settings()
-    named = hosts.processes > 0, hosts.process >= 0, hosts.coordinator not in ("", "auto")
-    address = hosts.coordinator in ("", "auto") or hosts.coordinator.rpartition(":")[2].isdigit()
-    if (any(named) and not all(named)) or not address:
+    _keep_programs()
+    named = re.fullmatch(r"([^,]*:\d+),(\d+),(\d+)", hosts)
+    if hosts not in ("", "auto") and (not named or int(named[3]) >= int(named[2])):
         raise ValueError(
-            "several processes: expected --hosts.coordinator HOST:PORT, --hosts.processes N and --hosts.process I, "
-            f"found {hosts.coordinator!r}, {hosts.processes}, {hosts.process}. `--hosts.coordinator auto` asks the "
-            "cluster's scheduler and needs no others."
+            f"machine.hosts: expected HOST:PORT,PROCESSES,THIS with THIS from 0 on, or auto, found {hosts!r}"
         )
     before = signal.getsignal(signal.SIGTERM)
     if not jax.distributed.is_initialized():
-        if all(named):
-            jax.distributed.initialize(hosts.coordinator, hosts.processes, hosts.process)
-        elif hosts.coordinator == "auto" or _on_tpu_host():
+        if named:
+            jax.distributed.initialize(named[1], int(named[2]), int(named[3]))
+        elif hosts == "auto" or _on_tpu_host():
             jax.distributed.initialize()
         if callable(before):  # JAX has taken SIGTERM, notes it and goes on
             signal.signal(signal.SIGTERM, before)
@@ -54,15 +54,13 @@ def start(hosts: HostsConfig) -> None:
 
 def set_up() -> None:
     """What `start` does for one process. Call before anything of JAX."""
-    _settings()
+    _keep_programs()
     _check_platforms()
 
 
-def _settings() -> None:
+def _keep_programs() -> None:
     """Keep compiled programs in ~/.cache/infomask_jax, or where JAX_COMPILATION_CACHE_DIR says, or, without a home that
-    can be written, nowhere; without an accelerator keep also the memory that is freed (see `_keep_memory`)."""
-    if not accelerated():
-        _keep_memory()
+    can be written, nowhere."""
     if jax.config.jax_compilation_cache_dir:
         return
     cache = Path(os.path.expanduser("~/.cache/infomask_jax"))
@@ -88,35 +86,6 @@ def _check_platforms() -> None:
 def accelerated() -> bool:
     """Whether JAX is installed for an accelerator and not told to leave it; asks without starting it."""
     return os.environ.get("JAX_PLATFORMS") != "cpu" and any(find_spec(name) for name in ("libtpu", "jax_plugins"))
-
-
-@functools.cache
-def step_options() -> dict[str, str] | None:
-    """Compiler options of the training step: on CPU convolutions by Eigen, elsewhere or without such an option none.
-
-    Those of YNNPACK, which XLA prefers, take several times as long over weight gradients (benchmarks/README.md). Who
-    names that option in XLA_FLAGS keeps what it says there.
-    """
-    options = {"xla_cpu_experimental_ynn_fusion_type": ""}  # it is left nothing
-    if jax.default_backend() != "cpu" or next(iter(options)) in os.environ.get("XLA_FLAGS", ""):
-        return None
-    try:
-        jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
-    except jax.errors.JaxRuntimeError:  # XLA's experiments come and go
-        return None
-    return options
-
-
-def _keep_memory() -> None:
-    """One arena for all threads, which gives nothing back: where the C library is glibc, and before JAX has threads.
-
-    XLA's CPU backend allocates and frees its buffers in every step; fetching their pages anew from the system took a
-    quarter of a step. Beside an accelerator nothing is gained, and many loader threads would wait for the one arena.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "gnu_get_libc_version"):
-        for option, value in MALLOPT.values():
-            libc.mallopt(option, value)
 
 
 def _on_tpu_host() -> bool:
@@ -150,26 +119,56 @@ def shardings(batch_size: int) -> tuple[NamedSharding, NamedSharding]:
     return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
 
 
-def optimizer_sharding(leaf: jax.Array, replicated: NamedSharding) -> NamedSharding:
-    """Split over its first axis that divides over the devices; replicated if none does (ZeRO stage 1: Rajbhandari et
-    al. 2020)."""
-    devices = replicated.mesh.size
-    for axis, size in enumerate(leaf.shape):
-        if size and size % devices == 0:
-            return NamedSharding(replicated.mesh, PartitionSpec(*[None] * axis, AXIS))
-    return replicated
+def compiled(make_step: Callable[[str | None], Callable], batch_size: int, machine: MachineConfig) -> Callable:
+    """The step over all devices: step(state, batch) -> (state, metrics). It consumes its state.
+
+    make_step: name of pmap's axis, None under jit -> the pure step. With pmap the state has one copy a device, see
+    `stack`. ValueError if a part of a batch does not divide over the devices.
+    """
+    replicated, _ = shardings(batch_size)
+    part, devices = batch_size // machine.accumulate, jax.device_count()
+    if part % devices:
+        raise ValueError(
+            f"machine.accumulate {machine.accumulate} leaves parts of {part} images, which do not divide over "
+            f"{devices} devices: use a smaller one, or a larger data.batch_size"
+        )
+    if machine.parallel == "jit":
+        options = cpu.step_options()
+        return jax.jit(make_step(None), donate_argnums=0, out_shardings=replicated, compiler_options=options)
+    mapped = jax.pmap(make_step(AXIS), AXIS, donate_argnums=0, devices=ordered(jax.devices()))
+
+    def step(state, batch):
+        local = jax.local_device_count()
+        state, metrics = mapped(state, jax.tree.map(lambda x: x.reshape(local, -1, *x.shape[1:]), batch))
+        return state, jax.tree.map(lambda x: x.addressable_shards[0].data, metrics)  # all devices have the same
+
+    return step
 
 
-def place(tree: Any, layout: Any) -> Any:
-    """Arrays that every process has whole -> global arrays with the shardings of `layout`, a tree or one for all."""
+def accumulate(gradient: Callable[[Any], Any], batch: Any, parts: int) -> Any:
+    """Mean of gradient(part) over the parts of a batch, one after the other.
 
-    def put(x, sharding):
+    A part has every parts-th image, not consecutive ones: each device finds its share of every part at home.
+    """
+    if parts == 1:
+        return gradient(batch)
+    batches = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+    shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], batches))
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    add = partial(jax.tree.map, jnp.add)
+    total, _ = jax.lax.scan(lambda total, part: (add(total, gradient(part)), None), zero, batches)
+    return jax.tree.map(lambda x: x / parts, total)
+
+
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays that every process has whole -> global arrays with this sharding."""
+
+    def put(x):
         if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):  # device_put does not take these to other processes
-            return jax.random.wrap_key_data(put(jax.random.key_data(x), sharding))
+            return jax.random.wrap_key_data(put(jax.random.key_data(x)))
         return jax.device_put(np.asarray(x), sharding)
 
-    layouts = jax.tree.map(lambda _: layout, tree) if isinstance(layout, NamedSharding) else layout
-    return jax.tree.map(put, tree, layouts)
+    return jax.tree.map(put, tree)
 
 
 def to_devices(batch: dict[str, np.ndarray], split: NamedSharding) -> dict[str, jax.Array]:

@@ -19,10 +19,13 @@ import numpy as np
 from absl import flags
 from grain.experimental import ThreadPrefetchIterDataset
 
-from infomask_jax.config import DataConfig
+from infomask_jax.config import DataConfig, MachineConfig
 
 Batch = dict[str, np.ndarray]
+IN_THREADS = MachineConfig()
 FIELDS = ("image", "labels")  # of a stored example, all that a batch needs
+
+ZOOM, SHIFT, CONTRAST = 0.1, 0.05, 0.2  # largest change of the side, shift as a share of it, change of the gain
 
 # Threads that work on images below this side, pixels, wait longer for each other's Python than the work takes.
 _SMALL = 160
@@ -99,8 +102,8 @@ def standardise(image: np.ndarray, gain: float = 1.0, out: np.ndarray | None = N
     return out
 
 
-def augment(images: Sequence[np.ndarray], size: int, draws: np.ndarray, config: DataConfig) -> Iterator[np.ndarray]:
-    """Random zoom, translation and (if asked for) left-right flip: stored pixels [H, W] -> [size, size], same type.
+def augment(images: Sequence[np.ndarray], size: int, draws: np.ndarray) -> Iterator[np.ndarray]:
+    """Random zoom and translation: stored pixels [H, W] -> [size, size], same type. No flip: the heart has a side.
 
     What is seen is a window of the stored image, to the nearest pixel, its sides to the nearest multiple of the blocks
     that are averaged (where the whole image is no such multiple, it is seen a pixel wider or narrower); beyond the
@@ -108,26 +111,24 @@ def augment(images: Sequence[np.ndarray], size: int, draws: np.ndarray, config: 
 
     Args:
       images: B of them.
-      draws: [B, 4], uniform in -1 .. 1, for zoom, shift down, shift right and flip. Windows of all images are computed
-        at once: it is Python that reading threads wait for.
+      draws: [B, 3], uniform in -1 .. 1, for zoom, shift down and shift right. Windows of all images are computed at
+        once: it is Python that reading threads wait for.
     """
     shapes = np.array([image.shape for image in images])
-    lengths = shapes / (1.0 + config.scale * draws[:, :1])
+    lengths = shapes / (1.0 + ZOOM * draws[:, :1])
     block = blocks(lengths, size)  # whole ones are averaged ten times as fast as broken ones
     sides = block * np.maximum(np.rint(lengths / block).astype(int), 1)
-    starts = np.rint((shapes - sides) / 2 - config.shift * lengths * draws[:, 1:3]).astype(int)
+    starts = np.rint((shapes - sides) / 2 - SHIFT * lengths * draws[:, 1:]).astype(int)
     lows, highs = np.clip(starts, 0, shapes - 1), np.clip(starts + sides, 1, shapes)
     beyond = sides - (highs - lows)
     before = np.clip(lows - starts, 0, beyond)
     pads = np.stack([before, beyond - before], axis=2).reshape(-1, 4)
-    flips = (config.flip & (draws[:, 3] < 0)).tolist()
-    windows = zip(images, lows.tolist(), highs.tolist(), pads.tolist(), flips, strict=True)
-    for image, (top, left), (bottom, right), pad, flip in windows:
+    windows = zip(images, lows.tolist(), highs.tolist(), pads.tolist(), strict=True)
+    for image, (top, left), (bottom, right), pad in windows:
         image = image[top:bottom, left:right]
         if any(pad):
             image = cv2.copyMakeBorder(image, *pad, cv2.BORDER_REPLICATE)
-        image = rescale(image, size)
-        yield cv2.flip(image, 1) if flip else image
+        yield rescale(image, size)
 
 
 def to_batch(
@@ -187,6 +188,7 @@ def train_batches(
     source: Sequence | Decoded,
     config: DataConfig,
     seed: int,
+    machine: MachineConfig = IN_THREADS,
     to_devices: Callable[[Batch], Any] | None = None,
     process: int = 0,
     processes: int = 1,
@@ -202,22 +204,22 @@ def train_batches(
         raise ValueError("the training split is empty: nothing to train on")
     size, part = config.image_size, config.batch_size // processes
     mine = slice(process * part, (process + 1) * part)
-    examples = source if isinstance(source, Decoded) else Decoded(source, config.cache_gib / max(config.workers, 1))
+    examples = source if isinstance(source, Decoded) else Decoded(source, machine.cache_gib / max(machine.workers, 1))
 
     def augmented(index: np.ndarray, rng: np.random.Generator) -> Batch:
-        draws = rng.uniform(-1.0, 1.0, (len(index), 5))[mine]  # of the whole batch, however it is shared
-        gains = 1.0 + config.contrast * draws[:, 4]
-        return to_batch(examples, index[mine], size, lambda images: augment(images, size, draws[:, :4], config), gains)
+        draws = rng.uniform(-1.0, 1.0, (len(index), 4))[mine]  # of the whole batch, however it is shared
+        gains = 1.0 + CONTRAST * draws[:, 3]
+        return to_batch(examples, index[mine], size, lambda images: augment(images, size, draws[:, :3]), gains)
 
     dataset = (
         grain.MapDataset.source(_Shuffled(len(source), config.batch_size, seed))
         .random_map(augmented, seed=seed)
         .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     )
-    if config.workers:
+    if machine.workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain asks absl for its flags; ours is not an absl program
-        options = grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=2)
+        options = grain.MultiprocessingOptions(num_workers=machine.workers, per_worker_buffer_size=2)
         dataset = dataset.mp_prefetch(options, worker_init_fn=_ignore_interrupt)
     if to_devices is not None:
         dataset = ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2).map(to_devices)

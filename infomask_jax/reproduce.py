@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from infomask_jax import checkpoint, manifest, parallel, report
-from infomask_jax.config import HostsConfig
 from infomask_jax.datasets import Prepared
 from infomask_jax.system import NUMBER, read_json_lines
 from infomask_jax.train import train
@@ -36,9 +35,8 @@ def reproduce(run: Path, data: Prepared) -> bool:
     if lines := manifest.changes(run):
         console.print("not as it was, and each of these can change the last bits:", *lines, sep="\n  ", markup=False)
     with _folder(run) as folder:
-        again = dataclasses.replace(
-            config, workdir=folder / "again", data_dir=data.directory, profile=False, hosts=HostsConfig()
-        )
+        machine = dataclasses.replace(config.machine, profile=False, hosts="")
+        again = dataclasses.replace(config, workdir=folder / "again", data_dir=data.directory, machine=machine)
         params = jax.device_get(train(again, data).params)
         first = first_difference(losses(run), losses(again.workdir)) if parallel.is_main() else None
     if first is not None:

@@ -5,7 +5,7 @@ redraw a report.
 Training is in experiments/: each script there is one configuration and takes --help.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Annotated
 import tyro
 
 from infomask_jax import command, datasets
-from infomask_jax.config import HostsConfig
 
 
 def default(text: str):
@@ -127,7 +126,8 @@ class Reproduce:
     """Folder given to `prepare`."""
     dataset: Annotated[str | None, default("that of the run")] = None
     """Name of the prepared dataset."""
-    hosts: HostsConfig = field(default_factory=HostsConfig)
+    hosts: str = ""
+    """HOST:PORT,PROCESSES,THIS of processes started by hand; auto: the scheduler's."""
 
 
 @dataclass(frozen=True)

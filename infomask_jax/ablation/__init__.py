@@ -60,10 +60,8 @@ def run(
         raise ValueError(f"expected other data than that of the training; {scored.directory} holds the same")
     else:
         folder /= scored.beside
-    if base.model.bottleneck != "infomask":
-        raise ValueError(
-            f"model.bottleneck: expected infomask, whose variants these are, found {base.model.bottleneck}"
-        )
+    if base.model.kind != "infomask":
+        raise ValueError(f"model.kind: expected infomask, whose variants these are, found {base.model.kind}")
     if (processes := jax.process_count()) > 1:
         raise ValueError(f"a table is made by one process, with jobs or together; found {processes}: use one host")
     if together and jobs > 1:
@@ -89,7 +87,7 @@ def run(
     if not weights:
         raise ValueError(f"{scored.directory}: expected boxes of a finding on images of {split}, found none to score")
     tables, strips = {k: {} for k in weights}, {k: {} for k in weights}
-    runs = {}  # attributions share the run of `cam`
+    runs = {}  # which some variants share
     for seed in seeds:
         for v in there:
             runs.setdefault(config_of(base, v, seed).workdir, (seed, []))[1].append(v)

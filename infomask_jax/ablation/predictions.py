@@ -14,18 +14,19 @@ import numpy as np
 import scipy.special
 
 from infomask_jax import checkpoint, experiment, manifest, pipeline
-from infomask_jax.ablation.variants import Variant, fields
-from infomask_jax.config import Config
+from infomask_jax.ablation.variants import Variant
+from infomask_jax.config import FREE, Config, leaves
 from infomask_jax.datasets import Prepared
 from infomask_jax.evaluate.truth import Truth, finding_truth
 from infomask_jax.explain import attribution, shifted_heat_maps
 from infomask_jax.explain.bottleneck import feature_statistics
 from infomask_jax.losses import BITS
-from infomask_jax.model.infomask import InfoMask
+from infomask_jax.model import build
 from infomask_jax.system import read_json
 from infomask_jax.train import train
 
-STORED = 3  # raise it when what a run predicts changes for the same parameters
+STORED = 4  # raise it when what a run predicts changes for the same parameters
+WITHOUT_EFFECT = {*FREE} - {"map_shifts"}  # on maps and logits
 
 
 class Split(NamedTuple):
@@ -72,10 +73,9 @@ def maps_of(v: Variant, config: Config, params, trained_on: Prepared, split: Spl
     """
     data, path = split.data, Path(config.workdir) / "maps"
     source, findings = data.source(split.name, pipeline.FIELDS), len(data.findings)
-    facts = fields(config) | {"workdir": "", "data_dir": ""}
-    leaves = jax.tree_util.tree_leaves_with_path(params)
+    facts = {name: value for name, _, value in leaves(config) if name.split(".")[0] not in WITHOUT_EFFECT}
     digest = hashlib.sha256(json.dumps([STORED, facts, data.fingerprint, split.name, v.method], default=str).encode())
-    for name, leaf in leaves:
+    for name, leaf in jax.tree_util.tree_leaves_with_path(params):
         digest.update(f"{jax.tree_util.keystr(name)} {leaf.shape} {leaf.dtype}".encode())
         digest.update(np.ascontiguousarray(leaf).tobytes())
 
@@ -86,7 +86,7 @@ def maps_of(v: Variant, config: Config, params, trained_on: Prepared, split: Spl
         rates = mean_rates(config, params, source, findings)
         return maps, {"logits": logits.tolist(), "rates": rates.tolist()}
 
-    stem = f"{split.name}-{v.method}" if v.method else split.name
+    stem = f"{split.name}-{v.method or v.name}" if v.run else split.name
     if data.fingerprint != trained_on.fingerprint:
         stem = f"{stem}-{data.beside}"
     return _stored(path / f"{stem}.npz", digest.hexdigest(), split.examples["image_id"], compute)
@@ -122,9 +122,9 @@ def _sums(path: Path, numbers: dict) -> dict[str, str]:
 
 def mean_rates(config: Config, params, source, findings: int) -> np.ndarray:
     """Bits per image [N, 2] of representation and mask, as the loss charges them; None for a plain classifier."""
-    if config.model.bottleneck == "none":
+    if config.model.kind not in ("infomask", "vib"):
         return np.full((len(source), 2), None)
-    model = InfoMask(config.model, findings)
+    model = build(config.model, findings)
 
     @jax.jit
     def rates(params, images):

@@ -24,18 +24,18 @@ def shown(v: Variant, config: Config, maps: dict[str, np.ndarray]) -> dict[str, 
     """
     if v.method:
         return {v.name: maps[v.method]}
-    if config.model.bottleneck == "infomask":
+    if config.model.kind == "infomask":
         rows = {v.name: maps["infomask"]}
         both = {"default/bits": maps["infomask_bits"], "default/evidence": maps["infomask_evidence"]}
         return rows | both if v.name == "default" else rows
-    evidence = maps["vib_evidence" if config.model.bottleneck == "vib" else "cam"]
-    if config.model.bottleneck == "vib":
+    evidence = maps["vib_evidence" if config.model.kind == "vib" else "cam"]
+    if config.model.kind == "vib":
         rows = {f"{v.name}/bits": maps["vib_bits"], f"{v.name}/evidence": evidence}
     elif "attention" in maps:
         rows = {f"{v.name}/weights": maps["attention"], f"{v.name}/evidence": evidence}
     else:
         rows = {v.name: evidence}
-    if config.model.pooling not in ("mean", "attention"):
+    if config.model.pooling != "mean" and "attention" not in maps:
         rows[f"{v.name}/probability"] = scipy.special.expit(np.asarray(evidence, np.float32))
     return rows
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from infomask_jax import checkpoint, command, manifest, monitor, parallel, pipeline
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
-from infomask_jax.train import create_state, parallel_step
+from infomask_jax.train import create_state, make_train_step
 
-SAME = attrgetter("data", "train.steps", "train.log_every")  # of runs that train together
+SAME = attrgetter("data", "train.steps", "machine")  # of runs that train together
 
 
 def train_together(configs: list[Config], data: Prepared) -> None:
@@ -22,7 +22,7 @@ def train_together(configs: list[Config], data: Prepared) -> None:
 
     Runs of one seed take the same batches, which are read once, and the seeds of a variant the same program. Programs
     are compiled side by side. A checkpoint is written at the end and when told to stop (then command.Stopped is
-    raised), not in between. ValueError if the runs do not agree in data settings, steps and log_every, or a folder is
+    raised), not in between. ValueError if the runs do not agree in data settings, steps and machine, or a folder is
     another run's; FloatingPointError if a loss stops being finite: the other runs are saved.
     """
     configs = [c for c in configs if not (Path(c.workdir) / "checkpoints").exists()]
@@ -30,19 +30,20 @@ def train_together(configs: list[Config], data: Prepared) -> None:
         return
     first = configs[0]
     for config in configs:
-        if SAME(config) != SAME(first) or config.parallel != "jit":
+        if SAME(config) != SAME(first) or config.machine.parallel != "jit":
             raise ValueError(
-                f"{config.workdir}: runs that train together need the same data settings, steps and log_every, and "
+                f"{config.workdir}: runs that train together need the same data settings, steps and machine, and "
                 "parallel jit"
             )
-    _, split = parallel.shardings(first.data.batch_size)
+    replicated, split = parallel.shardings(first.data.batch_size)
     to_devices, source = partial(parallel.to_devices, split=split), data.source("train", pipeline.FIELDS)
-    if not first.data.workers:  # loader processes share nothing
-        source = pipeline.Decoded(source, first.data.cache_gib)
+    if not first.machine.workers:  # loader processes share nothing
+        source = pipeline.Decoded(source, first.machine.cache_gib)
     streams = {
-        seed: iter(pipeline.train_batches(source, first.data, seed, to_devices)) for seed in {c.seed for c in configs}
+        seed: iter(pipeline.train_batches(source, first.data, seed, first.machine, to_devices))
+        for seed in {c.seed for c in configs}
     }
-    total, every = first.train.steps, first.train.log_every
+    total, every = first.train.steps, first.machine.log_every
     with contextlib.ExitStack() as claimed, monitor.Stop() as stop, monitor.progress_bar() as progress:
         states, programs, compiled, logs = [], {}, [], []
         batches = {seed: next(stream) for seed, stream in streams.items()}
@@ -52,12 +53,12 @@ def train_together(configs: list[Config], data: Prepared) -> None:
                 state = create_state(config, len(data.findings))
                 same = dataclasses.replace(config, seed=0, workdir=first.workdir, map_shifts=1)  # as to the program
                 if same not in programs:
-                    step, layout = parallel_step(config, state)
-                    lowered = step.lower(parallel.place(state, layout), batches[config.seed])
-                    programs[same] = state, layout, compiling.submit(lowered.compile)
-                of_program, layout, program = programs[same]
+                    step = parallel.compiled(partial(make_train_step, config), config.data.batch_size, config.machine)
+                    lowered = step.lower(parallel.place(state, replicated), batches[config.seed])
+                    programs[same] = state, compiling.submit(lowered.compile)
+                of_program, program = programs[same]
                 state = state.replace(apply_fn=of_program.apply_fn, tx=of_program.tx)
-                states.append(parallel.place(state, layout))
+                states.append(parallel.place(state, replicated))
                 compiled.append(program)
             steps = [program.result() for program in compiled]
         for config in configs:

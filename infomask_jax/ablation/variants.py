@@ -2,20 +2,18 @@
 
 import dataclasses
 import json
-import math
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infomask_jax.config import Config, ModelConfig
-from infomask_jax.experiment import baseline_config
+from infomask_jax.config import Config, ModelConfig, leaves
 from infomask_jax.explain import METHODS
+from infomask_jax.presets import CAM, ONE_VIEW, PAPER, PLAIN, changed
 
-PLAIN = {"model.bottleneck": "none", "loss.beta_z": 0.0, "loss.beta_m": 0.0, "loss.auxiliary": 0.0}
-LINEAR = {"model.evidence_bound": 0.0, "model.closed_evidence": 0.0}
+LINEAR = {"model.evidence_bound": 0.0}
+SHARED = {"no_shifts": "default", "cam_no_shifts": "cam"}  # the same networks, asked in another way
 ATTENTION = {"model.sampler": "sigmoid", "model.teach_through_mask": True, "loss.beta_z": 0.0, "loss.beta_m": 0.0}
-ONE_VIEW = {"model.half_turn": False, "loss.hidden": 0.0, "loss.consistency": 0.0}
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,8 @@ class Variant:
     name: str
     group: str
     changes: dict[str, Any]  # {"model.sampler": value}: the fields that differ from the base
-    method: str = ""  # attribution method that explains a run of `cam`; "": the model's own maps
+    run: str = ""  # whose run it asks; "": its own
+    method: str = ""  # attribution method that explains that run; "": the model's own maps
     skip: str = ""  # why there is no such run
 
 
@@ -34,19 +33,12 @@ def variants(base: Config, findings: int) -> list[Variant]:
 
     `terms` keep the recipe's two views, so that they lack the term alone. `rivals` have one view, as published, and
     otherwise our encoder, pooling, bound, closed empty cells and shifts of the maps, unless they name their own;
-    `attention` also keeps the auxiliary NLL, `mask_evidence` and that the mask's own part waits for `loss.delay`, `cam`
-    leaves empty cells open. `cam_of_recipe` has the recipe's views and cells, `cam_no_shifts` the map of one pass, as
-    it was published.
+    `attention` also keeps the auxiliary NLL and `mask_evidence`, `cam` leaves empty cells open. `cam_of_recipe` has the
+    recipe's views and cells, `cam_no_shifts` the map of one pass, as it was published. `paper` is the preset.
     Betas are not adapted to a finer or coarser grid, over whose cells the rates are summed.
     """
     base = dataclasses.replace(base, baseline=False)
     model, loss, size = base.model, base.loss, base.data.image_size
-    noisy_or = {
-        "model.pooling": "noisy_or",
-        "model.closed_evidence": -3.0 - round(math.log((size // model.stride) ** 2), 3),
-    }
-    plain_cam = {k: v for k, v in fields(baseline_config(base)).items() if v != fields(base)[k]}
-    plain_cam.pop("workdir")
     strides = _choices("stride")
     near = [
         strides[i] for i in (strides.index(model.stride) - 1, strides.index(model.stride) + 1) if 0 <= i < len(strides)
@@ -56,42 +48,35 @@ def variants(base: Config, findings: int) -> list[Variant]:
         "default": {"default": {}},
         "terms": {
             "no_bottleneck": PLAIN,
-            "no_mask": {"model.bottleneck": "vib"},
+            "no_mask": {"model.kind": "vib"},
             "no_kl_z": {"loss.beta_z": 0.0},
             "no_kl_m": {"loss.beta_m": 0.0},
             "no_auxiliary": {"loss.auxiliary": 0.0, "model.teach_through_mask": True},
         },
         "rivals": {
             "plain": PLAIN | ONE_VIEW,
-            "vib": {"model.bottleneck": "vib"} | ONE_VIEW,
+            "vib": {"model.kind": "vib"} | ONE_VIEW,
             "attention": ATTENTION | ONE_VIEW,
-            "attention_mil": PLAIN | LINEAR | ONE_VIEW | {"model.pooling": "attention"},
+            "attention_mil": PLAIN | LINEAR | ONE_VIEW | {"model.kind": "attention_mil"},
             "lse_mil": PLAIN | LINEAR | ONE_VIEW | {"model.pooling": "lse"},
-            "noisy_or_mil": PLAIN | LINEAR | ONE_VIEW | noisy_or,
-            "cam": plain_cam,
+            "noisy_or_mil": PLAIN | LINEAR | ONE_VIEW | {"model.pooling": "noisy_or"},
+            "cam": CAM,
+            "paper": PAPER,
         },
         "recipe": {
-            "no_hidden_view": {"loss.hidden": 0.0, "loss.consistency": 0.0, "model.hide": 0.0},
             "no_consistency": {"loss.consistency": 0.0},
             "one_view": ONE_VIEW,
             "cam_of_recipe": PLAIN | LINEAR | {"model.pooling": "mean"},
             "empty_cells": {"model.close_empty": False},
-            "fixed_prior": {"model.learn_prior": False},
-            "no_coupling": {"model.learn_prior": False, "model.mask_coupling": 0.0},
+            "no_coupling": {"model.mask_coupling": 0.0},
             "no_mask_evidence": {"model.mask_evidence": 0.0},
             "teach_through_mask": {"model.teach_through_mask": True},
             "no_shifts": {"map_shifts": 1},
-            "cam_no_shifts": plain_cam | {"map_shifts": 1},
-            "second_kernel_3": {"model.second_kernel": 3},
+            "cam_no_shifts": CAM | {"map_shifts": 1},
         },
         "samplers": {f"sampler_{v}": {"model.sampler": v} for v in _choices("sampler") if v != model.sampler},
-        "fills": {f"fill_{v}": {"model.fill": v} for v in _choices("fill") if v != model.fill},
-        "poolings": {
-            f"pooling_{v}": noisy_or if v == "noisy_or" else {"model.pooling": v}
-            for v in _choices("pooling")
-            if v != model.pooling
-        },
-        "prior": {f"mask_prior_{v:g}": {"model.learn_prior": False, "model.mask_prior": v} for v in (0.01, 0.2)},
+        "poolings": {f"pooling_{v}": {"model.pooling": v} for v in _choices("pooling") if v != model.pooling},
+        "prior": {f"mask_prior_{v:g}": {"model.mask_coupling": 0.0, "model.mask_prior": v} for v in (0.01, 0.2)},
         "beta": {f"beta_x{x:g}": {"loss.beta_z": x * loss.beta_z, "loss.beta_m": x * loss.beta_m} for x in factors},
         "delay": {f"delay_{v:g}": {"loss.delay": v} for v in (0.0, 0.5)},
         "grid": {f"stride_{v}": {"model.stride": v, "map_shifts": min(base.map_shifts, v)} for v in near},
@@ -103,7 +88,7 @@ def variants(base: Config, findings: int) -> list[Variant]:
     found, known = [], {}
     for group, members in groups.items():
         for name, changes in members.items():
-            changes = {k: v for k, v in changes.items() if fields(base)[k] != v}
+            changes = {k: v for k, v in changes.items() if _fields(base)[k] != v}
             skip = ""
             if name == "mask_per_finding" and findings == 1:
                 skip = "the data has one finding, so one mask is all there is"
@@ -111,14 +96,14 @@ def variants(base: Config, findings: int) -> list[Variant]:
                 skip = f"images of {size} px do not divide into such cells"
             else:
                 try:
-                    settings = json.dumps(fields(changed(base, changes)), default=str)
+                    settings = json.dumps(_fields(changed(base, changes)), default=str)
                     skip = f"the settings of {known[settings]}" if settings in known else ""
                     known.setdefault(settings, name)
                 except ValueError as error:
                     skip = " ".join(str(error).split())
-            found.append(Variant(name, group, changes, skip=skip))
+            found.append(Variant(name, group, changes, SHARED.get(name, ""), skip=skip))
     cam = next(v for v in found if v.name == "cam")
-    return found + [Variant(f"cam/{m}", "attributions", cam.changes, m, cam.skip) for m in METHODS if m != "cam"]
+    return found + [Variant(f"cam/{m}", "attributions", cam.changes, "cam", m, cam.skip) for m in METHODS if m != "cam"]
 
 
 def select(every: list[Variant], only: tuple[str, ...]) -> list[Variant]:
@@ -135,31 +120,17 @@ def select(every: list[Variant], only: tuple[str, ...]) -> list[Variant]:
     return [v for v in every if v in chosen or v.name in needed]
 
 
-def fields(config: Config) -> dict[str, Any]:
-    """{"model.sampler": value} of every field."""
-    out = {}
-    for name, value in vars(config).items():
-        nested = dataclasses.is_dataclass(value)
-        out |= {f"{name}.{k}": v for k, v in vars(value).items()} if nested else {name: value}
-    return out
-
-
-def changed(config: Config, changes: dict[str, Any]) -> Config:
-    """The config with fields replaced by their dotted names. ValueError for values that it does not allow."""
-    parts = {}
-    for name, value in changes.items():
-        *group, field = name.split(".")
-        parts.setdefault(group[0] if group else "", {})[field] = value
-    top = parts.pop("", {})
-    nested = {group: dataclasses.replace(getattr(config, group), **own) for group, own in parts.items()}
-    return dataclasses.replace(config, **top, **nested)
-
-
 def config_of(base: Config, variant: Variant, seed: int) -> Config:
-    """The config of one run; base.workdir is the folder of all."""
-    folder = "cam" if variant.method else variant.name
-    config = dataclasses.replace(base, baseline=False, seed=seed, workdir=Path(base.workdir) / folder / f"seed{seed}")
-    return changed(config, variant.changes)
+    """The config of the run that a variant asks; base.workdir is the folder of all."""
+    workdir = Path(base.workdir) / (variant.run or variant.name) / f"seed{seed}"
+    changes = variant.changes | {"baseline": False, "seed": seed, "workdir": workdir}
+    if variant.run:  # its maps alone are made in another way
+        changes.pop("map_shifts", None)
+    return changed(base, changes)
+
+
+def _fields(config: Config) -> dict[str, Any]:
+    return {name: value for name, _, value in leaves(config)}
 
 
 def _choices(field: str) -> tuple:

@@ -1,6 +1,7 @@
 """One run of a table, and several of them side by side in processes of their own."""
 
 import ctypes
+import dataclasses
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -47,6 +48,7 @@ def score_run(task: Task, data: Prepared, splits: list[Split], weights: dict) ->
     config = config_of(task.base, task.variants[0], task.seed)
     params, found = trained(config, data), {k: ({}, {}) for k in weights}
     for v in task.variants:
+        config = dataclasses.replace(config, map_shifts=v.changes.get("map_shifts", config.map_shifts))
         predicted = [maps_of(v, config, params, data, part) for part in splits]
         for k, (rows, strip) in found.items():
             add_rows(rows, v, config, predicted, splits, k, weights[k])
@@ -119,7 +121,7 @@ def _work(sender, task: Task, log: Path, slot: int, jobs: int, parent: int) -> N
         os.sched_setaffinity(0, cores[first : first + share])
     base = task.base
     try:
-        parallel.start(base.hosts)
+        parallel.start(base.machine.hosts)
         data, scored = datasets.load(base.dataset, base.data_dir), datasets.load(*task.scored)
         outcome = score_run(task, data, *read(scored, task.split, base.data.image_size))
     except command.Stopped as stop:

@@ -18,7 +18,7 @@ from infomask_jax.explain.cams import cam, eigencam, gradcam, gradcam_plus_plus,
 from infomask_jax.explain.gradients import gradient, integrated_gradients, smoothgrad
 from infomask_jax.explain.perturbations import occlusion, rise, scorecam
 from infomask_jax.losses import BITS
-from infomask_jax.model.infomask import InfoMask
+from infomask_jax.model import build
 
 METHODS: dict[str, Callable[..., jax.Array]] = {
     # On the latent grid, [B, h, w]:
@@ -58,7 +58,7 @@ def attribution(
     """
     if method not in METHODS:
         raise ValueError(f"unknown attribution method {method!r}; there are {', '.join(METHODS)}")
-    function, model = METHODS[method], InfoMask(config, findings)
+    function, model = METHODS[method], build(config, findings)
     inspect.signature(function).bind_partial(**options)
 
     @jax.jit
@@ -116,7 +116,7 @@ def finer(cells: int, times: int, offset: float) -> np.ndarray:
     return matrix
 
 
-def heat_maps(out: dict[str, jax.Array], bottleneck: str) -> dict[str, jax.Array]:
+def heat_maps(out: dict[str, jax.Array], kind: str) -> dict[str, jax.Array]:
     """Every map that one forward pass of InfoMask yields, by method name: [B, h, w, K], or [B, h, w, 1] shared by all.
 
     infomask: the mask, as used in evaluation. infomask_bits (vib_bits without a mask): pi KL_z + KL_m in bits; sums to
@@ -124,22 +124,21 @@ def heat_maps(out: dict[str, jax.Array], bottleneck: str) -> dict[str, jax.Array
     infomask_evidence: what each cell of the masked representation says for the finding; one map a finding, where the
     mask may be shared by all. cam: the per-cell class evidence of a plain classifier (vib_evidence: of the bottleneck
     without a mask), which for a mean-pooled linear head is the class activation map of Zhou et al. 2016. attention:
-    with attention pooling, the weights of the cells (Ilse et al. 2018), which sum to 1 whether or not the finding is
+    of attention MIL, the weights of the cells (Ilse et al. 2018), which sum to 1 whether or not the finding is
     there.
 
     Args:
       out: second result of InfoMask, with train=False.
-      bottleneck: the model's, see ModelConfig.
+      kind: the model's, see ModelConfig.
     """
     kl_z = out["kl_z"][..., None]
     if out["kl_m"].shape[-1] > 1:  # weighed by the probability that any mask is open: of that, each mask's own
         pi = jax.nn.sigmoid(out["mask_logits"])
         kl_z = kl_z * pi / (1.0 - jnp.prod(1.0 - pi, axis=-1, keepdims=True))
     bits = (kl_z + out["kl_m"]) * BITS
-    if bottleneck == "none":
-        maps = {"cam": out["evidence"]}
-    elif bottleneck == "vib":
-        maps = {"vib_bits": bits, "vib_evidence": out["evidence"]}
-    else:
-        maps = {"infomask": out["mask"], "infomask_bits": bits, "infomask_evidence": out["evidence"]}
-    return maps | {"attention": out["attention"]} if "attention" in out else maps
+    if kind == "infomask":
+        return {"infomask": out["mask"], "infomask_bits": bits, "infomask_evidence": out["evidence"]}
+    if kind == "vib":
+        return {"vib_bits": bits, "vib_evidence": out["evidence"]}
+    cam = {"cam": out["evidence"]}
+    return cam | {"attention": out["attention"]} if kind == "attention_mil" else cam

@@ -13,6 +13,7 @@ The bottleneck sits at the encoder's output (the paper's sits deeper inside an I
 
 from collections.abc import Iterable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +22,7 @@ import optax
 from infomask_jax.config import ModelConfig
 from infomask_jax.explain.readout import classify, encode
 from infomask_jax.losses import BITS
-from infomask_jax.model.infomask import InfoMask
+from infomask_jax.model import build
 
 MIN_STD = 0.01  # of a feature that never varies
 
@@ -33,7 +34,7 @@ def feature_statistics(
 
     Returns {"mean", "std"}, float32 [h, w, D]. ValueError without images.
     """
-    features = jax.jit(lambda variables, images: encode(InfoMask(config, findings), variables, images))
+    features = jax.jit(lambda variables, images: encode(build(config, findings), variables, images))
     count, mean, squares = 0, 0.0, 0.0
     for images in batches:
         batch = np.asarray(features(variables, images), np.float64)
@@ -47,7 +48,7 @@ def feature_statistics(
 
 
 def iba(
-    model: InfoMask, variables: dict, images: jax.Array, finding: int, *, width: float = 1.0, **settings
+    model: nn.Module, variables: dict, images: jax.Array, finding: int, *, width: float = 1.0, **settings
 ) -> jax.Array:
     """Per-sample bottleneck: bits that each cell passes, [B, h, w], after `optimise` with its `settings`.
 
@@ -62,7 +63,7 @@ def iba(
 
 
 def optimise(
-    model: InfoMask,
+    model: nn.Module,
     variables: dict,
     features: jax.Array,
     finding: int,
@@ -106,7 +107,7 @@ def optimise(
 
 
 def objective(
-    model: InfoMask,
+    model: nn.Module,
     variables: dict,
     features: jax.Array,
     finding: int,

@@ -4,14 +4,14 @@ All read the last features before the bottleneck. For a mean-pooled linear head,
 Grad-CAM before its ReLU and HiResCAM are both (evidence - b) / (h w), the map of Zhou et al. 2016.
 """
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from infomask_jax.explain.readout import classify, encode
-from infomask_jax.model.infomask import InfoMask
 
 
-def cam(model: InfoMask, variables: dict, images: jax.Array, finding: int) -> jax.Array:
+def cam(model: nn.Module, variables: dict, images: jax.Array, finding: int) -> jax.Array:
     """Class activation map (Zhou et al. 2016): the evidence of each cell, in logits, before it is pooled.
 
     Beyond the mean-pooled linear head this is ours: the evidence after mask and bound, whatever pools it.
@@ -19,20 +19,22 @@ def cam(model: InfoMask, variables: dict, images: jax.Array, finding: int) -> ja
     return classify(model, variables, encode(model, variables, images), finding)[1]
 
 
-def feature_gradients(model: InfoMask, variables: dict, images: jax.Array, finding: int) -> tuple[jax.Array, jax.Array]:
+def feature_gradients(
+    model: nn.Module, variables: dict, images: jax.Array, finding: int
+) -> tuple[jax.Array, jax.Array]:
     """Features A and d logit / dA, both [B, h, w, D]. Images do not mix, so one gradient serves the whole batch."""
     features = encode(model, variables, images)
     return features, jax.grad(lambda a: classify(model, variables, a, finding)[0].sum())(features)
 
 
-def gradcam(model: InfoMask, variables: dict, images: jax.Array, finding: int, *, rectify: bool = True) -> jax.Array:
+def gradcam(model: nn.Module, variables: dict, images: jax.Array, finding: int, *, rectify: bool = True) -> jax.Array:
     """Grad-CAM (Selvaraju et al. 2017): relu(sum_d w_d A_d), w_d the gradient's mean over cells."""
     features, gradients = feature_gradients(model, variables, images, finding)
     maps = jnp.einsum("bijd,bd->bij", features, gradients.mean(axis=(1, 2)))
     return jax.nn.relu(maps) if rectify else maps
 
 
-def gradcam_plus_plus(model: InfoMask, variables: dict, images: jax.Array, finding: int) -> jax.Array:
+def gradcam_plus_plus(model: nn.Module, variables: dict, images: jax.Array, finding: int) -> jax.Array:
     """Grad-CAM++ (Chattopadhyay et al. 2018): relu(sum_d w_d A_d), w_d = sum_ij alpha_ijd relu(g_ijd).
 
     alpha = g^2 / (2 g^2 + g^3 sum_ab A_ab), for the class score exp(logit), whose higher derivatives are powers of g.
@@ -45,19 +47,19 @@ def gradcam_plus_plus(model: InfoMask, variables: dict, images: jax.Array, findi
     return jax.nn.relu(jnp.einsum("bijd,bd->bij", features, weights))
 
 
-def hirescam(model: InfoMask, variables: dict, images: jax.Array, finding: int) -> jax.Array:
+def hirescam(model: nn.Module, variables: dict, images: jax.Array, finding: int) -> jax.Array:
     """HiResCAM (Draelos & Carin 2020): sum_d g_ijd A_ijd, signed: a linear head's cells sum to its logit less bias."""
     features, gradients = feature_gradients(model, variables, images, finding)
     return jnp.sum(gradients * features, axis=-1)
 
 
-def layercam(model: InfoMask, variables: dict, images: jax.Array, finding: int) -> jax.Array:
+def layercam(model: nn.Module, variables: dict, images: jax.Array, finding: int) -> jax.Array:
     """LayerCAM (Jiang et al. 2021): relu(sum_d relu(g_ijd) A_ijd)."""
     features, gradients = feature_gradients(model, variables, images, finding)
     return jax.nn.relu(jnp.sum(jax.nn.relu(gradients) * features, axis=-1))
 
 
-def eigencam(model: InfoMask, variables: dict, images: jax.Array, finding: int) -> jax.Array:
+def eigencam(model: nn.Module, variables: dict, images: jax.Array, finding: int) -> jax.Array:
     """Eigen-CAM (Muhammad & Yeasin 2020): projection of each cell on the first right singular vector of A [h w, D].
 
     Blind to the finding. Not centred, as in the paper; the vector's sign, which is free, makes the map's sum positive.

@@ -2,16 +2,16 @@
 
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from infomask_jax.explain.readout import image_logit
-from infomask_jax.model.infomask import InfoMask
 
 COPIES = 8  # perturbed copies of the batch in one pass
 
 
-def pixel_gradients(model: InfoMask, variables: dict, images: jax.Array, finding: int) -> jax.Array:
+def pixel_gradients(model: nn.Module, variables: dict, images: jax.Array, finding: int) -> jax.Array:
     """d logit / d image, [B, H, W, 1]: logits per standard deviation of gray."""
     return jax.grad(lambda x: image_logit(model, variables, x, finding).sum())(images)
 
@@ -30,13 +30,13 @@ def mean_gradient(model, variables, images, finding, perturb: Callable, values: 
     return total / len(values)
 
 
-def gradient(model: InfoMask, variables: dict, images: jax.Array, finding: int) -> jax.Array:
+def gradient(model: nn.Module, variables: dict, images: jax.Array, finding: int) -> jax.Array:
     """Saliency (Simonyan et al. 2014): |d logit / dx|, the largest over the channels."""
     return jnp.abs(pixel_gradients(model, variables, images, finding)).max(axis=-1)
 
 
 def smoothgrad(
-    model: InfoMask,
+    model: nn.Module,
     variables: dict,
     images: jax.Array,
     finding: int,
@@ -62,7 +62,7 @@ def smoothgrad(
 
 
 def integrated_gradients(
-    model: InfoMask, variables: dict, images: jax.Array, finding: int, *, steps: int = 32, baseline: float = 0.0
+    model: nn.Module, variables: dict, images: jax.Array, finding: int, *, steps: int = 32, baseline: float = 0.0
 ) -> jax.Array:
     """Integrated gradients (Sundararajan et al. 2017), signed; they sum to logit(image) - logit(baseline).
 

@@ -3,15 +3,15 @@
 What is hidden becomes 0, the mean gray of a standardised image.
 """
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from infomask_jax.explain.readout import encode, image_logit
-from infomask_jax.model.infomask import InfoMask
 
 
 def occlusion(
-    model: InfoMask,
+    model: nn.Module,
     variables: dict,
     images: jax.Array,
     finding: int,
@@ -54,7 +54,7 @@ def occlusion(
 
 
 def rise(
-    model: InfoMask,
+    model: nn.Module,
     variables: dict,
     images: jax.Array,
     finding: int,
@@ -95,7 +95,7 @@ def rise_mask(key: jax.Array, shape: tuple[int, int], cells: int, keep: float) -
     return jax.lax.dynamic_slice(large, corner, shape)
 
 
-def scorecam(model: InfoMask, variables: dict, images: jax.Array, finding: int) -> jax.Array:
+def scorecam(model: nn.Module, variables: dict, images: jax.Array, finding: int) -> jax.Array:
     """Score-CAM (Wang et al. 2020): relu(sum_d w_d A_d), w = softmax over channels of the logit each leaves; [B, h, w].
 
     Channel d of the features, enlarged and scaled to 0 .. 1 per image, multiplies the image. A constant channel hides

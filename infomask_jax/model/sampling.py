@@ -1,0 +1,69 @@
+"""Samplers of z and m, their KL terms, and the prior of m. Samplers and prior are ours: the paper's are not public."""
+
+import jax
+import jax.numpy as jnp
+
+GAMMA, ZETA = -0.1, 1.1  # interval to which the hard concrete distribution is stretched (Louizos et al. 2018)
+TEMPERATURE = 0.5  # of the relaxed samplers; standard deviation of the Gaussian gate's noise
+
+
+def sample_normal(key: jax.Array, mu: jax.Array, log_sigma: jax.Array) -> jax.Array:
+    """z = mu + sigma * eps, eps ~ N(0, I) (Kingma & Welling 2014). Shapes [..., C]."""
+    return mu + jnp.exp(log_sigma) * jax.random.normal(key, mu.shape)
+
+
+def kl_normal(mu: jax.Array, log_sigma: jax.Array) -> jax.Array:
+    """KL(N(mu, sigma^2) || N(0, I)) in nats, summed over channels: [..., C] -> [...]."""
+    return jnp.sum(0.5 * (mu**2 + jnp.exp(2 * log_sigma) - 1.0) - log_sigma, axis=-1)
+
+
+def sample_mask(key: jax.Array, logits: jax.Array, samples: int, sampler: str) -> jax.Array:
+    """Reparameterized draws of the mask, in 0 .. 1, differentiable in the logits: [...] -> [samples, ...].
+
+    The noise of the second half is minus that of the first (antithetic pairs). pi = sigmoid(logits). Samplers:
+    concrete (Maddison et al. 2017), hard_concrete (Louizos et al. 2018), straight_through (Bengio et al. 2013: hard
+    draw forward, gradient of the concrete draw), gaussian_gate (Yamada et al. 2020), sigmoid (no noise).
+    """
+    logits = jnp.broadcast_to(logits, (samples, *logits.shape))
+    if sampler == "sigmoid":
+        return jax.nn.sigmoid(logits)
+    draw = jax.random.normal if sampler == "gaussian_gate" else jax.random.logistic  # the difference of two Gumbels
+    half = draw(key, ((samples + 1) // 2, *logits.shape[1:]))
+    noise = jnp.concatenate([half, -half[: samples // 2]])
+    if sampler == "gaussian_gate":
+        return jnp.clip(jax.nn.sigmoid(logits) + TEMPERATURE * noise, 0.0, 1.0)
+    soft = jax.nn.sigmoid((logits + noise) / TEMPERATURE)
+    if sampler == "concrete":
+        return soft
+    if sampler == "hard_concrete":
+        return jnp.clip(soft * (ZETA - GAMMA) + GAMMA, 0.0, 1.0)
+    if sampler == "straight_through":
+        hard = (soft > 0.5).astype(soft.dtype)  # exactly Bernoulli(pi)
+        return hard + soft - jax.lax.stop_gradient(soft)
+    raise ValueError(f"unknown sampler {sampler!r}")
+
+
+def mean_mask(logits: jax.Array, sampler: str) -> jax.Array:
+    """The mask in evaluation, the same shape: pi, or Louizos' stretched and clipped gate for hard_concrete."""
+    pi = jax.nn.sigmoid(logits)
+    return jnp.clip(pi * (ZETA - GAMMA) + GAMMA, 0.0, 1.0) if sampler == "hard_concrete" else pi
+
+
+def kl_bernoulli(logits: jax.Array, prior_logits: jax.Array) -> jax.Array:
+    """KL(Bern(sigmoid(logits)) || Bern(sigmoid(prior_logits))) in nats, elementwise; finite for finite logits."""
+    difference = jax.nn.softplus(prior_logits) - jax.nn.softplus(logits)  # of log(1 - pi)
+    return jax.nn.sigmoid(logits) * (logits - prior_logits) + difference
+
+
+def mask_prior_logits(pi: jax.Array, logit: float | jax.Array, coupling: float | jax.Array) -> jax.Array:
+    """Prior logit of each cell, logit + coupling * (mean pi of the up to eight cells around it): [B, h, w, M] -> same.
+
+    logit and coupling are numbers or [M]. With a coupling, a cell among open ones is cheap to open: the conditional of
+    an Ising prior with the neighbours at their means (ours). KL_m against it is a price, no longer a bound.
+    """
+
+    def total(x):  # over the 3 x 3 cells around each
+        return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
+
+    neighbours = total(jnp.ones((1, *pi.shape[1:3], 1))) - 1.0
+    return logit + coupling * (total(pi) - pi) / jnp.maximum(neighbours, 1.0)
