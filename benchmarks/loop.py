@@ -22,8 +22,8 @@ import jax
 import tyro
 
 from infomask_jax import __version__, checkpoint, datasets, parallel, pipeline
-from infomask_jax.config import Config, DataConfig, HostsConfig, ModelConfig
-from infomask_jax.train import create_state, parallel_step
+from infomask_jax.config import Config, DataConfig, MachineConfig, ModelConfig
+from infomask_jax.train import create_state, make_train_step
 
 
 @dataclass(frozen=True)
@@ -47,20 +47,22 @@ class Benchmark:
 
 
 def main(settings: Benchmark) -> None:
-    parallel.start(HostsConfig())
+    parallel.set_up()
     data = datasets.load(settings.dataset, settings.data_dir)
     config = Config(
         data_dir=settings.data_dir,
         workdir=Path("run"),
-        data=DataConfig(image_size=settings.image_size, batch_size=settings.batch_size, cache_gib=0.0),
+        map_shifts=1,  # of which any stride is a multiple
+        data=DataConfig(image_size=settings.image_size, batch_size=settings.batch_size),
         model=ModelConfig(stride=settings.stride),
+        machine=MachineConfig(cache_gib=0.0),
     )
-    _, split = parallel.shardings(settings.batch_size)
-    state = create_state(config, len(data.findings))
-    step, layout = parallel_step(config, state)
-    state = parallel.place(state, layout)
+    replicated, split = parallel.shardings(settings.batch_size)
+    step = parallel.compiled(partial(make_train_step, config), settings.batch_size, config.machine)
+    state = parallel.place(create_state(config, len(data.findings)), replicated)
     to_devices = partial(parallel.to_devices, split=split)
-    stream = iter(pipeline.train_batches(data.source("train", pipeline.FIELDS), config.data, 0, to_devices))
+    source = data.source("train", pipeline.FIELDS)
+    stream = pipeline.train_batches(source, config.data, 0, config.machine, to_devices)
     one = next(stream)
     state, metrics = step(state, one)
     jax.block_until_ready(metrics)

@@ -4,7 +4,7 @@
 
 The decode limit is cv2.imdecode of the stored PNG bytes, already in memory, a batch at a time in as many threads as
 the pipeline reads with (two). The pipeline reads, decodes, cuts out, rescales, standardises and batches, as in a first
-epoch; `later_epochs` is that of images that are in memory (`data.cache_gib`), where it only does what comes after
+epoch; `later_epochs` is that of images that are in memory (`machine.cache_gib`), where it only does what comes after
 decoding. They take turns, none works in another's, nor counts batches made before its own; figures are medians over the
 rounds. Prints one JSON object.
 """
@@ -23,7 +23,7 @@ import grain
 import tyro
 
 from infomask_jax import __version__, datasets, parallel, pipeline
-from infomask_jax.config import DataConfig, HostsConfig
+from infomask_jax.config import DataConfig
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def decode(batch: list[bytes]) -> None:
 
 
 def main(settings: Benchmark) -> None:
-    parallel.start(HostsConfig())
+    parallel.set_up()
     data = datasets.load(settings.dataset, settings.data_dir)
     source = data.source("train", pipeline.FIELDS)
     config = DataConfig(image_size=settings.image_size, batch_size=settings.batch_size)

@@ -16,16 +16,17 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import jax
 import numpy as np
 import tyro
 
 from infomask_jax import __version__, parallel
-from infomask_jax.config import Config, DataConfig, HostsConfig
-from infomask_jax.train import create_state, parallel_step
+from infomask_jax.config import Config, DataConfig
+from infomask_jax.train import create_state, make_train_step
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Benchmark:
     """Rounds; the median counts."""
     devices: tuple[int, ...] = (1, 2, 4, 8)
     """Counts of devices, the smallest first."""
-    hosts: HostsConfig = field(default_factory=HostsConfig)
+    hosts: str = ""
     """Set by the script itself."""
     child: bool = False
     """Set by the script itself."""
@@ -53,10 +54,9 @@ def rate(settings: Benchmark) -> float:
     parallel.start(settings.hosts)
     data = DataConfig(image_size=settings.image_size, batch_size=settings.batch_size)
     config = Config(data_dir="data", workdir="run", data=data)
-    _, split = parallel.shardings(settings.batch_size)
-    state = create_state(config, 1)
-    step, layout = parallel_step(config, state)
-    state, own = parallel.place(state, layout), settings.batch_size // jax.process_count()
+    replicated, split = parallel.shardings(settings.batch_size)
+    step = parallel.compiled(partial(make_train_step, config), settings.batch_size, config.machine)
+    state, own = parallel.place(create_state(config, 1), replicated), settings.batch_size // jax.process_count()
     rng = np.random.default_rng(jax.process_index())
     ones = np.ones((own, 1), np.float32)
     image = rng.normal(size=(own, settings.image_size, settings.image_size, 1)).astype(np.float32)
@@ -83,8 +83,7 @@ def spawn(settings: Benchmark, devices: int, processes: int) -> float:
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices // processes)}
     started = []
     for i in range(processes):
-        hosts = ["--hosts.coordinator", address, "--hosts.processes", str(processes), "--hosts.process", str(i)]
-        line = [*command, *(hosts if processes > 1 else [])]
+        line = [*command, *(["--hosts", f"{address},{processes},{i}"] if processes > 1 else [])]
         started.append(
             subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         )

@@ -13,7 +13,6 @@ is first checked to give the same logits. Prints one JSON object on the last lin
 all of them under `configs`.
 """
 
-import dataclasses
 import importlib.util
 import json
 import platform
@@ -32,7 +31,7 @@ from infomask_jax import __version__, parallel
 from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig
 from infomask_jax.model import build
 from infomask_jax.presets import ONE_VIEW, PLAIN, changed
-from infomask_jax.train import create_state, make_train_step
+from infomask_jax.train import CLIP_NORM, WEIGHT_DECAY, create_state, make_train_step
 
 PEAK = {  # FLOP/s of matrix products in bfloat16, dense, as published
     "TPU v4": 275e12,
@@ -114,14 +113,14 @@ def torch_candidate(config: Config, batch: dict):
     port = port.train().to(device, memory_format=torch.channels_last)
     images = images.to(device).contiguous(memory_format=torch.channels_last)
     labels = torch.from_numpy(batch["labels"]).to(device)
-    optimizer = torch.optim.AdamW(port.parameters(), lr=1e-3, weight_decay=1e-4, fused=True)
+    optimizer = torch.optim.AdamW(port.parameters(), lr=1e-3, weight_decay=WEIGHT_DECAY, fused=True)
     forward = torch.compile(port) if device == "cuda" else port
 
     def run(count: int) -> None:
         for _ in range(count):
             optimizer.zero_grad(set_to_none=True)
             loss_of(config.loss, forward(images)[1], labels).backward()
-            torch.nn.utils.clip_grad_norm_(port.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(port.parameters(), CLIP_NORM)
             optimizer.step()
         if device == "cuda":
             torch.cuda.synchronize()

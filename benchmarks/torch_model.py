@@ -8,10 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from infomask_jax.config import LossConfig, ModelConfig
-from infomask_jax.model.infomask import LOGIT_BOUND
+from infomask_jax.model import encoder
+from infomask_jax.model.encoder import RELU_GAIN
+from infomask_jax.model.infomask import ABSENT, LOG_SIGMA, LOGIT_BOUND, MASK_LOGIT
+from infomask_jax.model.sampling import TEMPERATURE
 from infomask_jax.model.views import EMPTY_RANGE
-
-RELU_GAIN = (2.0 / (1.0 - 1.0 / math.pi)) ** 0.5
 
 
 class WSConv(nn.Module):
@@ -37,11 +38,10 @@ class Encoder(nn.Module):
         self.stem, self.blocks, inputs = WSConv(4, c.width, 3), nn.ModuleList(), c.width
         for stage in range(c.stride.bit_length() - 1):
             channels = c.width * 2**stage
-            for block in range(c.depth):
+            for block in range(encoder.Encoder.depth):
                 shrinks = stage > 0 and block == 0
                 skip = [WSConv(inputs, channels, 1)] if shrinks else []
-                second = c.second_kernel if stage else 3
-                convs = [*skip, WSConv(inputs, channels, 3), WSConv(channels, channels, second)]
+                convs = [*skip, WSConv(inputs, channels, 3), WSConv(channels, channels, 1 if stage else 3)]
                 self.blocks.append(nn.ModuleList(convs))
                 inputs = channels
 
@@ -57,7 +57,7 @@ class Encoder(nn.Module):
 
 
 class InfoMask(nn.Module):
-    """One finding or more; sampler concrete, pooling lse, fill zero, two views: the defaults."""
+    """One finding or more; one mask, sampler concrete, pooling lse, two views, empty cells closed: the defaults."""
 
     def __init__(self, c: ModelConfig, findings: int):
         super().__init__()
@@ -65,12 +65,12 @@ class InfoMask(nn.Module):
         self.mask, self.mu = nn.Conv2d(inputs, 1, 1), nn.Conv2d(inputs, c.latent_channels, 1)
         self.log_sigma = nn.Conv2d(inputs, c.latent_channels, 1)
         self.head = nn.Conv2d(c.latent_channels, findings, 1, bias=False)
-        self.closed_evidence = nn.Parameter(torch.full((findings,), c.closed_evidence))
+        self.closed_evidence = nn.Parameter(torch.full((findings,), ABSENT))
         self.prior_logit = nn.Parameter(torch.tensor([math.log(c.mask_prior / (1 - c.mask_prior))]))
         self.prior_coupling = nn.Parameter(torch.tensor([c.mask_coupling]))
         nn.init.zeros_(self.mask.weight)
-        nn.init.constant_(self.mask.bias, c.mask_bias)
-        nn.init.constant_(self.log_sigma.bias, c.log_sigma_bias)
+        nn.init.constant_(self.mask.bias, MASK_LOGIT)
+        nn.init.constant_(self.log_sigma.bias, LOG_SIGMA)
 
     def encode(self, x):
         if self.c.dtype == "bfloat16":
@@ -78,73 +78,64 @@ class InfoMask(nn.Module):
                 return self.encoder(x.to(torch.bfloat16)).float()
         return self.encoder(x)
 
-    def bounded(self, evidence):
+    def views(self, x):
+        """Features, those of the first view and of the second, turned back, and the cells that the second shows."""
+        stride = self.c.stride
+        shown = ((F.max_pool2d(x, stride) + F.max_pool2d(-x, stride)) > EMPTY_RANGE).float()
+        first = self.encode(x) * shown
+        if self.training:
+            height, width = first.shape[-2:]
+            share = torch.rand(len(x), 1, 1, 1, device=x.device)
+            blocks = torch.rand(len(x), 1, -(-height // 2), -(-width // 2), device=x.device) >= share
+            kept = F.interpolate(blocks.float(), scale_factor=2)[..., :height, :width]
+            x, shown = x * F.interpolate(kept, scale_factor=stride), shown * kept
+        second = shown * self.encode(x.flip(2, 3)).flip(2, 3)
+        return torch.where(shown > 0, (first + second) / 2, first), first, second, shown
+
+    def evidence(self, z, content):  # [B, C, h, w] -> [B, K, h, w]
         bound = self.c.evidence_bound
-        return bound * torch.tanh(evidence / bound)
+        return content * bound * torch.tanh(self.head(z) / bound)
 
     def pooled(self, cells):  # [..., K, h, w] -> [..., K]
         cells = (cells + self.closed_evidence.view(-1, 1, 1)).flatten(-2)
-        r = self.c.sharpness
-        return (torch.logsumexp(r * cells, dim=-1) - math.log(cells.shape[-1])) / r
+        return torch.logsumexp(cells, dim=-1) - math.log(cells.shape[-1])
+
+    def prior(self, pi):
+        around = torch.ones(1, 1, 3, 3, device=pi.device)
+        around[..., 1, 1] = 0
+        neighbours = F.conv2d(torch.ones_like(pi), around, padding=1)
+        return self.prior_logit + self.prior_coupling * F.conv2d(pi, around, padding=1) / neighbours
 
     def forward(self, x):
         c, train = self.c, self.training
-        features = self.encode(x)
-        high = F.max_pool2d(x, c.stride)
-        content = ((high + F.max_pool2d(-x, c.stride)) > EMPTY_RANGE).float()
-        features, shown, other = features * content, content, x
-        if train:
-            grid = features.shape[-2:]
-            share = c.hide * torch.rand(len(x), 1, 1, 1, device=x.device)
-            blocks = torch.rand(len(x), 1, -(-grid[0] // 2), -(-grid[1] // 2), device=x.device) >= share
-            kept = F.interpolate(blocks.float(), scale_factor=2)[..., : grid[0], : grid[1]]
-            other = x * F.interpolate(kept, scale_factor=c.stride)
-            shown = shown * kept
-        turned = shown * self.encode(other.flip(2, 3)).flip(2, 3)
-        first = features
-        features = torch.where(shown > 0, (first + turned) / 2, first)
-        if train:
-            by_first, by_turned = self.mu(first), self.mu(turned)
-            mu = torch.where(shown > 0, (by_first + by_turned) / 2, by_first)
-            heads = self.head(by_first), self.head(by_turned)
-            expected = torch.where(shown > 0, (heads[0] + heads[1]) / 2, heads[0])
-        else:
-            mu = self.mu(features)
-            expected = self.head(mu)
-        log_sigma = self.log_sigma(features).clamp(-8.0, 2.0)
-        logits = self.mask(features) + c.mask_evidence * self.bounded(expected).detach().amax(1, keepdim=True)
-        logits = LOGIT_BOUND * torch.tanh(logits / LOGIT_BOUND)
+        features, first, second, shown = self.views(x)
+        content = (features != 0).any(1, keepdim=True).float()
+        mu, log_sigma = self.mu(features), self.log_sigma(features).clamp(-8.0, 2.0)
+        z = mu + torch.exp(log_sigma) * torch.randn_like(mu) if train else mu
+
+        known = self.evidence(mu, content).detach().amax(1, keepdim=True)
+        logits = LOGIT_BOUND * torch.tanh((self.mask(features) + c.mask_evidence * known) / LOGIT_BOUND)
         logits = torch.where(content > 0, logits, -LOGIT_BOUND)
-        pi, m = content * torch.sigmoid(logits), torch.sigmoid(logits)[None]
+        pi = content * torch.sigmoid(logits)
+        m = pi[None]
         if train:
-            u = torch.rand((c.mask_samples + 1) // 2, *logits.shape, device=x.device).clamp(1e-6, 1 - 1e-6)
-            half = torch.logit(u)
+            u = torch.rand((c.mask_samples + 1) // 2, *logits.shape, device=x.device)
+            half = torch.logit(u, eps=1e-6)
             noise = torch.cat([half, -half[: c.mask_samples // 2]])  # antithetic pairs
-            m = torch.sigmoid((logits + noise) / c.temperature)
-        m = m * content
-        around = torch.ones(1, 1, 3, 3, device=x.device)
-        around[..., 1, 1] = 0
-        neighbours = F.conv2d(torch.ones_like(pi), around, padding=1)
-        prior = self.prior_logit + self.prior_coupling * F.conv2d(pi, around, padding=1) / neighbours
-        p = torch.sigmoid(logits)
-        kl_m = p * (F.logsigmoid(logits) - F.logsigmoid(prior))
-        kl_m = content * (kl_m + (1 - p) * (F.logsigmoid(-logits) - F.logsigmoid(-prior)))
-        evidence = expected
-        if train:  # drawn itself, in place of z
-            variance = F.conv2d(torch.exp(2 * log_sigma), self.head.weight**2)
-            evidence = expected + torch.sqrt(variance + 1e-12) * torch.randn_like(expected)
-        kl_z = (0.5 * (mu**2 + torch.exp(2 * log_sigma) - 1.0) - log_sigma).sum(1, keepdim=True)
-        kl_z = p * content * kl_z
-        cells = content * self.bounded(evidence)
-        open_cells = cells if c.teach_through_mask else cells.detach()
-        out = {"sample_logits": self.pooled(m * open_cells[None]), "auxiliary_logits": self.pooled(cells)}
-        out |= {"kl_z": kl_z, "kl_m": kl_m}
+            m = content * torch.sigmoid((logits + noise) / TEMPERATURE)
+
+        cells = self.evidence(z, content)
+        taught = cells if c.teach_through_mask else cells.detach()
+        sample_logits, prior = self.pooled(m * taught), self.prior(pi)
+        kl_z = pi * (0.5 * (mu**2 + torch.exp(2 * log_sigma) - 1.0) - log_sigma).sum(1, keepdim=True)
+        kl_m = torch.sigmoid(logits) * (logits - prior) + F.softplus(prior) - F.softplus(logits)
+        out = {"sample_logits": sample_logits, "kl_z": kl_z, "kl_m": content * kl_m}
         if train:
-            seen, alone = (shown * self.bounded(e) for e in heads)
-            squares = ((seen - alone) ** 2).sum((1, 2, 3))
-            out["hidden_logits"] = self.pooled(alone)
+            by_first, by_second = (shown * self.evidence(self.mu(view), content) for view in (first, second))
+            squares = ((by_first - by_second) ** 2).sum((1, 2, 3))
+            out |= {"auxiliary_logits": self.pooled(cells), "hidden_logits": self.pooled(by_second)}
             out["view_difference"] = squares / shown.sum((1, 2, 3)).clamp(min=1.0)
-        return out["sample_logits"].mean(0), out
+        return sample_logits.mean(0), out
 
 
 def loss_of(config: LossConfig, out: dict, labels: torch.Tensor) -> torch.Tensor:
@@ -176,6 +167,5 @@ def load(model: InfoMask, params: dict) -> None:
             layer.weight.copy_(tensor(params[name]["kernel"]))
             if "bias" in params[name]:
                 layer.bias.copy_(tensor(params[name]["bias"]))
-        model.closed_evidence.copy_(tensor(params["closed_evidence"]))
-        model.prior_logit.copy_(tensor(params["prior"]["logit"]))
-        model.prior_coupling.copy_(tensor(params["prior"]["coupling"]))
+        for name in ("closed_evidence", "prior_logit", "prior_coupling"):
+            getattr(model, name).copy_(tensor(params[name]))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on a TPU VM or a pod, data and results on a bucket. See docs/tpu.md.
+# Train on a TPU VM or a pod, data and results on a bucket. See docs/running.md.
 #   BUCKET=b PROJECT=p ZONE=z TYPE=v4-8 experiments/tpu.sh start -- SCRIPT ARGUMENTS...
 #   ... experiments/tpu.sh log | stop
 set -euo pipefail

@@ -5,18 +5,20 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from infomask_jax import pipeline, report
 from infomask_jax.checkpoint import finished
+from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared, images, lookup
 from infomask_jax.evaluate import shares
 from infomask_jax.experiment import place, predict, read_examples
+from infomask_jax.model import build
 from infomask_jax.system import write_all
 
 METHODS = ("infomask_bits", "vib_bits", "infomask")
@@ -52,8 +54,8 @@ def audit_run(
     if "infomask" in maps:
         openness = maps["infomask"].sum(axis=(1, 2), dtype=float)  # [N, 1 or K]
         scores["auroc_of_openness"] = np.broadcast_to(openness, logits.shape)
-        with shuffled_masks(config.seed):
-            scores["auroc_of_shuffled_mask"] = predict(unshifted, params, source, len(findings))[0]
+        shuffled = make_shuffled(config, len(findings))
+        scores["auroc_of_shuffled_mask"] = predict(unshifted, params, source, len(findings), shuffled)[0]
     maps = {name: m[..., 0] if m.shape[-1] == 1 else m for name, m in maps.items() if name in METHODS}
     names = {"dataset": data.name, "split": split}
     result, means = shares.audit(findings, examples, maps, lung_of, scores=scores, **names, seed=config.seed)
@@ -115,32 +117,31 @@ def lung_fields(
     return from_file, str(lungs)
 
 
-def shuffled_masks(seed: int):
-    """A context in which InfoMask exchanges the cells of each image's mask at random; its representation stays.
+def make_shuffled(config: Config, findings: int) -> Callable:
+    """predict(params, images [B, H, W, 1]) -> (logits [B, K], {}) of InfoMask with the cells of each image's mask
+    exchanged at random; its representation stays.
 
     The draw is of the seed and the image's pixels, so it does not depend on the batch or a machine's rounding. Empty
     cells, which the model closes whatever the mask says (`close_empty`), take no part.
     """
-    content = pixels = None
+    model = build(config.model, findings)
 
     def exchange(key, cells, shown):  # [h * w, M], [h * w]
         drawn = jnp.argsort(jnp.where(shown, jax.random.uniform(key, shown.shape), 1.0))
         return cells.at[jnp.argsort(~shown)].set(cells[drawn])  # both have the empty ones last, in their order
 
-    def shuffle(call, arguments, options, context):
-        nonlocal content, pixels
-        if context.method_name == "encode":
-            pixels = jax.lax.bitcast_convert_type(arguments[0], jnp.uint32).sum(axis=(1, 2, 3))
-        out = call(*arguments, **options)
-        if context.method_name == "content":
-            content = out
-        if context.method_name != "mask_logits":
-            return out
-        cells = out.reshape(len(out), -1, out.shape[-1])  # [B, h * w, M]
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), pixels)
-        return jax.vmap(exchange)(keys, cells, content.reshape(cells.shape[:2]) > 0).reshape(out.shape)
+    def predict(params, images):
+        apply = partial(model.apply, {"params": params}, train=False)
+        out = apply(images)[1]
+        pixels = jax.lax.bitcast_convert_type(images, jnp.uint32).sum(axis=(1, 2, 3))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), pixels)
+        mask = out["mask"]
+        shown = jnp.any(out["features"] != 0, axis=-1) | (not config.model.close_empty)
+        cells = mask.reshape(len(mask), -1, mask.shape[-1])
+        mask = jax.vmap(exchange)(keys, cells, shown.reshape(cells.shape[:2])).reshape(mask.shape)
+        return apply(None, features=out["features"], mask=mask)[0], {}
 
-    return nn.intercept_methods(shuffle)
+    return predict
 
 
 def _stem(image_id: str) -> str:

@@ -1,9 +1,8 @@
-"""Checkpoints of a run: train state and data iterator together. The only file that knows orbax."""
+"""Checkpoints of a run: train state and position in the data together. The only file that knows orbax."""
 
 import contextlib
 import functools
 import hashlib
-import json
 import logging
 import sys
 import traceback
@@ -12,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from infomask_jax import manifest, parallel
 from infomask_jax.config import Config
+from infomask_jax.pipeline import TrainBatches
 from infomask_jax.text import line
 
 SUMS = "SHA256SUMS"  # in each checkpoint; `sha256sum -c` reads it
@@ -70,15 +69,14 @@ def _handlers() -> dict[str, Any]:
             (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False)),
             (np.ndarray, ocp.type_handlers.NumpyHandler()),  # as which load_params reads
         )
-    return {"state": ocp.PyTreeCheckpointHandler(**options), "data": grain.checkpoint.CheckpointHandler()}
+    return {"state": ocp.PyTreeCheckpointHandler(**options), "data": ocp.JsonCheckpointHandler()}
 
 
-def save(checkpoints: ocp.CheckpointManager, step: int, state: Any, iterator) -> None:
+def save(checkpoints: ocp.CheckpointManager, step: int, state: Any, batches: TrainBatches) -> None:
     """Write both under `step`, in the background; `wait` waits for the disk. OSError if this write, or the one before,
     fails: what was complete stays."""
-    arguments = ocp.args.Composite(
-        state=ocp.args.PyTreeSave(storable(state)), data=grain.checkpoint.CheckpointSave(iterator)
-    )
+    at = {"batches": batches.taken}
+    arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(storable(state)), data=ocp.args.JsonSave(at))
     with _writing(checkpoints):
         checkpoints.save(step, args=arguments, force=True)
 
@@ -130,22 +128,20 @@ def _check_finite(stored: dict[str, Any]) -> None:
             raise ValueError(f"{jax.tree_util.keystr(name, simple=True, separator='/')} is not finite")
 
 
-def restore_newest(checkpoints: ocp.CheckpointManager, state: Any, iterator) -> tuple[Any, int, list[str]]:
-    """The newest checkpoint that can be read, with the shardings of `state`; `iterator` is wound to where it stood.
+def restore_newest(checkpoints: ocp.CheckpointManager, state: Any, batches: TrainBatches) -> tuple[Any, int, list[str]]:
+    """The newest checkpoint that can be read, with the shardings of `state`; `batches` is wound to where it stood.
 
     Returns the state, its step (0 and the given state where there is no checkpoint) and a message for every newer
     checkpoint that could not be read, be it by one process of several; such a one is renamed to broken-STEP beside
-    checkpoints/. OSError if there are checkpoints and none can be read; ValueError if they were written by another
-    number of processes.
+    checkpoints/. OSError if there are checkpoints and none can be read.
     """
     messages, directory = [], Path(checkpoints.directory)
     for step in sorted(checkpoints.all_steps(), reverse=True):
         folder = directory / str(step)
-        _check_processes(folder)
         # First what each process reads for itself: within orbax the others would wait for one whose file is bad.
-        restored, problem = _on_all(partial(_check_files, folder, step))
+        restored, problem = _on_all(partial(_check_sums, folder))
         if problem is None:
-            restored, problem = _on_all(partial(restore, checkpoints, step, state, iterator))
+            restored, problem = _on_all(partial(restore, checkpoints, step, state, batches))
         if problem is None:
             return restored, step, messages
         aside = directory.with_name(f"broken-{step}")
@@ -162,36 +158,21 @@ def restore_newest(checkpoints: ocp.CheckpointManager, state: Any, iterator) -> 
     return state, 0, messages
 
 
-def restore(checkpoints: ocp.CheckpointManager, step: int, state: Any, iterator) -> Any:
-    """The state saved under `step`, with the shardings of `state`; `iterator` is wound to where it stood."""
+def restore(checkpoints: ocp.CheckpointManager, step: int, state: Any, batches: TrainBatches) -> Any:
+    """The state saved under `step`, with the shardings of `state`; `batches` is wound to where it stood. ValueError if
+    that is elsewhere: there is one batch a step."""
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), storable(state))
     arguments = ocp.args.Composite(
         state=ocp.args.PyTreeRestore(abstract, ocp.checkpoint_utils.construct_restore_args(abstract)),
-        data=grain.checkpoint.CheckpointRestore(iterator),
+        data=ocp.args.JsonRestore(),
     )
-    stored = checkpoints.restore(step, args=arguments)["state"]
+    found = checkpoints.restore(step, args=arguments)
+    stored, at = found["state"], found["data"]
     _check_finite(stored)
+    if at != {"batches": step}:
+        raise ValueError(f"data stands at {at}, not at batch {step}")
+    batches.wind(step)
     return from_storable(state, stored)
-
-
-def _check_processes(folder: Path) -> None:
-    """ValueError unless as many processes as there are wrote the checkpoint: each has its data iterator in it."""
-    counts = {path.stem.split("-of-")[-1] for path in (folder / "data").glob("process_*-of-*.json")}
-    if counts and str(jax.process_count()) not in counts:
-        found = ", ".join(sorted(counts))
-        raise ValueError(
-            f"{folder} was written by {found} processes, this run has {jax.process_count()}: go on with {found}, or "
-            "train in another --workdir"
-        )
-
-
-def _check_files(folder: Path, step: int) -> None:
-    """ValueError or OSError unless files are as written and this process's data iterator stands at the step."""
-    _check_sums(folder)
-    name = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
-    at = json.loads((folder / "data" / name).read_text())
-    if isinstance(at, dict) and at.get("next_index", step) != step:  # one batch a step
-        raise ValueError(f"its data iterator stands at batch {at['next_index']}, not {step}")
 
 
 def _on_all(attempt: Callable[[], Any]) -> tuple[Any, str | None]:
@@ -199,7 +180,7 @@ def _on_all(attempt: Callable[[], Any]) -> tuple[Any, str | None]:
     done, problem = None, None
     try:
         done = attempt()
-    except Exception as error:  # orbax, tensorstore, zarr and grain each raise kinds of their own
+    except Exception as error:  # orbax, tensorstore and zarr each raise kinds of their own
         problem = _said(error)
     parallel.wait_for_all("attempted")
     if parallel.anywhere(problem is not None):

@@ -14,11 +14,9 @@ FREE = ("data_dir", "workdir", "baseline", "map_shifts", "machine")
 
 
 def setting(default: Any, lowest: float | None = None, highest: float | None = None, before: Any = None) -> Any:
-    """A field with its range, both ends allowed; `before` is its value in runs older than the field, by default the
-    default."""
-    return field(
-        default=default, metadata={"range": (lowest, highest), "before": default if before is None else before}
-    )
+    """A field with its range, both ends allowed, and its value in runs older than it, by default the default."""
+    before = default if before is None else before
+    return field(default=default, metadata={"range": (lowest, highest), "before": before})
 
 
 @dataclass(frozen=True)
@@ -113,15 +111,14 @@ class Config:
             if not holds:
                 wrong.append(f"{name}: expected {expected}, found {found}")
 
-        for name, setting_of, value in leaves(self):
-            lowest, highest = setting_of.metadata.get("range", (None, None))
+        for name, leaf, value in leaves(self):
+            lowest, highest = leaf.metadata.get("range", (None, None))
             if lowest is not None:  # NaN fails too
                 require(lowest <= value <= highest, name, f"{lowest:g} to {highest:.10g}", value)
-        for name in ("hidden", "consistency"):
-            value = getattr(loss, name)
-            require(model.two_views or not value, f"loss.{name}", "0 without model.two_views (there is one)", value)
-        if model.kind == "attention_mil":
-            require(not model.two_views, "model.two_views", "False for attention_mil, whose weights are of one", True)
+        two = model.two_views
+        require(two or not loss.hidden, "loss.hidden", "0 without model.two_views", loss.hidden)
+        require(two or not loss.consistency, "loss.consistency", "0 without model.two_views", loss.consistency)
+        require(not two or model.kind != "attention_mil", "model.two_views", "False for attention_mil", two)
         taught = model.kind != "infomask" or model.teach_through_mask or loss.auxiliary
         require(taught, "loss.auxiliary", "above 0 without model.teach_through_mask (nothing teaches)", loss.auxiliary)
         require(self.map_shifts <= model.stride, "map_shifts", f"at most model.stride, {model.stride}", self.map_shifts)
@@ -136,18 +133,16 @@ class Config:
 
     @classmethod
     def load(cls, workdir: Path) -> "Config":
-        """The config of a run. FileNotFoundError where `workdir` holds none; ValueError for fields that are unknown or
-        of another type. Fields that a run is older than get their value of `before`; a line on stderr tells of it."""
+        """The config of a run. FileNotFoundError where there is none; ValueError for fields that are unknown or of
+        another type. Fields that the run is older than take their value of `before`; a line on stderr tells of it."""
         path = Path(workdir) / "config.json"
         if not path.exists():
             raise FileNotFoundError(f"{workdir} is not a run, it has no {path.name}: give the --workdir of a training")
         try:
             config = _read(cls, json.loads(path.read_text()), "", younger := [])
         except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{path} is not a config of this version: {error}. Use the revision that its manifest.json "
-                "names, or train again."
-            ) from error
+            hint = "Use the revision that its manifest.json names, or train again."
+            raise ValueError(f"{path} is not a config of this version: {error}. {hint}") from error
         if younger:
             _tell_once(f"{path} is older than {', '.join(younger)}")
         return config
@@ -166,7 +161,9 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Fie
 def _read(kind: type, values: Any, prefix: str, younger: list[str]) -> Any:
     """A dataclass from what JSON has for it. The fields that it lacks are added to `younger`."""
     types = get_type_hints(kind)
-    if unknown := sorted(dict(values).keys() - types.keys()):
+    if not isinstance(values, dict):
+        raise TypeError(f"{prefix.rstrip('.') or 'all of it'}: expected an object, found {values!r}")
+    if unknown := sorted(values.keys() - types.keys()):
         raise ValueError(f"unknown {', '.join(prefix + name for name in unknown)}")
     found = {}
     for part in dataclasses.fields(kind):
@@ -183,12 +180,9 @@ def _read(kind: type, values: Any, prefix: str, younger: list[str]) -> Any:
 
 
 def _is_of(value: Any, wanted: Any) -> bool:
-    """Whether a value from JSON is of a field's type."""
     if get_origin(wanted) is Literal:
         return any(value == choice and type(value) is type(choice) for choice in get_args(wanted))
-    if wanted is float:
-        return type(value) in (int, float)
-    return type(value) is (str if wanted is Path else wanted)
+    return type(value) in {float: (int, float), Path: (str,)}.get(wanted, (wanted,))
 
 
 @functools.cache

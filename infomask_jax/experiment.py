@@ -121,27 +121,31 @@ def predict_split(workdir: Path, data: Prepared, split: str, findings: list[str]
     return examples, maps
 
 
-def predict(config: Config, params, source, findings: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def predict(
+    config: Config, params, source, findings: int, function: Callable | None = None
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Logits [N, K] float32 and heat maps {method: [N, h, w, 1 or K]} float16 of every image, in the source's order; h
-    and w are the grid's times config.map_shifts."""
+    and w are the grid's times config.map_shifts. function(params, images): by default that of `make_predict`."""
     logits, maps = [], {}
-    for batch_logits, batch_maps in predicted_batches(config, params, source, findings):
+    for batch_logits, batch_maps in predicted_batches(config, params, source, findings, function):
         logits.append(batch_logits)
         for method, values in batch_maps.items():
             maps.setdefault(method, []).append(values)
     return np.concatenate(logits), {method: np.concatenate(values) for method, values in maps.items()}
 
 
-def predicted_batches(config: Config, params, source, findings: int) -> Iterator[tuple[np.ndarray, dict]]:
+def predicted_batches(
+    config: Config, params, source, findings: int, function: Callable | None = None
+) -> Iterator[tuple[np.ndarray, dict]]:
     """What `predict` returns, a batch of images at a time."""
-    devices, part = jax.device_count(), (jax.process_index(), jax.process_count())
+    devices = jax.device_count()
     batch_size = -(-config.data.batch_size // devices) * devices  # padding takes up what does not divide
     replicated, split = parallel.shardings(batch_size)
-    forward = jax.jit(make_predict(config, findings))
+    forward = jax.jit(function or make_predict(config, findings))
     params = parallel.place(params, replicated)
     batches = -(-len(source) // batch_size)
     name = "plain classifier" if config.model.kind == "plain" else config.model.kind
-    stream = pipeline.eval_batches(source, config.data.image_size, batch_size, *part)
+    stream = pipeline.eval_batches(source, config.data.image_size, batch_size, *parallel.part())
     done = 0
     for batch in track(stream, f"maps of {name}", total=batches, disable=not parallel.is_main()):
         placed = parallel.to_devices({key: batch[key] for key in ("image", "index")}, split)

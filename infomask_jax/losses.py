@@ -21,13 +21,9 @@ def infomask_loss(config: LossConfig, logits: jax.Array, out: dict, batch: dict,
     -I(m z; y) + beta I(m z; x) from above, up to the constant H(y) (docs/method.md). The second line is ours. A weight
     of zero removes its term from the program.
 
-    Args:
-      logits: [B, K]; out: of the model; batch: labels, label_mask [B, K] and valid [B] (0 = padding, not counted).
-      charge: scalar, share of the betas that is charged: `kl_charge`, times GECO's factor.
-
-    Returns:
-      Scalar loss, nats per image, and its parts, scalar means over the valid images: nll (nats), rate_z, rate_m (bits
-      per image), mask_mean.
+    logits [B, K], out: of the model; batch: labels, label_mask [B, K] and valid [B], 0 for padding, which is not
+    counted; charge: scalar, of `kl_charge`, times GECO's factor. Returns the scalar L, nats per image, and means over
+    the images: nll (nats), rate_z, rate_m (bits per image), mask_mean.
     """
     count = jnp.maximum(batch["valid"].sum(), 1.0)
 
@@ -50,18 +46,17 @@ def infomask_loss(config: LossConfig, logits: jax.Array, out: dict, batch: dict,
         loss += config.hidden * likelihood(out["hidden_logits"])
     if config.consistency and "view_difference" in out:
         loss += config.consistency * mean(out["view_difference"])
-    mask_mean = mean(out["mask"].mean(axis=(1, 2, 3)))
-    return loss, {"nll": paid, "rate_z": rate_z * BITS, "rate_m": rate_m * BITS, "mask_mean": mask_mean}
+    rates = {"rate_z": rate_z * BITS, "rate_m": rate_m * BITS}
+    return loss, {"nll": paid, "mask_mean": mean(out["mask"].mean(axis=(1, 2, 3)))} | rates
 
 
 def nll(logits: jax.Array, labels: jax.Array, label_mask: jax.Array, positive_weight: float) -> jax.Array:
-    """Negative log likelihood of the known labels, nats, summed over findings: [B, K] -> [B]. Unknown labels may be
-    NaN: they are replaced before the loss."""
-    labels = jnp.where(label_mask > 0, labels, 0.0)
+    """Negative log likelihood of the known labels, nats, summed over findings: [B, K] -> [B]."""
+    labels = jnp.where(label_mask > 0, labels, 0.0)  # an unknown one may be NaN
     weight = label_mask * jnp.where(labels > 0, positive_weight, 1.0)
     return jnp.sum(weight * optax.sigmoid_binary_cross_entropy(logits, labels), axis=-1)
 
 
 def kl_charge(step: jax.Array, steps: int, delay: float) -> jax.Array:
-    """Share of the betas charged at a step: 0 for `delay` of the run, then linear to 1 over RAMP of it."""
+    """Share of the betas at a step: 0 for `delay` of the run, then linear to 1 over RAMP of it."""
     return jnp.clip((step / steps - delay) / RAMP, 0.0, 1.0)

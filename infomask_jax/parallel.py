@@ -97,6 +97,11 @@ def _on_tpu_host() -> bool:
     return "tpu" in wanted and find_spec("libtpu") is not None and (several or chips)
 
 
+def part() -> tuple[int, int]:
+    """Which process this is, and of how many."""
+    return jax.process_index(), jax.process_count()
+
+
 def is_main() -> bool:
     """Whether this process writes what is written once: tables, logs, figures."""
     return jax.process_index() == 0
@@ -134,13 +139,27 @@ def compiled(make_step: Callable[[str | None], Callable], batch_size: int, machi
         )
     if machine.parallel == "jit":
         options = cpu.step_options()
-        return jax.jit(make_step(None), donate_argnums=0, out_shardings=replicated, compiler_options=options)
+        jitted = jax.jit(make_step(None), donate_argnums=0, out_shardings=replicated, compiler_options=options)
+        return jitted if jax.process_count() == 1 else _compiled_everywhere(jitted)
     mapped = jax.pmap(make_step(AXIS), AXIS, donate_argnums=0, devices=ordered(jax.devices()))
 
     def step(state, batch):
         local = jax.local_device_count()
         state, metrics = mapped(state, jax.tree.map(lambda x: x.reshape(local, -1, *x.shape[1:]), batch))
         return state, jax.tree.map(lambda x: x.addressable_shards[0].data, metrics)  # all devices have the same
+
+    return step
+
+
+def _compiled_everywhere(jitted: Callable) -> Callable:
+    """The step, whose first call waits until every process has compiled: one may take much longer than another."""
+    programs = []
+
+    def step(state, batch):
+        if not programs:
+            programs.append(jitted.lower(state, batch).compile())
+            wait_for_all("compiled")
+        return programs[0](state, batch)
 
     return step
 

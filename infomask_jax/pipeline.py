@@ -184,6 +184,28 @@ class _Shuffled:
         return np.concatenate(parts)
 
 
+class TrainBatches:
+    """Endless iterator over batches. `taken`, how many it has given, is all of its state: it does not depend on loader
+    processes or hosts, which may be others when a run is gone on with."""
+
+    def __init__(self, begin: Callable[[int], grain.IterDataset]):
+        self.begin = begin
+        self.wind(0)
+
+    def wind(self, taken: int) -> None:
+        """Go on with the batch after the first `taken`."""
+        self.taken, self.iterator = taken, None
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> Any:
+        self.iterator = self.iterator or iter(self.begin(self.taken))
+        batch = next(self.iterator)
+        self.taken += 1
+        return batch
+
+
 def train_batches(
     source: Sequence | Decoded,
     config: DataConfig,
@@ -192,13 +214,12 @@ def train_batches(
     to_devices: Callable[[Batch], Any] | None = None,
     process: int = 0,
     processes: int = 1,
-) -> grain.IterDataset:
+) -> TrainBatches:
     """Endless stream of augmented batches: a pure function of (source, config, seed), whatever the worker count.
 
-    Epochs stay whole: every image is drawn once before any is drawn again. The iterator (`iter`) is checkpointable.
-    With `to_devices`, batches have gone through it, two of them ahead of the step. Of several processes each gets its
-    consecutive part of every batch, and reads no other images. Streams that are given the same `Decoded` share what it
-    keeps; another source is decoded by each.
+    Epochs stay whole: every image is drawn once before any is drawn again. With `to_devices`, batches have gone through
+    it, two of them ahead of the step. Of several processes each gets its consecutive part of every batch, and reads no
+    other images. Streams that are given the same `Decoded` share what it keeps; another source is decoded by each.
     """
     if len(source) < 1:
         raise ValueError("the training split is empty: nothing to train on")
@@ -211,20 +232,21 @@ def train_batches(
         gains = 1.0 + CONTRAST * draws[:, 3]
         return to_batch(examples, index[mine], size, lambda images: augment(images, size, draws[:, :3]), gains)
 
-    dataset = (
-        grain.MapDataset.source(_Shuffled(len(source), config.batch_size, seed))
-        .random_map(augmented, seed=seed)
-        .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
-    )
-    if machine.workers:
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain asks absl for its flags; ours is not an absl program
-        options = grain.MultiprocessingOptions(num_workers=machine.workers, per_worker_buffer_size=2)
-        dataset = dataset.mp_prefetch(options, worker_init_fn=_ignore_interrupt)
-    if to_devices is not None:
-        dataset = ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2).map(to_devices)
-        dataset = ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2)
-    return dataset
+    def begin(taken: int) -> grain.IterDataset:
+        dataset = grain.MapDataset.source(_Shuffled(len(source), config.batch_size, seed))
+        dataset = dataset.random_map(augmented, seed=seed)[taken:]
+        dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+        if machine.workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # grain asks absl for its flags; ours is not an absl program
+            options = grain.MultiprocessingOptions(num_workers=machine.workers, per_worker_buffer_size=2)
+            dataset = dataset.mp_prefetch(options, worker_init_fn=_ignore_interrupt)
+        if to_devices is not None:
+            dataset = ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2).map(to_devices)
+            dataset = ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2)
+        return dataset
+
+    return TrainBatches(begin)
 
 
 def eval_batches(source, image_size: int, batch_size: int, process: int = 0, processes: int = 1) -> grain.IterDataset:

@@ -22,17 +22,14 @@ WEIGHT_DECAY = 1e-4  # decoupled, on kernels only
 
 
 class TrainState(train_state.TrainState):
-    """Parameters, optimizer state and step, with the run's PRNG key; the key never changes, the step is folded in.
-
-    `constraint` is there only in runs with a target NLL and a KL to weigh.
-    """
+    """Parameters, optimizer state and step, with the run's PRNG key; the key never changes, the step is folded in."""
 
     key: jax.Array
-    constraint: Constraint | None = None
+    constraint: Constraint | None = None  # of runs with a target NLL and a KL to weigh
 
 
 def create_state(config: Config, findings: int) -> TrainState:
-    """Initial state, a pure function of the config (parameters depend on config.seed only)."""
+    """Initial state, a pure function of the config."""
     model, size, steps = build(config.model, findings), config.data.image_size, config.train.steps
     key_init, key_train = jax.random.split(jax.random.key(config.seed))
     params = cpu.initializer(model)(key_init, jnp.zeros((1, size, size, 1)))["params"]
@@ -46,25 +43,18 @@ def create_state(config: Config, findings: int) -> TrainState:
 
 
 def mask_waits(config: Config, gradients: dict, charge: jax.Array) -> dict:
-    """Gradients with those of the mask's own layer 0 until its KL is charged.
-
-    Free of charge the mask would open until its sigmoid saturates, and never close again (ours). Where one sum teaches
-    all, `teach_through_mask`, it waits for nothing.
-    """
+    """The gradients, 0 for the mask's own layer until its KL is charged: free of charge it would open until its sigmoid
+    saturates, and never close again (ours). Where one sum teaches all, `teach_through_mask`, it waits for nothing."""
     if "mask" not in gradients or config.model.teach_through_mask:
         return gradients
     return gradients | {"mask": jax.tree.map(lambda g: g * (charge > 0), gradients["mask"])}
 
 
 def make_train_step(config: Config, axis: str | None = None):
-    """The pure function train_step(state, batch) -> (state, metrics) of a config. Batch as in pipeline.py.
+    """The pure function train_step(state, batch) -> (state, metrics), batch as in pipeline.py.
 
-    Metrics are scalars: loss and nll in nats per image, rate_z and rate_m in bits per image, mask_mean, grad_norm,
-    kl_charge; with a target NLL also geco_factor, on both betas in this step. Gradients and metrics of the parts of a
-    batch are averaged, which is exact as training batches have no padding.
-
-    Args:
-      axis: name of pmap's axis, where the step sees one device's part of the batch; None under jit: the whole batch.
+    Metrics are scalars, see `infomask_loss`; with a target NLL also geco_factor, on both betas in this step. Those of
+    parts of a batch are averaged, which is exact without padding. axis: pmap's, whose step sees one device's part.
     """
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
@@ -73,15 +63,13 @@ def make_train_step(config: Config, axis: str | None = None):
         factor = 1.0 if state.constraint is None else jnp.exp(state.constraint.log_beta)
 
         def loss_fn(params, batch):
-            logits, out = state.apply_fn(
-                {"params": params}, batch["image"], train=True, positions=batch["position"], rngs={"sample": key}
-            )
+            options = {"train": True, "positions": batch["position"], "rngs": {"sample": key}}
+            logits, out = state.apply_fn({"params": params}, batch["image"], **options)
             loss, metrics = infomask_loss(config.loss, logits, out, batch, charge * factor)
-            return loss, {**metrics, "loss": loss}
+            return loss, metrics | {"loss": loss}
 
         size = len(batch["image"])
-        first = 0 if axis is None else jax.lax.axis_index(axis) * size
-        batch = {**batch, "position": first + jnp.arange(size)}
+        batch |= {"position": jnp.arange(size) + (0 if axis is None else jax.lax.axis_index(axis) * size)}
         gradient = partial(jax.grad(loss_fn, has_aux=True), state.params)
         gradients, metrics = parallel.accumulate(gradient, batch, config.machine.accumulate)
         if axis is not None:
@@ -90,8 +78,8 @@ def make_train_step(config: Config, axis: str | None = None):
         metrics |= {"grad_norm": optax.tree.norm(gradients), "kl_charge": charge}
         if state.constraint is not None:
             metrics["geco_factor"] = factor
-            adapted = adapt_beta(state.constraint, config.loss.target_nll, metrics["nll"], charge)
-            state = state.replace(constraint=adapted)
+            constraint = adapt_beta(state.constraint, config.loss.target_nll, metrics["nll"], charge)
+            state = state.replace(constraint=constraint)
         return state.apply_gradients(grads=gradients), metrics
 
     return train_step
@@ -100,10 +88,9 @@ def make_train_step(config: Config, axis: str | None = None):
 def train(config: Config, data: Prepared) -> TrainState:
     """Train to config.train.steps, or resume: same command, same result, bit for bit.
 
-    Writes config.json, manifest.json, metrics.jsonl and checkpoints/ under config.workdir. SIGINT, SIGTERM and a notice
-    that the machine will be taken away save and raise command.Stopped. ValueError if the work directory belongs to
-    another config, dataset or number of processes; FloatingPointError if the loss stops being finite (the last
-    checkpoint before it is kept); OSError if nothing can be written, or another process trains there.
+    Writes config.json, manifest.json, metrics.jsonl and checkpoints/ under config.workdir. Signals and a notice that
+    the machine will be taken away save and raise command.Stopped. ValueError if the folder is another run's,
+    FloatingPointError if the loss is not finite, OSError if nothing can be written or another process trains there.
     """
     workdir, machine, total = Path(config.workdir), config.machine, config.train.steps
     replicated, split = parallel.shardings(config.data.batch_size)
@@ -112,8 +99,8 @@ def train(config: Config, data: Prepared) -> TrainState:
     to_devices, whole = partial(parallel.to_devices, split=split), lambda state: state
     if machine.parallel == "pmap":
         to_devices, whole = None, partial(parallel.unstack, replicated=replicated)
-    part, source = (jax.process_index(), jax.process_count()), data.source("train", pipeline.FIELDS)
-    iterator = iter(pipeline.train_batches(source, config.data, config.seed, machine, to_devices, *part))
+    source = data.source("train", pipeline.FIELDS)
+    batches = pipeline.train_batches(source, config.data, config.seed, machine, to_devices, *parallel.part())
     with parallel.main_first("claim"):
         claimed = manifest.claim(config, data)  # only now: settings that cannot run must not own the folder
     with (
@@ -123,20 +110,17 @@ def train(config: Config, data: Prepared) -> TrainState:
         monitor.progress_bar() as progress,
         monitor.Profile(workdir / "profile" if machine.profile else None) as profile,
     ):
-        state, step, broken = checkpoint.restore_newest(checkpoints, state, iterator)
+        state, step, broken = checkpoint.restore_newest(checkpoints, state, batches)
         monitor.tell_of_resuming(progress.console, workdir, step, total, broken)
         if machine.parallel == "pmap":
             state = parallel.stack(state)
         log = monitor.MetricsLog(workdir / "metrics.jsonl", step, config.data.batch_size)
         task = progress.add_task(workdir.name, total=total, completed=step, status="compiling")
-        first_step, stopping = step, False
+        stopping = False
         while step < total and not stopping:
             started = time.perf_counter()
-            batch = next(iterator)
+            batch = next(batches)
             log.waited += time.perf_counter() - started
-            if jax.process_count() > 1 and step == first_step and machine.parallel == "jit":
-                step_fn = step_fn.lower(state, batch).compile()
-                parallel.wait_for_all("compiled")  # one may take much longer than another
             state, metrics = step_fn(state, batch)
             step += 1
             log.add(step, metrics)
@@ -145,12 +129,12 @@ def train(config: Config, data: Prepared) -> TrainState:
                 progress.update(task, completed=step, status=monitor.status(log.flush()))
             if step % machine.checkpoint_every == 0 and step < total:
                 log.flush()  # what is saved has been checked, and a resumed run's log lacks no step
-                checkpoint.save(checkpoints, step, whole(state), iterator)
+                checkpoint.save(checkpoints, step, whole(state), batches)
             if jax.process_count() == 1 or step % machine.log_every == 0:  # asking the others makes all wait
                 stopping = parallel.anywhere(stop.requested)
         log.flush()
         if checkpoints.latest_step() != step:
-            checkpoint.save(checkpoints, step, whole(state), iterator)
+            checkpoint.save(checkpoints, step, whole(state), batches)
         checkpoint.wait(checkpoints)
     monitor.tell_of_waiting(progress.console, workdir, log)
     if step < total or parallel.anywhere(stop.requested):

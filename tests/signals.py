@@ -34,8 +34,8 @@ ROOT = Path(__file__).parent.parent
 SECONDS = 10  # that a command may take to end
 CURVES = {"run/figures/training.png", "run/report.html"}  # where a stop, which adds a line to metrics.jsonl, is seen
 SCORED = ("eval", "maps", "boxes", "predictions", "figures", "report.html")  # what evaluate writes into a run
-TINY = "--map-shifts 1 --data.image-size 32 --data.batch-size 8 --model.width 8 --model.depth 1 --train.steps 40"
-TINY += " --model.latent-channels 4 --train.log-every 5 --train.checkpoint-every 10"
+TINY = "--map-shifts 1 --data.image-size 32 --data.batch-size 8 --model.width 8 --train.steps 40"
+TINY += " --model.latent-channels 4 --machine.log-every 5 --machine.checkpoint-every 10"
 COMMANDS = {
     "prepare": "-m infomask_jax prepare synthetic --data-dir data --size 32 --train 200 --val 8 --test 8 --workers 2",
     "train": f"{ROOT}/experiments/quickstart.py --data-dir data --workdir run {TINY}",

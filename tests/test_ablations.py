@@ -10,6 +10,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import chex
 import cv2
@@ -19,75 +20,22 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from infomask_jax import ablation, checkpoint, command, datasets, experiment, monitor, pipeline
+from infomask_jax import ablation, checkpoint, command, datasets, experiment, monitor, pipeline, presets
 from infomask_jax.ablation import predictions, table
-from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+from infomask_jax.config import Config, DataConfig, LossConfig, MachineConfig, ModelConfig, OptimizerConfig
 from infomask_jax.datasets import Synthetic
 from infomask_jax.datasets.synthetic import PhantomConfig, render
 from infomask_jax.evaluate import bootstrap, controls, scoring
 from infomask_jax.evaluate.frame import prepare_maps
-from infomask_jax.explain import METHODS, attribution, heat_maps, shifted_heat_maps
+from infomask_jax.explain import attribution, heat_maps, shifted_heat_maps
 from infomask_jax.losses import BITS
 from infomask_jax.manifest import differences
-from infomask_jax.model.infomask import InfoMask
+from infomask_jax.model import build
 from infomask_jax.report import ablations as drawing
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 import ablations as script
 
-NONE = {"model.bottleneck": "none", "loss.beta_z": 0.0, "loss.beta_m": 0.0, "loss.auxiliary": 0.0}
-LINEAR = {"model.evidence_bound": 0.0, "model.closed_evidence": 0.0}
-NOISY = {"model.pooling": "noisy_or", "model.closed_evidence": -3 - math.log(256)}
-CAM = NONE | LINEAR | {"model.pooling": "mean"}
-ONE_VIEW = {"model.half_turn": False, "loss.hidden": 0.0, "loss.consistency": 0.0}
-STANDARD = ONE_VIEW | {"model.close_empty": False}
-STATED = {  # of the synthetic base: 64 px, stride 4, betas 3e-5 and 1e-3
-    "default": {},
-    "no_bottleneck": NONE,
-    "no_mask": {"model.bottleneck": "vib"},
-    "no_kl_z": {"loss.beta_z": 0.0},
-    "no_kl_m": {"loss.beta_m": 0.0},
-    "no_auxiliary": {"loss.auxiliary": 0.0, "model.teach_through_mask": True},
-    "plain": NONE | ONE_VIEW,
-    "vib": {"model.bottleneck": "vib"} | ONE_VIEW,
-    "attention": {"model.sampler": "sigmoid", "model.teach_through_mask": True, "loss.beta_z": 0.0, "loss.beta_m": 0.0}
-    | ONE_VIEW,
-    "attention_mil": NONE | LINEAR | ONE_VIEW | {"model.pooling": "attention"},
-    "lse_mil": NONE | LINEAR | ONE_VIEW,
-    "noisy_or_mil": NONE | {"model.evidence_bound": 0.0} | ONE_VIEW | NOISY,
-    "cam": CAM | STANDARD,
-    "no_hidden_view": {"loss.hidden": 0.0, "loss.consistency": 0.0, "model.hide": 0.0},
-    "no_consistency": {"loss.consistency": 0.0},
-    "one_view": ONE_VIEW,
-    "cam_of_recipe": CAM,
-    "empty_cells": {"model.close_empty": False},
-    "fixed_prior": {"model.learn_prior": False},
-    "no_coupling": {"model.learn_prior": False, "model.mask_coupling": 0.0},
-    "no_mask_evidence": {"model.mask_evidence": 0.0},
-    "teach_through_mask": {"model.teach_through_mask": True},
-    "no_shifts": {"map_shifts": 1},
-    "cam_no_shifts": CAM | STANDARD | {"map_shifts": 1},
-    "second_kernel_3": {"model.second_kernel": 3},
-    **{f"sampler_{s}": {"model.sampler": s} for s in ("hard_concrete", "straight_through", "gaussian_gate", "sigmoid")},
-    "fill_noise": {"model.fill": "noise"},
-    **{f"pooling_{p}": {"model.pooling": p} for p in ("max", "topk", "mean")},
-    "pooling_noisy_or": NOISY,
-    "pooling_attention": {"model.pooling": "attention"},
-    "mask_prior_0.01": {"model.learn_prior": False, "model.mask_prior": 0.01},
-    "mask_prior_0.2": {"model.learn_prior": False, "model.mask_prior": 0.2},
-    "beta_x0.0625": {"loss.beta_z": 3e-5 / 16, "loss.beta_m": 1e-3 / 16},
-    "beta_x0.25": {"loss.beta_z": 3e-5 / 4, "loss.beta_m": 1e-3 / 4},
-    "beta_x4": {"loss.beta_z": 12e-5, "loss.beta_m": 4e-3},
-    "beta_x16": {"loss.beta_z": 48e-5, "loss.beta_m": 16e-3},
-    "delay_0": {"loss.delay": 0.0},
-    "delay_0.5": {"loss.delay": 0.5},
-    "stride_2": {"model.stride": 2, "map_shifts": 2},
-    "stride_8": {"model.stride": 8},
-    "mask_per_finding": {"model.mask_per_finding": True},
-    "mask_samples_1": {"model.mask_samples": 1},
-    "mask_samples_16": {"model.mask_samples": 16},
-    **{f"cam/{m}": CAM | STANDARD for m in METHODS if m != "cam"},
-}
 ONLY, SEEDS = ("no_mask", "cam/gradcam", "cam/gradient"), (3, 5)
 
 
@@ -97,9 +45,10 @@ def tiny(folder: Path) -> Config:
         workdir=folder / "all",
         map_shifts=2,
         data=DataConfig(image_size=32, batch_size=8),
-        model=ModelConfig(width=4, depth=1, stride=2, latent_channels=2, half_turn=False),
+        model=ModelConfig(width=4, stride=2, latent_channels=2, two_views=False),
         loss=LossConfig(delay=0.2, hidden=0.0, consistency=0.0),
-        train=TrainConfig(steps=3, log_every=1),
+        train=OptimizerConfig(steps=3),
+        machine=MachineConfig(log_every=1),
     )
 
 
@@ -136,24 +85,38 @@ def written(base: Config) -> dict[str, bytes]:
     return {name: (base.workdir / name).read_bytes() for name in names}
 
 
-def test_variants_differ_from_the_default_where_they_say():
-    base = dataclasses.replace(script.BASES["synthetic"], workdir=Path("w"))
+@pytest.mark.parametrize("name", script.BASES)
+def test_variants_differ_from_the_default_where_they_say(name):
+    """In what they list and in nothing else; maps alone where they ask the run of another. No two train the same."""
+    base = dataclasses.replace(script.BASES[name], workdir=Path("w"))
     found = {v.name: v for v in ablation.variants(base, 2)}
-    assert list(found) == list(STATED)
-    default = ablation.config_of(base, found["default"], 7)
+    assert len(found) == len(ablation.variants(base, 2)) and next(iter(found)) == "default"
+    default, trained = ablation.config_of(base, found["default"], 7), {}
     assert default == dataclasses.replace(base, workdir=Path("w/default/seed7"), seed=7, baseline=False)
-    for name, stated in STATED.items():
-        v, config = found[name], ablation.config_of(base, found[name], 7)
-        assert not v.skip and set(v.changes) == set(stated), name
-        for field, value in stated.items():
-            close = {"rel": 1e-3 if field == "model.closed_evidence" else 1e-9}
-            exact = isinstance(value, (str, bool))
-            assert v.changes[field] == (value if exact else pytest.approx(value, **close)), name
+    for v in found.values():
+        config = ablation.config_of(base, v, 7)
         lines = differences(default.to_dict(), config.to_dict())
-        assert {line.split(":")[0] for line in lines} - {"workdir"} == set(stated), name
-        assert config.workdir == Path("w") / name.split("/")[0] / "seed7"
+        asked = {"map_shifts"} if v.run else set()
+        assert {line.split(":")[0] for line in lines} - {"workdir"} == set(v.changes) - asked, v.name
+        assert config.workdir == Path("w") / (v.run or v.name) / "seed7" and not v.skip
+        settings = json.dumps(config.to_dict() | {"workdir": "", "map_shifts": 0})
+        assert trained.setdefault(settings, config.workdir) == config.workdir, v.name
+    assert found["default"].changes == {} and found["no_kl_z"].changes == {"loss.beta_z": 0.0}
+    assert found["sampler_sigmoid"].changes == {"model.sampler": "sigmoid"}
+    assert found["no_shifts"] == ablation.Variant("no_shifts", "recipe", {"map_shifts": 1}, run="default")
+    assert (found["cam/rise"].run, found["cam/rise"].method) == ("cam", "rise")
+    paper = presets.changed(base, presets.PAPER)
+    assert ablation.config_of(base, found["paper"], 0).model == paper.model and paper.loss.auxiliary == 0
     betas = ablation.config_of(base, found["beta_x0.0625"], 0).loss
-    assert (betas.beta_z, betas.beta_m) == pytest.approx((1.875e-6, 6.25e-5), rel=1e-9)
+    assert (betas.beta_z, betas.beta_m) == pytest.approx((base.loss.beta_z / 16, base.loss.beta_m / 16), rel=1e-9)
+
+
+def test_every_choice_of_sampler_and_pooling_is_a_variant():
+    found = {(k, x) for v in ablation.variants(script.BASES["synthetic"], 1) for k, x in v.changes.items()}
+    kinds = get_type_hints(ModelConfig)
+    for name in ("sampler", "pooling"):
+        others = set(get_args(kinds[name])) - {getattr(ModelConfig, name)}
+        assert others and {(f"model.{name}", value) for value in others} <= found
 
 
 @pytest.mark.parametrize("name", script.BASES)
@@ -166,16 +129,15 @@ def test_variants_of_every_base_can_be_built(name):
 
 
 def test_a_base_without_a_mask_is_refused(base):
-    model = dataclasses.replace(base.model, bottleneck="vib")
+    model = dataclasses.replace(base.model, kind="vib")
     other, data = dataclasses.replace(base, model=model), datasets.load(base.dataset, base.data_dir)
-    with pytest.raises(ValueError, match=r"model\.bottleneck: expected infomask, .* found vib"):
+    with pytest.raises(ValueError, match=r"model\.kind: expected infomask, .* found vib"):
         ablation.run(other, data, ONLY, SEEDS, "test", "the command")
 
 
 def test_a_damaged_run_goes_on_from_the_checkpoint_before(base, tmp_path):
     data, (_, config) = datasets.load(base.dataset, base.data_dir), of(base, "default", 0)
-    settings = dataclasses.replace(config.train, checkpoint_every=2)
-    config = dataclasses.replace(config, workdir=tmp_path, train=settings)
+    config = dataclasses.replace(config, workdir=tmp_path, machine=MachineConfig(checkpoint_every=2))
     whole = predictions.trained(config, data)
     (path,) = (tmp_path / "checkpoints" / "3" / "state" / "d").iterdir()
     path.write_bytes(path.read_bytes()[:40])
@@ -185,10 +147,10 @@ def test_a_damaged_run_goes_on_from_the_checkpoint_before(base, tmp_path):
 
 def test_what_cannot_be_or_is_there_already_is_skipped():
     base = script.BASES["synthetic"]
-    linear = dataclasses.replace(base.model, evidence_bound=0.0, closed_evidence=0.0, mask_prior=0.2, learn_prior=False)
+    linear = dataclasses.replace(base.model, evidence_bound=0.0, mask_prior=0.2, mask_coupling=0.0)
     found = {v.name: v.skip for v in ablation.variants(dataclasses.replace(base, model=linear), 1)}
     assert "one finding" in found["mask_per_finding"]
-    cam = dataclasses.replace(linear, pooling="mean", half_turn=False, close_empty=False)
+    cam = dataclasses.replace(linear, pooling="mean", two_views=False, close_empty=False)
     same = dataclasses.replace(base, model=cam, loss=dataclasses.replace(base.loss, hidden=0.0, consistency=0.0))
     skipped = {v.name: v.skip for v in ablation.variants(same, 1)}
     assert skipped["cam"] == skipped["cam/gradcam"] == "the settings of no_bottleneck"
@@ -202,9 +164,9 @@ def test_what_cannot_be_or_is_there_already_is_skipped():
 def test_variants_are_chosen_by_name_and_group():
     every = ablation.variants(script.BASES["synthetic"], 1)
     assert ablation.select(every, ()) == every
-    assert [v.name for v in ablation.select(every, ("delay", "fill_noise"))] == [
+    assert [v.name for v in ablation.select(every, ("delay", "sampler_sigmoid"))] == [
         "default",
-        "fill_noise",
+        "sampler_sigmoid",
         "delay_0",
         "delay_0.5",
     ]
@@ -215,27 +177,27 @@ def test_variants_are_chosen_by_name_and_group():
 
 def test_every_variant_shows_maps_of_its_grid():
     base = script.BASES["synthetic"]
-    base = dataclasses.replace(base, model=dataclasses.replace(base.model, width=2, depth=1))
+    base = dataclasses.replace(base, model=dataclasses.replace(base.model, width=2))
     two = {"attention_mil": ("weights", "evidence")} | dict.fromkeys(("no_mask", "vib"), ("bits", "evidence"))
     for v in ablation.variants(base, 2):
         config = ablation.config_of(base, v, 0)
         if v.method:
             assert list(table.shown(v, config, {v.method: np.zeros((1, 4, 4))})) == [v.name]
             continue
-        model, image = InfoMask(config.model, 2), jnp.zeros((1, 64, 64, 1))
+        model, image = build(config.model, 2), jnp.zeros((1, 64, 64, 1))
         _, out = jax.eval_shape(
             lambda key, m=model, x=image: m.init_with_output(key, x, train=False), jax.random.key(0)
         )[0]
-        maps = jax.eval_shape(lambda out, b=config.model.bottleneck: heat_maps(out, b), out)
+        maps = jax.eval_shape(lambda out, b=config.model.kind: heat_maps(out, b), out)
         found = table.shown(v, config, {name: np.full(m.shape, 3, np.float16) for name, m in maps.items()})
         names = [f"{v.name}/{what}" for what in two.get(v.name, ())] or [v.name]
         no_cell_logits = ("cam", "cam_no_shifts", "cam_of_recipe", "attention_mil")
-        if config.model.bottleneck != "infomask" and v.name not in no_cell_logits:
+        if config.model.kind != "infomask" and v.name not in no_cell_logits:
             names += [f"{v.name}/probability"]
             np.testing.assert_allclose(found[names[-1]], 1 / (1 + math.exp(-3)), rtol=1e-6)
         assert list(found) == names + ["default/bits", "default/evidence"] * (v.name == "default")
         side = 64 // config.model.stride
-        per_finding = {"infomask": v.name == "mask_per_finding", "vib": False, "none": True}[config.model.bottleneck]
+        per_finding = {"infomask": v.name == "mask_per_finding", "vib": False}.get(config.model.kind, True)
         for name, array in found.items():
             count = 2 if per_finding or name.endswith(("/evidence", "/probability")) else 1
             assert array.shape == (1, side, side, count), name
@@ -305,7 +267,7 @@ def test_model_scores_are_those_of_the_model(base, rows, splits):
     for name, row in (("default", "default"), ("no_mask", "no_mask/bits"), ("cam", "cam")):
         _, config = of(base, name, SEEDS[1])
         params, _ = checkpoint.load_params(config.workdir)
-        logits, out = InfoMask(config.model, 1).apply({"params": params}, batch["image"], train=False)
+        logits, out = build(config.model, 1).apply({"params": params}, batch["image"], train=False)
         p = np.float64(jax.nn.sigmoid(logits[:, 0]))
         nll = -np.mean(np.where(labels == 1, np.log(p), np.log1p(-p)))
         own = {metric: score["by_seed"][1] for metric, score in rows[row]["scores"].items()}
@@ -371,6 +333,19 @@ def test_a_second_call_only_scores_and_writes_the_same_bytes(base, monkeypatch):
     again(base)
     assert written(base) == before
     assert stamps == {path: path.stat().st_mtime_ns for path in base.workdir.rglob("checkpoints/**/*")}
+
+
+def test_maps_without_shifts_are_asked_of_the_run_of_the_default(base, monkeypatch):
+    before = written(base)
+    monkeypatch.setattr(predictions, "train", lambda *_: pytest.fail("trained again"))
+    data = datasets.load(base.dataset, base.data_dir)
+    found = ablation.run(base, data, ("no_shifts",), SEEDS, "test", "the command")["findings"]["opacity"]["rows"]
+    folder = base.workdir / "default" / "seed3"
+    assert "no_shifts" in {row["method"] for row in found} and not (base.workdir / "no_shifts").exists()
+    sides = [np.load(folder / "maps" / f"{name}.npz")["infomask"].shape[1] for name in ("test", "test-no_shifts")]
+    assert sides == [32, 16] and Config.load(folder).map_shifts == 2
+    again(base)
+    assert written(base) == before
 
 
 def test_an_unfinished_run_is_taken_up_and_ends_in_the_same_bytes(base, monkeypatch):
@@ -499,12 +474,12 @@ def test_a_run_that_diverges_in_lockstep_costs_no_other(base, tmp_path):
 def test_runs_in_lockstep_need_the_same_batches_and_one_process(base, tmp_path, monkeypatch):
     data, (_, config) = datasets.load(base.dataset, base.data_dir), of(base, "default", 0)
     configs = [dataclasses.replace(config, workdir=tmp_path / name) for name in "ab"]
-    configs[1] = dataclasses.replace(configs[1], data=dataclasses.replace(config.data, contrast=0.0))
+    configs[1] = dataclasses.replace(configs[1], data=dataclasses.replace(config.data, batch_size=16))
     with pytest.raises(ValueError, match=r"b: runs that train together need the same data settings"):
         ablation.train_together(configs, data)
     assert not list(tmp_path.iterdir())
-    configs[1] = dataclasses.replace(configs[0], train=dataclasses.replace(config.train, log_every=2))
-    with pytest.raises(ValueError, match=r"runs that train together need .*log_every"):
+    configs[1] = dataclasses.replace(configs[0], machine=MachineConfig(log_every=2))
+    with pytest.raises(ValueError, match=r"runs that train together need .*machine"):
         ablation.train_together(configs, data)
     with pytest.raises(ValueError, match=r"together.*found 2"):
         ablation.run(base, data, ONLY, SEEDS, "test", "the command", jobs=2, together=True)

@@ -41,7 +41,7 @@ def data(tmp_path_factory) -> Path:
 def test_every_script_is_tried():
     tried = Path(__file__).read_text()
     scripts = {path.name for path in BENCHMARKS.glob("*.py")} - {"torch_model.py"}  # of step.py alone
-    assert len(scripts) >= 9 and all(f'last_line("{name}"' in tried for name in scripts)
+    assert len(scripts) >= 10 and all(f'last_line("{name}"' in tried for name in scripts)
 
 
 def test_step(last_line):
@@ -49,6 +49,13 @@ def test_step(last_line):
     assert found["of_torch"] is None  # not installed, or several devices
     assert found["images_per_s"] > 0 and found["flops_per_s"] > 0
     assert 0.1 < found["infomask_over_plain"] < 100 and 0 < found["of_peak"] < 2
+
+
+def test_revisions(last_line):
+    """A tree against itself."""
+    found = last_line("revisions.py", "--before", BENCHMARKS.parent, "--image-size", 32, "--rounds", 1)
+    for ratios in (found["now_over_before"], found["infomask_over_plain"]):
+        assert len(ratios) == 2 and all(0.01 < ratio < 100 for ratio in ratios.values())
 
 
 def test_pipeline_and_loop_read_synthetic_data(last_line, data):

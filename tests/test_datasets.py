@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 from conftest import change
 
 from infomask_jax import datasets, pipeline
-from infomask_jax.config import DataConfig
+from infomask_jax.config import DataConfig, MachineConfig
 from infomask_jax.datasets import BadData, Folder, Source, Synthetic, images, load, prepare, schema
 from infomask_jax.system import lock
 
@@ -446,13 +446,13 @@ def test_damaged_record_is_told_to_the_training(own):
     """Through the threads and the processes that read ahead of it."""
     prepared, shard = first_shard(own)
     shard.write_bytes(bytes(len(shard.read_bytes())))
+    config, source = DataConfig(image_size=16, batch_size=4), prepared.source("train", pipeline.FIELDS)
     for workers in (0, 1):
-        config = DataConfig(image_size=16, batch_size=4, workers=workers)
-        stream = pipeline.train_batches(prepared.source("train", pipeline.FIELDS), config, 0, lambda batch: batch)
+        stream = pipeline.train_batches(source, config, 0, MachineConfig(workers=workers), lambda batch: batch)
         with pytest.raises(OSError, match="00000-of-00001 is damaged"):
             next(iter(stream))
     with pytest.raises(OSError, match="00000-of-00001 is damaged"):
-        next(iter(pipeline.eval_batches(prepared.source("train", pipeline.FIELDS), 16, 4)))
+        next(iter(pipeline.eval_batches(source, 16, 4)))
 
 
 def test_nothing_in_a_data_folder_is_imported(own, tmp_path, monkeypatch):

@@ -104,7 +104,7 @@ def test_oracles_of_tables_and_runs_can_fail():
     with pytest.raises(Bad, match="a box at"):
         tables.in_unit(np.array([0.5, 0.1, 0.4, 0.2]))
     with pytest.raises(Bad, match="steps: '12' taken for"):
-        runs.check_types(runs.TrainConfig(steps="12"))
+        runs.check_types(runs.OptimizerConfig(steps="12"))
     tree = {"a": np.float32([0, 1]), "b": np.int32(3)}
     assert runs.same(tree, {"a": np.float32([0, 1]), "b": np.int32(3)})
     assert not runs.same(tree, {"a": np.float32([-0.0, 1]), "b": np.int32(3)})

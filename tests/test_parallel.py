@@ -1,14 +1,10 @@
-"""Devices and processes: the same draws and losses however a step is spread, memory that is split, agreement."""
+"""Devices and processes: the same draws and losses however a step is spread, and how processes find each other."""
 
 import ctypes
 import dataclasses
-import platform
 import signal
-import subprocess
-import sys
 from collections import namedtuple
 from functools import partial
-from importlib.util import find_spec
 from unittest.mock import Mock
 
 import chex
@@ -16,19 +12,29 @@ import jax
 import numpy as np
 import pytest
 
-from infomask_jax import parallel, pipeline
-from infomask_jax.config import Config, DataConfig, HostsConfig, ModelConfig, TrainConfig
-from infomask_jax.train import create_state, make_train_step, parallel_step
+from infomask_jax import cpu, losses, parallel, pipeline
+from infomask_jax import train as training
+from infomask_jax.config import Config, DataConfig, LossConfig, MachineConfig, ModelConfig, OptimizerConfig
+from infomask_jax.train import create_state, make_train_step
 
 BASE = Config(
     data_dir="data",
     workdir="run",
     data=DataConfig(image_size=16, batch_size=16),
-    model=ModelConfig(width=8, depth=1, stride=4, latent_channels=4),
+    model=ModelConfig(width=8, stride=4, latent_channels=4),
     # Sampled mask and representation, hidden views, all rates charged from the start.
-    train=TrainConfig(steps=20, learning_rate=1e-3, warmup=0.0),
+    loss=LossConfig(delay=0.0, beta_z=1e-3, beta_m=1e-2),
+    train=OptimizerConfig(steps=20, learning_rate=1e-3),
 )
-BASE = dataclasses.replace(BASE, loss=dataclasses.replace(BASE.loss, delay=0.0, ramp=0.1, beta_z=1e-3, beta_m=1e-2))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def full_from_the_start():
+    """The learning rate and the rates' weights rise within two steps: all that is compared here is then large."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "RAMP", 0.1)
+        patch.setattr(training, "WARM_UP", 0.0)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +46,19 @@ def batches(examples):
 @pytest.fixture(scope="module")
 def alone(batches):
     """Losses of 20 steps on one device, and the parameters they lead to."""
-    state, step, losses = create_state(BASE, 1), jax.jit(make_train_step(BASE)), []
+    return on_one_device(BASE, batches)
+
+
+def on_one_device(config, batches):
+    state, step, found = create_state(config, 1), jax.jit(make_train_step(config)), []
     for batch in batches:
         state, metrics = step(state, batch)
-        losses.append((metrics["loss"], metrics["rate_m"], metrics["mask_mean"]))
-    return np.array(losses), jax.device_get(state.params)
+        found.append((metrics["loss"], metrics["rate_m"], metrics["mask_mean"]))
+    return np.array(found), jax.device_get(state.params)
 
 
-def assert_same(alone, losses, params):
-    np.testing.assert_allclose(np.array(losses), alone[0], rtol=5e-5)
+def assert_same(alone, found, params):
+    np.testing.assert_allclose(found, alone[0], rtol=5e-5)
     chex.assert_trees_all_close(params, alone[1], atol=2e-4)
 
 
@@ -60,77 +70,56 @@ def test_devices_do_not_change_the_draws(monkeypatch, batches, alone, devices):
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     monkeypatch.setattr(parallel, "shardings", lambda size: (replicated, split))
-    assert_same(alone, *run(BASE, batches, split))
+    assert_same(alone, *run(BASE, batches))
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"train": {"accumulate": 2}},
-        {"train": {"shard_optimizer": True}},
-        {"parallel": "pmap"},
-        {"parallel": "pmap", "train": {"accumulate": 2}},
-    ],
-    ids=str,
-)
-def test_ways_to_run_a_step_agree(batches, alone, changes):
-    train = dataclasses.replace(BASE.train, **changes.get("train", {}))
-    config = dataclasses.replace(BASE, parallel=changes.get("parallel", "jit"), train=train)
-    assert_same(alone, *run(config, batches, parallel.shardings(16)[1]))
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("way", ["jit", "pmap"])
+def test_ways_to_run_a_step_agree(batches, alone, way, accumulate):
+    assert_same(alone, *run(on_machine(parallel=way, accumulate=accumulate), batches))
 
 
-def run(config, batches, split):
-    state, losses = create_state(config, 1), []
-    step, layout = parallel_step(config, state)
-    state = jax.device_put(state, layout)
-    pmap = config.parallel == "pmap"
+def on_machine(**settings) -> Config:
+    return dataclasses.replace(BASE, machine=MachineConfig(**settings))
+
+
+def run(config, batches):
+    """Losses of all steps over all devices, and the parameters they lead to, as the training loop has them."""
+    replicated, split = parallel.shardings(config.data.batch_size)
+    step = parallel.compiled(partial(make_train_step, config), config.data.batch_size, config.machine)
+    state, pmap, found = parallel.place(create_state(config, 1), replicated), config.machine.parallel == "pmap", []
     state = parallel.stack(state) if pmap else state
     for batch in batches:
         state, metrics = step(state, batch if pmap else parallel.to_devices(batch, split))
-        losses.append((metrics["loss"], metrics["rate_m"], metrics["mask_mean"]))
-    return np.array(jax.device_get(losses)).reshape(len(batches), 3), jax.device_get(
-        parallel.unstack(state.params, layout.step) if pmap else state.params
-    )
+        found.append((metrics["loss"], metrics["rate_m"], metrics["mask_mean"]))
+    params = parallel.unstack(state.params, replicated) if pmap else state.params
+    return np.array(jax.device_get(found)).reshape(len(batches), 3), jax.device_get(params)
 
 
 def test_accumulation_on_one_device(batches, alone):
     """Four parts of four images, which one device can do and eight cannot."""
-    config = dataclasses.replace(BASE, train=dataclasses.replace(BASE.train, accumulate=4))
-    state, step, losses = create_state(config, 1), jax.jit(make_train_step(config)), []
-    for batch in batches:
-        state, metrics = step(state, batch)
-        losses.append((metrics["loss"], metrics["rate_m"], metrics["mask_mean"]))
-    assert_same(alone, losses, jax.device_get(state.params))
+    assert_same(alone, *on_one_device(on_machine(accumulate=4), batches))
 
 
 def test_bfloat16_trains_as_float32_does(batches, alone):
     """Computed in bfloat16, kept in float32: the losses follow those of float32, and are not the same ones."""
     config = dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, dtype="bfloat16"))
-    losses, params = run(config, batches, parallel.shardings(16)[1])
-    assert losses.dtype == np.float32 and {x.dtype for x in jax.tree.leaves(params)} == {np.dtype("float32")}
-    np.testing.assert_allclose(losses, alone[0], rtol=0.05)
-    assert not np.allclose(losses, alone[0], rtol=1e-4)
+    found, params = run(config, batches)
+    assert found.dtype == np.float32 and {x.dtype for x in jax.tree.leaves(params)} == {np.dtype("float32")}
+    np.testing.assert_allclose(found, alone[0], rtol=0.05)
+    assert not np.allclose(found, alone[0], rtol=1e-4)
 
 
-def test_parts_that_do_not_divide_over_the_devices_are_refused():
-    config = dataclasses.replace(BASE, train=dataclasses.replace(BASE.train, accumulate=4))
-    with pytest.raises(ValueError, match=r"train\.accumulate 4 leaves parts of 4 images.* 8 devices"):
-        parallel_step(config, create_state(config, 1))
+@pytest.mark.parametrize("way", ["jit", "pmap"])
+def test_parts_that_do_not_divide_over_the_devices_are_refused(way):
+    machine = MachineConfig(accumulate=4, parallel=way)
+    with pytest.raises(ValueError, match=r"machine\.accumulate 4 leaves parts of 4 images.* 8 devices"):
+        parallel.compiled(partial(make_train_step, BASE), 16, machine)
 
 
-def test_sharded_optimizer_is_an_eighth_on_each_device():
-    config = dataclasses.replace(
-        BASE, model=ModelConfig(width=16, depth=1), train=dataclasses.replace(BASE.train, shard_optimizer=True)
-    )
-    state = create_state(config, 1)
-    _, layout = parallel_step(config, state)
-    sizes = [
-        (leaf.size, leaf.addressable_shards[0].data.size)
-        for leaf in jax.tree.leaves(jax.device_put(state, layout).opt_state)
-    ]
-    whole, local = (sum(column) for column in zip(*sizes, strict=True))
-    assert local < 0.15 * whole  # an eighth, and the few that do not divide
-    assert all(x.is_fully_replicated for x in jax.tree.leaves(jax.device_put(state.params, layout.params)))
+def test_batch_that_does_not_divide_over_the_devices_is_refused():
+    with pytest.raises(ValueError, match=r"data\.batch_size 12 does not divide over 8 devices"):
+        parallel.compiled(partial(make_train_step, BASE), 12, MachineConfig())
 
 
 def test_stack_and_unstack_are_inverse():
@@ -140,14 +129,6 @@ def test_stack_and_unstack_are_inverse():
     chex.assert_trees_all_equal(state.params, again.params)
     np.testing.assert_array_equal(jax.random.key_data(state.key), jax.random.key_data(again.key))
     assert again.step.sharding == replicated
-
-
-def test_optimizer_sharding_takes_the_first_axis_that_divides():
-    replicated, _ = parallel.shardings(8)
-    specs = {
-        shape: parallel.optimizer_sharding(np.zeros(shape), replicated).spec for shape in [(3, 16, 8), (8,), (7, 9), ()]
-    }
-    assert [tuple(spec) for spec in specs.values()] == [(None, "batch"), ("batch",), (), ()]
 
 
 def test_devices_are_in_the_order_of_their_processes(monkeypatch):
@@ -160,14 +141,29 @@ def test_devices_are_in_the_order_of_their_processes(monkeypatch):
     assert [device.id for device in parallel.shardings(8)[1].mesh.devices] == list(range(8))
 
 
-def test_processes_named_by_half_are_refused():
-    with pytest.raises(ValueError, match=r"--hosts.process I, found 'a:1', 2, -1"):
-        parallel.start(HostsConfig(coordinator="a:1", processes=2))
+@pytest.mark.parametrize("hosts", ["a:1,2", "a:1,2,", "node0,2,1", "a:1,2,2", "a:1,2,-1", "a:1,two,1", "a:1", "Auto"])
+def test_hosts_that_are_not_whole_are_refused(monkeypatch, hosts):
+    monkeypatch.setattr(jax.distributed, "initialize", Mock(side_effect=AssertionError("joined")))
+    with pytest.raises(ValueError, match=rf"hosts: expected HOST:PORT,PROCESSES,THIS .*, or auto, found '{hosts}'$"):
+        parallel.start(hosts)
 
 
-def test_coordinator_without_a_port_is_refused():
-    with pytest.raises(ValueError, match=r"coordinator HOST:PORT.*found 'node0', 2, 1"):
-        parallel.start(HostsConfig(coordinator="node0", processes=2, process=1))
+@pytest.mark.parametrize(
+    ("hosts", "on_tpu", "expected"),
+    [
+        ("node0:1,2,1", False, [("node0:1", 2, 1)]),
+        ("[::1]:12,16,0", True, [("[::1]:12", 16, 0)]),
+        ("auto", False, [()]),
+        ("", True, [()]),
+        ("", False, []),
+    ],
+)
+def test_processes_are_found_by_name_or_by_the_scheduler(monkeypatch, hosts, on_tpu, expected):
+    joined = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *named: joined.append(named))
+    monkeypatch.setattr(parallel, "_on_tpu_host", lambda: on_tpu)
+    parallel.start(hosts)
+    assert joined == expected
 
 
 def test_processes_join_before_devices_are_asked_for(monkeypatch):
@@ -175,8 +171,7 @@ def test_processes_join_before_devices_are_asked_for(monkeypatch):
     done = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_: done.append("joined"))
     monkeypatch.setattr(parallel, "_check_platforms", lambda: done.append("asked"))
-    monkeypatch.setattr(parallel, "_keep_memory", lambda: None)
-    parallel.start(HostsConfig(coordinator="a:1", processes=2, process=1))
+    parallel.start("a:1,2,1")
     assert done == ["joined", "asked"]
 
 
@@ -186,8 +181,7 @@ def test_joining_leaves_sigterm_to_the_command(monkeypatch):
     try:
         taken = partial(ctypes.CDLL(None).signal, int(signal.SIGTERM), ctypes.c_void_p(1))  # ignored, behind Python
         monkeypatch.setattr(jax.distributed, "initialize", lambda *_: taken())
-        monkeypatch.setattr(parallel, "_keep_memory", lambda: None)
-        parallel.start(HostsConfig(coordinator="a:1", processes=2, process=1))
+        parallel.start("a:1,2,1")
         signal.raise_signal(signal.SIGTERM)
         assert heard
     finally:
@@ -211,9 +205,11 @@ def test_hosts_of_a_tpu_slice_are_known_by_their_chips(monkeypatch, chip):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train": TrainConfig(accumulate=3)}, "train.accumulate: expected a divisor of data.batch_size, 16, found 3"),
-        ({"model": ModelConfig(norm="group", width=12)}, "model.width: expected a multiple of 8, .* found 12"),
-        ({"parallel": "pmap", "train": TrainConfig(shard_optimizer=True)}, "train.shard_optimizer: expected False"),
+        ({"machine": MachineConfig(accumulate=3)}, "machine.accumulate: expected a divisor of data.batch_size, 16, fo"),
+        ({"map_shifts": 4, "model": ModelConfig(stride=2)}, "map_shifts: expected at most model.stride, 2, found 4"),
+        ({"model": ModelConfig(two_views=False)}, "loss.hidden: expected 0 without model.two_views, found 0.5"),
+        ({"model": ModelConfig(kind="attention_mil")}, "model.two_views: expected False for attention_mil, found True"),
+        ({"loss": LossConfig(auxiliary=0.0)}, "loss.auxiliary: expected above 0 without model.teach_through_mask"),
     ],
 )
 def test_settings_that_exclude_each_other(changes, message):
@@ -227,42 +223,16 @@ def test_fetch_returns_whole_arrays():
     np.testing.assert_array_equal(parallel.fetch(parallel.to_devices(batch, split))["index"], batch["index"])
 
 
-@pytest.mark.skipif(
-    platform.libc_ver()[0] != "glibc" or any(find_spec(name) for name in ("libtpu", "jax_plugins")),
-    reason="done on the CPU alone, with glibc",
-)
-def test_a_step_takes_its_memory_from_the_step_before():
-    """Pages fetched from the system by a program with results of 64 MiB; without `start` as the control."""
-    code = """if True:
-        import resource, jax, jax.numpy as jnp
-        from infomask_jax import parallel
-        from infomask_jax.config import HostsConfig
-        if {start}:
-            parallel.start(HostsConfig())
-        step, x = jax.jit(lambda x: x + 1), jnp.zeros(2**24)
-        for i in range(50):
-            if i == 30:
-                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            jax.block_until_ready(step(x))
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    """
-    pages = {}
-    for start in (True, False):
-        command = [sys.executable, "-c", code.format(start=start)]
-        pages[start] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert pages[True] < 0.7 * pages[False], pages  # it still may grow a few times
-
-
 def test_the_step_leaves_convolutions_to_eigen_unless_told_otherwise(monkeypatch):
     jax.jit(lambda: jax.numpy.zeros(1)).lower().compile()  # so that XLA has read the flags that are set here
     name = "--xla_cpu_experimental_ynn_fusion_type"
     monkeypatch.setenv("XLA_FLAGS", f"{name}=individual_dot")
-    assert parallel.step_options.__wrapped__() is None
+    assert cpu.step_options.__wrapped__() is None
     monkeypatch.setenv("XLA_FLAGS", "")
     with monkeypatch.context() as context:
         context.setattr(jax, "jit", Mock(side_effect=jax.errors.JaxRuntimeError("No such compile option")))
-        assert parallel.step_options.__wrapped__() is None
-    options = parallel.step_options.__wrapped__()
+        assert cpu.step_options.__wrapped__() is None
+    options = cpu.step_options.__wrapped__()
     if options is None:  # then this XLA must be one that refuses it
         with pytest.raises(jax.errors.JaxRuntimeError):
             jax.jit(lambda: 0, compiler_options={name.lstrip("-"): ""}).lower().compile()

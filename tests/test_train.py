@@ -12,20 +12,24 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import chex
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
+from conftest import Examples, change
 
-from infomask_jax import checkpoint, command, manifest, monitor, parallel, pipeline, system
-from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+from infomask_jax import checkpoint, command, manifest, monitor, parallel, pipeline, presets, system
+from infomask_jax.config import Config, DataConfig, LossConfig, MachineConfig, ModelConfig, OptimizerConfig
 from infomask_jax.explain import heat_maps
+from infomask_jax.losses import nll
+from infomask_jax.model import build
 from infomask_jax.parallel import shardings
 from infomask_jax.train import create_state, make_train_step, train
 
@@ -38,10 +42,16 @@ def tiny(workdir: Path, **changes) -> Config:
         data_dir=Path("data"),
         workdir=workdir,
         data=DataConfig(image_size=16, batch_size=8),
-        model=ModelConfig(width=8, depth=1, stride=4, latent_channels=4),
-        train=TrainConfig(steps=12, log_every=4, checkpoint_every=5),
+        model=ModelConfig(width=8, stride=4, latent_channels=4),
+        train=OptimizerConfig(steps=12),
+        machine=MachineConfig(log_every=4, checkpoint_every=5),
     )
     return dataclasses.replace(config, **changes)
+
+
+def often(workdir: Path, steps: int) -> Config:
+    """A line of the log at every step, a checkpoint at every seventh."""
+    return tiny(workdir, train=OptimizerConfig(steps=steps), machine=MachineConfig(log_every=1, checkpoint_every=7))
 
 
 @pytest.fixture
@@ -56,7 +66,7 @@ def rows(workdir: Path) -> list[dict]:
 
 
 def test_step_traces_once_and_trains(tmp_path, examples):
-    config = tiny(tmp_path, train=TrainConfig(steps=60, learning_rate=5e-3))
+    config = tiny(tmp_path, train=OptimizerConfig(steps=60, learning_rate=5e-3))
     step = jax.jit(chex.assert_max_traces(make_train_step(config), n=1))
     state = create_state(config, 1)
     losses = []
@@ -70,50 +80,72 @@ def test_step_traces_once_and_trains(tmp_path, examples):
 @pytest.mark.parametrize(
     ("changes", "maps"),
     [
-        ({"bottleneck": "none", "pooling": "noisy_or", "closed_evidence": -6.0}, ("cam",)),
-        ({"bottleneck": "none", "pooling": "attention"}, ("cam", "attention")),
-        ({"bottleneck": "vib", "pooling": "lse"}, ("vib_bits", "vib_evidence")),
-        ({"sampler": "sigmoid", "mask_samples": 1}, INFOMASK),  # attention without a bottleneck
-        ({"pooling": "attention"}, (*INFOMASK, "attention")),
+        (presets.PLAIN | {"model.pooling": "noisy_or"}, ("cam",)),
+        (presets.CAM, ("cam",)),
+        (presets.PLAIN | presets.ONE_VIEW | {"model.kind": "attention_mil"}, ("cam", "attention")),
+        ({"model.kind": "vib"}, ("vib_bits", "vib_evidence")),
+        ({"model.sampler": "sigmoid", "loss.beta_z": 0.0, "loss.beta_m": 0.0}, INFOMASK),  # deterministic attention
+        (presets.PAPER, INFOMASK),
     ],
     ids=str,
 )
 def test_rivals_train_and_name_their_maps(tmp_path, examples, changes, maps):
-    loss = LossConfig(beta_z=0.0, beta_m=0.0) if changes.get("sampler") == "sigmoid" else LossConfig()
-    model = dataclasses.replace(tiny(tmp_path).model, **changes)
-    config = tiny(tmp_path, loss=loss, model=model, train=TrainConfig(steps=2))
+    config = presets.changed(tiny(tmp_path, train=OptimizerConfig(steps=2)), changes)
     start = state = create_state(config, 1)
     step = jax.jit(make_train_step(config))
     for batch in (b for b, _ in zip(pipeline.train_batches(examples, config.data, 0), range(2), strict=False)):
         state, metrics = step(state, batch)
         assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
     # The mask waits for its price; without one nothing acts on sigma's kernel at once, and nothing ever on the prior.
-    frozen = {"mask", "log_sigma", "prior"}
+    frozen = {"mask", "log_sigma", "prior_logit", "prior_coupling"}
+    if config.model.teach_through_mask:
+        frozen = {"log_sigma"}
     for name in set(start.params) - frozen:
         moved = jax.tree.map(lambda a, b: bool((a != b).any()), start.params[name], state.params[name])
         assert all(jax.tree.leaves(moved)), name
     out = jax.eval_shape(lambda p: state.apply_fn({"params": p}, batch["image"], train=False)[1], state.params)
-    assert set(jax.eval_shape(lambda out: heat_maps(out, model.bottleneck), out)) == set(maps)
+    assert set(jax.eval_shape(lambda out: heat_maps(out, config.model.kind), out)) == set(maps)
+
+
+@pytest.mark.parametrize("model_seed", [0, 1])
+def test_preset_paper_descends_one_sum(tmp_path, examples, model_seed):
+    """Every parameter follows the gradient of NLL + beta_z KL_z + beta_m KL_m and of nothing else."""
+    config = presets.changed(tiny(tmp_path, seed=model_seed), presets.PAPER | {"loss.delay": 0.0})
+    state, batch = create_state(config, 2), next(pipeline.train_batches(Examples(findings=2), config.data, 0))
+    model, key, step = build(config.model, 2), jax.random.fold_in(state.key, 6), jnp.int32(6)
+
+    def objective(params):
+        rngs = {"sample": key}
+        logits, out = model.apply({"params": params}, batch["image"], train=True, rngs=rngs)
+        likelihood = nll(logits, batch["labels"], batch["label_mask"], 1.0)
+        rates = config.loss.beta_z * out["kl_z"].sum((1, 2)) + config.loss.beta_m * out["kl_m"].sum((1, 2, 3))
+        return (likelihood + rates).mean()  # at step 6 of 12 all of the KLs is charged
+
+    gradients = jax.jit(jax.grad(objective))(state.params)
+    _, metrics = jax.jit(make_train_step(config))(state.replace(step=step), batch)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradients), rtol=1e-4)
+    np.testing.assert_allclose(metrics["loss"], objective(state.params), rtol=1e-5)
+    assert metrics["kl_charge"] == 1.0 and min(map(jnp.linalg.norm, jax.tree.leaves(gradients["mask"]))) > 0
 
 
 def test_mask_and_prior_wait_until_their_rate_is_charged(tmp_path, examples):
-    config = tiny(tmp_path, train=TrainConfig(steps=8), loss=LossConfig(delay=0.5))
+    config = tiny(tmp_path, train=OptimizerConfig(steps=8), loss=LossConfig(delay=0.5))
     state, step = create_state(config, 1), jax.jit(make_train_step(config))
-    start, names, moved = state.params, (("mask", "bias"), ("prior", "logit"), ("prior", "coupling")), []
+    start, names, moved = state.params, ("mask", "prior_logit", "prior_coupling"), []
     for batch in (b for b, _ in zip(pipeline.train_batches(examples, config.data, 0), range(8), strict=False)):
         state, _ = step(state, batch)
-        moved.append([float(jnp.abs(state.params[part][name] - start[part][name]).sum()) for part, name in names])
+        moved.append([float(optax.tree.norm(optax.tree.sub(state.params[name], start[name]))) for name in names])
     assert np.max(moved[:5]) == 0.0 and np.min(moved[5]) > 0.0
-    fixed = dataclasses.replace(config, model=dataclasses.replace(config.model, learn_prior=False))
-    assert set(create_state(fixed, 1).params) == set(start) - {"prior"}
+    fixed = presets.changed(config, {"model.mask_coupling": 0.0})
+    assert set(create_state(fixed, 1).params) == set(start) - {"prior_logit", "prior_coupling"}
 
 
 def test_dearer_information_buys_fewer_bits_and_no_lower_loss(tmp_path, examples):
     """Two points of the rate-distortion curve, the means of the last ten steps."""
     reached = {}
     for beta in (1e-4, 3e-1):
-        loss = LossConfig(beta_z=beta, beta_m=beta, delay=0.1, ramp=0.2)
-        config = tiny(tmp_path, loss=loss, train=TrainConfig(steps=80, learning_rate=5e-3))
+        loss = LossConfig(beta_z=beta, beta_m=beta, delay=0.1)
+        config = tiny(tmp_path, loss=loss, train=OptimizerConfig(steps=80, learning_rate=5e-3))
         state, step = create_state(config, 1), jax.jit(make_train_step(config))
         rows = []
         for batch in (b for b, _ in zip(pipeline.train_batches(examples, config.data, 0), range(80), strict=False)):
@@ -128,7 +160,7 @@ def test_factor_multiplies_both_betas(tmp_path, examples):
     """One step at a factor of three is the step of a run without target whose betas are three times as large."""
     reached, log_beta = [], jnp.log(jnp.float32(3.0))
     for loss in (LossConfig(beta_z=0.01, beta_m=0.1, target_nll=0.1), LossConfig(beta_z=0.03, beta_m=0.3)):
-        config = tiny(tmp_path, loss=dataclasses.replace(loss, delay=0.0, ramp=0.5), train=TrainConfig(steps=8))
+        config = tiny(tmp_path, loss=dataclasses.replace(loss, delay=0.05), train=OptimizerConfig(steps=8))
         state = create_state(config, 1).replace(step=2)
         if loss.target_nll:
             state = state.replace(constraint=state.constraint._replace(log_beta=log_beta))
@@ -136,24 +168,24 @@ def test_factor_multiplies_both_betas(tmp_path, examples):
             jax.jit(make_train_step(config))(state, next(iter(pipeline.train_batches(examples, config.data, 0))))
         )
     (constrained, metrics), (fixed, expected) = reached
-    np.testing.assert_allclose(metrics.pop("beta"), 3.0, rtol=1e-6)
+    np.testing.assert_allclose(metrics.pop("geco_factor"), 3.0, rtol=1e-6)
     chex.assert_trees_all_close(metrics, expected, rtol=1e-5)
     chex.assert_trees_all_close(constrained.params, fixed.params, atol=1e-6)
-    assert expected["beta_scale"] == 0.5 and constrained.constraint.log_beta < log_beta  # an NLL far above the target
+    assert expected["kl_charge"] == 0.5 and constrained.constraint.log_beta < log_beta  # an NLL far above the target
 
 
 def test_target_changes_nothing_before_the_rates_are_charged_and_nothing_when_off(tmp_path, examples):
     states = []
     for target in (0.0, 0.1):
-        config = tiny(tmp_path, loss=LossConfig(delay=0.5, target_nll=target), train=TrainConfig(steps=8))
+        config = tiny(tmp_path, loss=LossConfig(delay=0.5, target_nll=target), train=OptimizerConfig(steps=8))
         state, step = create_state(config, 1), jax.jit(make_train_step(config))
         for batch in (b for b, _ in zip(pipeline.train_batches(examples, config.data, 0), range(5), strict=False)):
             state, metrics = step(state, batch)
-            assert ("beta" in metrics) == (target > 0)
+            assert ("geco_factor" in metrics) == (target > 0)
         states.append(state)
     off, on = states
     assert off.constraint is None and on.constraint.log_beta == 0.0
-    chex.assert_trees_all_equal(off.params, on.params)
+    chex.assert_trees_all_close(off.params, on.params, rtol=1e-6, atol=1e-8)  # two programs, which round on their own
     nothing_to_weigh = LossConfig(beta_z=0.0, beta_m=0.0, target_nll=0.1)  # as in an experiment's plain classifier
     assert create_state(tiny(tmp_path, loss=nothing_to_weigh), 1).constraint is None
 
@@ -161,8 +193,8 @@ def test_target_changes_nothing_before_the_rates_are_charged_and_nothing_when_of
 @pytest.mark.parametrize(("beta", "lowest", "highest"), [(0.01, 0.14, 0.26), (0.1, 0.0, 0.26)])
 def test_target_nll_is_paid_whatever_the_betas(tmp_path, examples, beta, lowest, highest):
     """Fixed, these betas end at an NLL of .08 and, with a mask that closes altogether, of 1.5: the target is .2."""
-    loss = LossConfig(beta_z=beta, beta_m=beta, delay=0.1, ramp=0.2, target_nll=0.2)
-    config = tiny(tmp_path, loss=loss, train=TrainConfig(steps=250, learning_rate=5e-3))
+    loss = LossConfig(beta_z=beta, beta_m=beta, delay=0.1, target_nll=0.2)
+    config = tiny(tmp_path, loss=loss, train=OptimizerConfig(steps=250, learning_rate=5e-3))
     state, step, paid = create_state(config, 1), jax.jit(make_train_step(config)), []
     for batch in (b for b, _ in zip(pipeline.train_batches(examples, config.data, 0), range(250), strict=False)):
         state, metrics = step(state, batch)
@@ -222,7 +254,7 @@ def test_rates_count_from_the_first_step_which_compiles(tmp_path, monkeypatch):
 
 
 def test_changed_config_or_data_is_refused_with_the_difference(tmp_path, data):
-    config = tiny(tmp_path, train=TrainConfig(steps=2))
+    config = tiny(tmp_path, train=OptimizerConfig(steps=2))
     train(config, data)
     with pytest.raises(ValueError, match=r"config\.loss\.beta_z: 3e-05 -> 0\.5"):
         train(dataclasses.replace(config, loss=dataclasses.replace(config.loss, beta_z=0.5)), data)
@@ -233,7 +265,9 @@ def test_changed_config_or_data_is_refused_with_the_difference(tmp_path, data):
 
 def test_non_finite_loss_stops_with_step_and_last_metrics(tmp_path, data):
     config = tiny(
-        tmp_path, train=TrainConfig(steps=40, log_every=5, checkpoint_every=100, learning_rate=1e30, clip_norm=1e30)
+        tmp_path,
+        train=OptimizerConfig(steps=40, learning_rate=1e30),
+        machine=MachineConfig(log_every=5, checkpoint_every=100),
     )
     with pytest.raises(FloatingPointError, match=r"step \d+: loss .* Last finite metrics"):
         train(config, data)
@@ -247,8 +281,7 @@ import conftest, test_train
 from types import SimpleNamespace
 source = lambda split, fields=None: conftest.Examples()
 data = SimpleNamespace(name="squares", fingerprint="f0", findings=("bright",), size=16, source=source)
-settings = test_train.TrainConfig(steps={steps}, log_every=1, checkpoint_every=7)
-config = test_train.tiny(pathlib.Path({workdir!r}), train=settings)
+config = test_train.often(pathlib.Path({workdir!r}), {steps})
 try:
     test_train.train(config, data)
 except KeyboardInterrupt as stop:
@@ -278,8 +311,7 @@ def test_resume_after_twenty_sigkills_is_bitwise(tmp_path, data):
     """Killed twenty times, at a random step or in the middle of writing a checkpoint, and started again each time:
     parameters, optimizer, key and data order as uninterrupted."""
     steps, seed = 400, time.time_ns()
-    rng, settings = random.Random(seed), TrainConfig(steps=steps, log_every=1, checkpoint_every=7)
-    reference = train(tiny(tmp_path / "whole", train=settings), data)
+    rng, reference = random.Random(seed), train(often(tmp_path / "whole", steps), data)
     killed, writing = tmp_path / "killed", 0
     for kill in range(20):
         process, low = start(killed, steps), rows(killed)[-1]["step"] if (killed / "metrics.jsonl").exists() else 0
@@ -297,9 +329,9 @@ def test_resume_after_twenty_sigkills_is_bitwise(tmp_path, data):
     assert step == steps
     chex.assert_trees_all_equal(params, jax.device_get(reference.params), custom_message=f"seed {seed}")
     with checkpoint.manager(killed) as checkpoints:
-        target = parallel.place(create_state(tiny(killed, train=settings), 1), shardings(8)[0])
-        iterator = iter(pipeline.train_batches(data.source("train"), tiny(killed).data, 0, lambda batch: batch))
-        state = checkpoint.restore(checkpoints, steps, target, iterator)
+        target = parallel.place(create_state(often(killed, steps), 1), shardings(8)[0])
+        batches = pipeline.train_batches(data.source("train"), tiny(killed).data, 0)
+        state = checkpoint.restore(checkpoints, steps, target, batches)
     chex.assert_trees_all_equal(jax.device_get(state.opt_state), jax.device_get(reference.opt_state))
     np.testing.assert_array_equal(jax.random.key_data(state.key), jax.random.key_data(reference.key))
     whole, resumed = ([(r["step"], r["losses"]) for r in rows(tmp_path / name)] for name in ("whole", "killed"))
@@ -328,7 +360,7 @@ def damage(path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["removed", "cut", "flipped"])
-@pytest.mark.parametrize("what", ["state/d/*", "data/process_*.json"])
+@pytest.mark.parametrize("what", ["state/d/*", "data/metadata"])
 def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, data, capsys, what, kind):
     config = tiny(tmp_path)
     whole = train(config, data)
@@ -357,11 +389,11 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, data, capsys,
     chex.assert_trees_all_equal(jax.device_get(whole.params), jax.device_get(resumed.params))
 
 
-def every_flip_is_refused_or_harmless(workdir: Path, target, iterator, flips: int, seed: int = 0) -> int:
+def every_flip_is_refused_or_harmless(workdir: Path, target, batches, flips: int, seed: int = 0) -> int:
     """Flip single bits anywhere in the newest checkpoint, load and restore; returns how many flips were refused."""
     with checkpoint.manager(workdir) as checkpoints:
         step, rng, refused = checkpoints.latest_step(), random.Random(seed), 0
-        expected = checkpoint.storable(checkpoint.restore(checkpoints, step, target, iterator))
+        expected = checkpoint.storable(checkpoint.restore(checkpoints, step, target, batches))
     files = sorted(path for path in (workdir / "checkpoints" / str(step)).rglob("*") if path.is_file())
     sizes = [path.stat().st_size for path in files]
     for _ in range(flips):
@@ -377,7 +409,7 @@ def every_flip_is_refused_or_harmless(workdir: Path, target, iterator, flips: in
         else:
             chex.assert_trees_all_equal(params, jax.device_get(expected["params"]), custom_message=str(path))
         with checkpoint.manager(workdir) as checkpoints:
-            restored, found, messages = checkpoint.restore_newest(checkpoints, target, iterator)
+            restored, found, messages = checkpoint.restore_newest(checkpoints, target, batches)
         if found == step:
             chex.assert_trees_all_equal(checkpoint.storable(restored), expected, custom_message=str(path))
         else:
@@ -391,8 +423,8 @@ def test_a_flipped_bit_is_refused_or_harmless(tmp_path, data):
     config = tiny(tmp_path)
     train(config, data)
     target = parallel.place(create_state(config, 1), shardings(8)[0])
-    iterator = iter(pipeline.train_batches(data.source("train"), config.data, 0, lambda batch: batch))
-    assert every_flip_is_refused_or_harmless(tmp_path, target, iterator, flips=20) >= 15
+    batches = pipeline.train_batches(data.source("train"), config.data, 0)
+    assert every_flip_is_refused_or_harmless(tmp_path, target, batches, flips=20) >= 15
 
 
 def test_checkpoint_without_sums_is_taken_as_it_is(tmp_path, data):
@@ -410,12 +442,11 @@ def test_state_that_is_not_finite_is_refused_by_name(tmp_path, data, part, capsy
     config = tiny(tmp_path)
     state = train(config, data)
     spoilt = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan) if x.ndim else x, getattr(state, part))
-    iterator = iter(pipeline.train_batches(data.source("train"), config.data, 0, lambda batch: batch))
-    for _ in range(12):
-        next(iterator)
+    batches = pipeline.train_batches(data.source("train"), config.data, 0)
+    batches.wind(12)
     shutil.rmtree(tmp_path / "checkpoints" / "12")
     with checkpoint.manager(tmp_path) as checkpoints:
-        checkpoint.save(checkpoints, 12, state.replace(**{part: spoilt}), iterator)
+        checkpoint.save(checkpoints, 12, state.replace(**{part: spoilt}), batches)
         checkpoint.wait(checkpoints)
     with pytest.raises(OSError, match=rf"12 cannot be read \(ValueError: {part}/\S+ is not finite\)"):
         checkpoint.load_params(tmp_path)
@@ -433,16 +464,15 @@ def test_arrays_are_stored_whole_and_read_as_orbax_would_store_them(tmp_path, da
     """Of eight devices: no slice of an array from each. Checkpoints that were sliced, as they once were, go on."""
     config = tiny(tmp_path)
     state = parallel.place(create_state(config, 1), shardings(8)[0])
-    stream = pipeline.train_batches(data.source("train"), config.data, 0, lambda batch: batch)
-    iterator = iter(stream)
-    next(iterator)
+    batches = pipeline.train_batches(data.source("train"), config.data, 0)
+    batches.wind(1)
     with checkpoint.manager(tmp_path / "own") as checkpoints:
-        checkpoint.save(checkpoints, 1, state, iterator)
+        checkpoint.save(checkpoints, 1, state, batches)
         checkpoint.wait(checkpoints)
         stored = jax.tree.leaves(checkpoints.item_metadata(1)["state"].tree)
         assert all(array.storage.chunk_shape == array.shape for array in stored) and len(stored) > 20
     items = {"state": ocp.args.StandardSave(checkpoint.storable(state))}
-    items |= {"data": grain.checkpoint.CheckpointSave(iterator)}
+    items |= {"data": ocp.args.JsonSave({"batches": 1})}
     (tmp_path / "orbax").mkdir()
     with ocp.CheckpointManager(tmp_path / "orbax" / "checkpoints") as checkpoints:
         checkpoints.save(1, args=ocp.args.Composite(**items))
@@ -451,7 +481,7 @@ def test_arrays_are_stored_whole_and_read_as_orbax_would_store_them(tmp_path, da
         assert any(array.storage.chunk_shape != array.shape for array in stored)
     for name in ("own", "orbax"):
         with checkpoint.manager(tmp_path / name) as checkpoints:
-            restored = checkpoint.restore(checkpoints, 1, state, iter(stream))
+            restored = checkpoint.restore(checkpoints, 1, state, batches)
         chex.assert_trees_all_equal(checkpoint.storable(restored), checkpoint.storable(state))
 
 
@@ -465,15 +495,30 @@ def test_no_readable_checkpoint_is_an_error_not_a_fresh_start(tmp_path, data):
     assert len(list(tmp_path.glob("broken-*"))) == 2
 
 
-def test_iterator_that_stands_elsewhere_is_damage(tmp_path, data, capsys):
+def test_data_that_stands_elsewhere_is_damage(tmp_path, data, capsys):
     config = tiny(tmp_path)
     train(config, data)
     (tmp_path / "checkpoints" / "12" / checkpoint.SUMS).unlink()  # with them it is seen at once
-    path = tmp_path / "checkpoints" / "12" / "data" / "process_0-of-1.json"
-    path.write_text(path.read_text().replace("12", "02"))
-    path.write_text(path.read_text().replace("02", "2"))
+    path = tmp_path / "checkpoints" / "12" / "data" / "metadata"
+    change(path, ("batches",), 2)
     train(config, data)
-    assert "standsatbatch2,not12" in "".join(capsys.readouterr().out.split())
+    assert "datastandsat{'batches':2},notatbatch12" in "".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+def test_what_the_machine_does_may_change_before_the_run_goes_on(tmp_path, data, parallel):
+    """Another number of loader processes and parts, other intervals: the same run, and its config.json says so."""
+    whole = train(tiny(tmp_path / "whole"), data)
+    config = tiny(tmp_path / "run")
+    train(config, data)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "12")
+    others = {"workers": 2, "cache_gib": 0.0, "log_every": 1, "checkpoint_every": 100, "parallel": parallel}
+    config = dataclasses.replace(config, machine=MachineConfig(**others), map_shifts=1)
+    resumed = train(config, data)  # from step 10
+    same = chex.assert_trees_all_equal if parallel == "jit" else partial(chex.assert_trees_all_close, atol=2e-5)
+    same(jax.device_get(whole.params), jax.device_get(resumed.params))
+    assert Config.load(tmp_path / "run").machine == config.machine
+    assert [row["step"] for row in rows(tmp_path / "run")] == [4, 5, 8, 10, 11, 12]
 
 
 FULL = """
@@ -484,8 +529,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (25_000, 25_000))  # writing a larger 
 
 
 def test_full_disk_is_an_error_and_leaves_the_last_checkpoint(tmp_path, data):
-    settings = TrainConfig(steps=60, log_every=1, checkpoint_every=7)  # as in SCRIPT
-    whole = train(tiny(tmp_path, train=settings), data)
+    whole = train(often(tmp_path, 60), data)  # as in SCRIPT
     shutil.rmtree(tmp_path / "checkpoints" / "60")
     places = {"root": str(ROOT), "tests": str(ROOT / "tests"), "workdir": str(tmp_path), "steps": 60}
     script = FULL + SCRIPT.format(**places)
@@ -494,7 +538,7 @@ def test_full_disk_is_an_error_and_leaves_the_last_checkpoint(tmp_path, data):
     assert f"could not be written to {tmp_path}/checkpoints" in found.stdout and "make room" in found.stdout
     assert "too large" in found.stdout.lower() and "Traceback" not in found.stdout + found.stderr, found.stderr
     assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()] == ["56"]
-    resumed = train(tiny(tmp_path, train=settings), data)  # with room again it goes on
+    resumed = train(often(tmp_path, 60), data)  # with room again it goes on
     chex.assert_trees_all_equal(jax.device_get(whole.params), jax.device_get(resumed.params))
 
 
@@ -528,25 +572,26 @@ def test_notice_of_the_cloud_saves_and_stops(tmp_path, data, monkeypatch, notice
             pass
 
     monkeypatch.setattr(monitor, "METADATA_SECONDS", 0.05)
+    rarely = MachineConfig(log_every=1, checkpoint_every=50_000)
     with http.server.HTTPServer(("localhost", 0), Metadata) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("GCE_METADATA_HOST", f"localhost:{server.server_port}")
         with pytest.raises(command.Stopped, match=r"saved\. The same command continues"):
-            train(tiny(tmp_path, train=TrainConfig(steps=100_000, log_every=1, checkpoint_every=50_000)), data)
+            train(tiny(tmp_path, train=OptimizerConfig(steps=100_000), machine=rarely), data)
         server.shutdown()
     assert Metadata.asked >= 3  # more where the machine is busy and an answer came too late
     assert checkpoint.load_params(tmp_path)[1] == rows(tmp_path)[-1]["step"]
 
 
 def test_profile_is_written_and_does_not_make_another_run(tmp_path, data):
-    settings = TrainConfig(steps=24, checkpoint_every=5)
-    train(tiny(tmp_path, train=settings, profile=True), data)
+    settings = {"train": OptimizerConfig(steps=24)}
+    train(tiny(tmp_path, machine=MachineConfig(profile=True), **settings), data)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
-    train(tiny(tmp_path, train=settings), data)
+    train(tiny(tmp_path, **settings), data)
 
 
 def test_resume_with_a_target_nll_is_bitwise(tmp_path, data):
-    config = tiny(tmp_path, loss=LossConfig(delay=0.0, ramp=0.2, target_nll=0.1))
+    config = tiny(tmp_path, loss=LossConfig(delay=0.0, target_nll=0.1))
     whole = train(config, data)
     shutil.rmtree(tmp_path / "checkpoints" / "12")
     resumed = train(config, data)  # from step 10
@@ -571,7 +616,7 @@ def test_second_training_in_a_work_directory_is_refused(tmp_path, data):
         with pytest.raises(BlockingIOError, match=rf"{tmp_path}: another process trains here; wait"):
             train(tiny(tmp_path), data)
         assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    train(tiny(tmp_path, train=TrainConfig(steps=12, log_every=4, checkpoint_every=5)), data)
+    train(tiny(tmp_path), data)
 
 
 def test_training_goes_on_where_there_are_no_locks(tmp_path, data, monkeypatch):
@@ -579,12 +624,13 @@ def test_training_goes_on_where_there_are_no_locks(tmp_path, data, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(system.fcntl, "flock", without)
-    train(tiny(tmp_path, train=TrainConfig(steps=2)), data)
+    train(tiny(tmp_path, train=OptimizerConfig(steps=2)), data)
     assert checkpoint.load_params(tmp_path)[1] == 2
 
 
-def test_weight_decay_reaches_kernels_only(tmp_path):
-    config = tiny(tmp_path, train=TrainConfig(steps=10, warmup=0.0, weight_decay=0.1))
+def test_weight_decay_reaches_kernels_only(tmp_path, monkeypatch):
+    monkeypatch.setattr("infomask_jax.train.WEIGHT_DECAY", 0.1)
+    config = tiny(tmp_path, train=OptimizerConfig(steps=10))
     state = create_state(config, 1)
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     for _ in range(2):  # the first step of the warm-up has rate zero
@@ -598,10 +644,11 @@ def test_weight_decay_reaches_kernels_only(tmp_path):
 @pytest.mark.parametrize(
     ("group", "field", "value"),
     [
-        ("train", "log_every", 0),
+        ("machine", "log_every", 0),
+        ("machine", "accumulate", 0),
         ("train", "steps", 1),
         ("model", "mask_prior", 0.0),
-        ("model", "mask_bias", float("nan")),
+        ("model", "mask_evidence", float("nan")),
         ("loss", "beta_z", float("nan")),
         ("loss", "target_nll", -0.1),
     ],
@@ -612,9 +659,9 @@ def test_settings_out_of_range_are_refused_by_name(tmp_path, group, field, value
         dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **{field: value})})
 
 
-def test_warm_up_of_nearly_all_of_few_steps(tmp_path):
+def test_few_steps_have_a_warm_up(tmp_path):
     for steps in (2, 3, 4):
-        state = create_state(tiny(tmp_path, train=TrainConfig(steps=steps, warmup=0.9)), 1)
+        state = create_state(tiny(tmp_path, train=OptimizerConfig(steps=steps)), 1)
         assert int(state.step) == 0
 
 
@@ -626,11 +673,11 @@ def test_seed_out_of_range_is_refused(tmp_path, seed):
 
 def test_settings_of_a_second_view_are_refused_without_one(tmp_path):
     config = tiny(tmp_path)
-    one = dataclasses.replace(config.model, half_turn=False)
-    with pytest.raises(ValueError, match=r"loss.hidden: expected 0 without model.half_turn .*found 0.5\n.*consistency"):
+    one = dataclasses.replace(config.model, two_views=False)
+    with pytest.raises(ValueError, match=r"loss.hidden: expected 0 without model.two_views, found 0.5\n.*consistency"):
         dataclasses.replace(config, model=one)
     none = dataclasses.replace(config.loss, hidden=0.0, consistency=0.0)
-    assert not dataclasses.replace(config, model=one, loss=none).model.half_turn
+    assert not dataclasses.replace(config, model=one, loss=none).model.two_views
 
 
 def test_a_classifier_that_nothing_teaches_is_refused(tmp_path):
@@ -638,8 +685,8 @@ def test_a_classifier_that_nothing_teaches_is_refused(tmp_path):
     without = dataclasses.replace(config.loss, auxiliary=0.0)
     with pytest.raises(ValueError, match=r"loss\.auxiliary: expected above 0 without model\.teach"):
         dataclasses.replace(config, loss=without)
-    for change in ({"teach_through_mask": True}, {"bottleneck": "vib"}):
-        dataclasses.replace(config, loss=without, model=dataclasses.replace(config.model, **change))
+    for changes in ({"teach_through_mask": True}, {"kind": "vib"}):
+        dataclasses.replace(config, loss=without, model=dataclasses.replace(config.model, **changes))
 
 
 def test_settings_that_cannot_run_do_not_claim_the_folder(tmp_path, data):

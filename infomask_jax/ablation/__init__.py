@@ -20,7 +20,7 @@ import jax
 from infomask_jax import parallel, pipeline, report
 from infomask_jax.ablation.table import RESAMPLES, add_controls, as_row, merge
 from infomask_jax.ablation.together import train_together
-from infomask_jax.ablation.variants import config_of, select, variants
+from infomask_jax.ablation.variants import Variant, config_of, select, variants
 from infomask_jax.ablation.workers import Task, read, score_run, side_by_side
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
@@ -28,7 +28,7 @@ from infomask_jax.report import ablations as drawing
 from infomask_jax.report.figures import folders
 from infomask_jax.system import write_all
 
-__all__ = ["config_of", "run", "select", "train_together", "variants"]
+__all__ = ["Variant", "config_of", "run", "select", "train_together", "variants"]
 
 
 def run(

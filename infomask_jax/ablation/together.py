@@ -40,7 +40,7 @@ def train_together(configs: list[Config], data: Prepared) -> None:
     if not first.machine.workers:  # loader processes share nothing
         source = pipeline.Decoded(source, first.machine.cache_gib)
     streams = {
-        seed: iter(pipeline.train_batches(source, first.data, seed, first.machine, to_devices))
+        seed: pipeline.train_batches(source, first.data, seed, first.machine, to_devices)
         for seed in {c.seed for c in configs}
     }
     total, every = first.train.steps, first.machine.log_every

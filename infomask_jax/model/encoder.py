@@ -1,7 +1,6 @@
 """Residual encoder: radiographs -> features of each cell of the latent grid."""
 
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,26 +10,22 @@ RELU_GAIN = (2.0 / (1.0 - 1.0 / jnp.pi)) ** 0.5  # brings the variance of a stan
 
 
 class WSConv(nn.Module):
-    """Convolution with scaled weight standardisation (Brock et al. 2021), a normaliser without statistics.
-
-    Each filter has zero mean and variance 1/fan-in, times a learned gain, so the layer keeps the variance of its input
-    and no cell sees another one through a normaliser.
-    """
+    """Convolution with scaled weight standardisation (Brock et al. 2021): filters of mean 0 and variance 1 / fan-in
+    keep the variance of the input, without statistics through which cells would see each other."""
 
     features: int
     side: int
-    dtype: Any = jnp.float32
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.side, self.side, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        kernel = self.param("kernel", nn.initializers.he_normal(), (self.side, self.side, x.shape[-1], self.features))
         gain = self.param("gain", nn.initializers.ones, (self.features,))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         centred = kernel - kernel.mean(axis=(0, 1, 2))
         kernel = gain * centred * jax.lax.rsqrt(kernel[..., 0].size * centred.var(axis=(0, 1, 2)) + 1e-4)
         x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
-        layout = "NHWC", "HWIO", "NHWC"
+        layout = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout) + bias
 
 
@@ -43,7 +38,7 @@ class Encoder(nn.Module):
 
     width: int
     stride: int
-    dtype: Any = jnp.float32
+    dtype: str = "float32"
     depth: int = 2  # blocks in each stage
 
     @nn.compact

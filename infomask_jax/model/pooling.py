@@ -31,10 +31,8 @@ def pool(cells: jax.Array, pooling: str) -> jax.Array:
 
 
 def noisy_or(cells: jax.Array) -> jax.Array:
-    """[..., N, K] -> [..., K]: log(exp(s) - 1) with s = sum_n softplus(e_n) = -log(1 - p), exact in float32.
-
-    Small terms are summed by their logarithms: below -15, softplus(e) = exp(e) and log(exp(s) - 1) = log s.
-    """
+    """[..., N, K] -> [..., K]: log(exp(s) - 1) with s = sum_n softplus(e_n) = -log(1 - p), exact in float32: below -15,
+    softplus(e) = exp(e) and log(exp(s) - 1) = log s."""
     low = -15.0
     log_terms = jnp.where(cells < low, cells, jnp.log(jax.nn.softplus(jnp.maximum(cells, low))))
     log_s = jax.nn.logsumexp(log_terms, axis=-2)

@@ -18,11 +18,10 @@ def kl_normal(mu: jax.Array, log_sigma: jax.Array) -> jax.Array:
 
 
 def sample_mask(key: jax.Array, logits: jax.Array, samples: int, sampler: str) -> jax.Array:
-    """Reparameterized draws of the mask, in 0 .. 1, differentiable in the logits: [...] -> [samples, ...].
+    """Reparameterized draws of the mask, in 0 .. 1, in antithetic pairs: logits [...] -> [samples, ...].
 
-    The noise of the second half is minus that of the first (antithetic pairs). pi = sigmoid(logits). Samplers:
-    concrete (Maddison et al. 2017), hard_concrete (Louizos et al. 2018), straight_through (Bengio et al. 2013: hard
-    draw forward, gradient of the concrete draw), gaussian_gate (Yamada et al. 2020), sigmoid (no noise).
+    concrete: Maddison et al. 2017; hard_concrete: Louizos et al. 2018; straight_through: a hard draw with the gradient
+    of the concrete one, Bengio et al. 2013; gaussian_gate: Yamada et al. 2020; sigmoid: no noise.
     """
     logits = jnp.broadcast_to(logits, (samples, *logits.shape))
     if sampler == "sigmoid":
@@ -51,8 +50,7 @@ def mean_mask(logits: jax.Array, sampler: str) -> jax.Array:
 
 def kl_bernoulli(logits: jax.Array, prior_logits: jax.Array) -> jax.Array:
     """KL(Bern(sigmoid(logits)) || Bern(sigmoid(prior_logits))) in nats, elementwise; finite for finite logits."""
-    difference = jax.nn.softplus(prior_logits) - jax.nn.softplus(logits)  # of log(1 - pi)
-    return jax.nn.sigmoid(logits) * (logits - prior_logits) + difference
+    return jax.nn.sigmoid(logits) * (logits - prior_logits) + jax.nn.softplus(prior_logits) - jax.nn.softplus(logits)
 
 
 def mask_prior_logits(pi: jax.Array, logit: float | jax.Array, coupling: float | jax.Array) -> jax.Array:

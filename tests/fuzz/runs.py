@@ -20,7 +20,7 @@ from fuzz import mutators, tables
 from fuzz.workers import Bad
 
 from infomask_jax import checkpoint, datasets, experiment, pipeline, predict, report
-from infomask_jax.config import Config, DataConfig, ModelConfig, TrainConfig
+from infomask_jax.config import Config, DataConfig, MachineConfig, ModelConfig, OptimizerConfig
 from infomask_jax.train import create_state
 
 VALUES = (
@@ -39,8 +39,9 @@ def train(folder: Path) -> Path:
         data_dir=folder / "data",
         workdir=folder / "run",
         data=DataConfig(image_size=16, batch_size=4),
-        model=ModelConfig(width=8, depth=1, stride=8, latent_channels=2, mask_samples=2),
-        train=TrainConfig(steps=6, log_every=2, checkpoint_every=3),
+        model=ModelConfig(width=8, stride=8, latent_channels=2, mask_samples=2),
+        train=OptimizerConfig(steps=6),
+        machine=MachineConfig(log_every=2, checkpoint_every=3),
     )
     experiment.run(config)
     return folder
@@ -229,12 +230,10 @@ class Checkpoints(Runs):
             raise RuntimeError(f"expected checkpoints {self.steps}, read {sorted(self.truth)}")
 
     def restored(self) -> tuple:
-        iterator = iter(pipeline.train_batches(self.source, self.config.data, self.config.seed))
+        batches = pipeline.train_batches(self.source, self.config.data, self.config.seed)
         with checkpoint.manager(self.run) as checkpoints:
-            state, step, messages = checkpoint.restore_newest(checkpoints, self.state, iterator)
-        at = iterator.get_state()
-        at = json.loads(at) if isinstance(at, bytes | str) else at
-        return (checkpoint.storable(state), at), step, messages
+            state, step, messages = checkpoint.restore_newest(checkpoints, self.state, batches)
+        return (checkpoint.storable(state), batches.taken), step, messages
 
     def make(self, rng: np.random.Generator) -> dict[Path, bytes | None]:
         """One bit flipped in half of all cases: anywhere, every byte as likely."""
