@@ -3,6 +3,10 @@ VENV ?= .venv
 RUN ?= runs/demo
 DATA ?= data
 BIN := $(VENV)/bin
+# glibc keeps freed memory, of which XLA's CPU backend asks for new in every step (docs/running.md)
+export MALLOC_ARENA_MAX ?= 1
+export MALLOC_MMAP_MAX_ ?= 0
+export MALLOC_TRIM_THRESHOLD_ ?= 2147483647
 
 .PHONY: demo test lint install clean
 

@@ -3,9 +3,8 @@
     python -m infomask_jax prepare nih --source DIR --data-dir data --size 256 --findings Pneumonia
     python experiments/nih_pneumonia.py --data-dir data --workdir runs/nih
 
-Hardware: one accelerator and 8 loader cores. It has not been run: time and score are not known. Grid and bound on the
-evidence are those of the RSNA experiment; 224 px, width 32, batches of 64, 20,000 steps and positives weighed 20 to 1
-(so that probabilities are not calibrated) are guesses.
+Hardware: one accelerator and 8 loader cores. It has not been run: time and score are not known. 224 px, width 32,
+batches of 64, 20,000 steps and positives weighed 20 to 1 are guesses.
 """
 
 from pathlib import Path

@@ -3,11 +3,10 @@
     python -m infomask_jax prepare rsna --source DIR --data-dir data --size 128 [--matched]
     python experiments/rsna_pneumonia.py --data-dir data --workdir runs/rsna
 
-`--matched` needs a split.csv in DIR with a column `matched`, which the challenge does not have. The scores below are of
-such a split (4,730 training images, 1:1, matched by view) of films in which all but the lungs is black; for the
-challenge's whole films there is none yet. Hardware and time: 2 CPU cores, about 10 minutes; under 1.3 GiB of memory.
-Test, seeds 0, 1, 2: PxAP of the mask .391 +- .025, pointing game .626, mean IoU .228, of CAM .110, .535, .101; AUROC
-.656 +- .006. Every rival: experiments/README.md.
+`--matched` needs a split.csv in DIR with a column `matched`, which the challenge does not have. Hardware and time: 2
+CPU cores, about 10 minutes, under 1.3 GiB. Expected on such a split of films that are black outside the lungs: PxAP of
+the mask .391 +- .025, mean IoU .228, AUROC .656 (seeds 0 to 2). Whole films have not been run. More:
+experiments/README.md.
 """
 
 from pathlib import Path

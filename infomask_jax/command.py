@@ -210,17 +210,18 @@ def _expanded(word: str) -> str:
     return option + equals + expanded
 
 
-def main(default: Any, description: str | None) -> None:
-    """Command line of an experiment script: the Config `default`, a preset's changes, any field overridden, then
+def main(default: Any, description: str) -> None:
+    """Command line of an experiment script: the Config `default`, changed by a preset, with any field overridden, then
     `experiment.run`."""
     with ends(resumes=True):
         from infomask_jax.presets import PRESETS, changed
 
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         parser.add_argument("--preset", choices=PRESETS, default="default")
-        preset, sys.argv[1:] = parser.parse_known_args()
-        default = changed(default, PRESETS[preset.preset])
-        config = parse(type(default), default=default, description=description)
+        chosen, sys.argv[1:] = parser.parse_known_args()
+        preset = changed(default, PRESETS[chosen.preset])
+        told = "--preset paper: the objective as the paper states it and nothing of ours. Flags beside it count."
+        config = parse(type(default), default=preset, description=f"{description}\n{told}")
         from infomask_jax import experiment, parallel
 
         parallel.start(config.machine.hosts)
