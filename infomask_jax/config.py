@@ -1,4 +1,4 @@
-"""Every setting of a run, as frozen dataclasses. docs/method.md has the reasons."""
+"""Every setting of a run. docs/method.md has the reasons."""
 
 import dataclasses
 import functools
@@ -105,7 +105,7 @@ class Config:
     machine: MachineConfig = field(default_factory=MachineConfig)
 
     def __post_init__(self):
-        wrong, model, loss = [], self.model, self.loss
+        wrong, model, loss, two = [], self.model, self.loss, self.model.two_views
 
         def require(holds: bool, name: str, expected: str, found: Any) -> None:
             if not holds:
@@ -115,7 +115,6 @@ class Config:
             lowest, highest = leaf.metadata.get("range", (None, None))
             if lowest is not None:  # NaN fails too
                 require(lowest <= value <= highest, name, f"{lowest:g} to {highest:.10g}", value)
-        two = model.two_views
         require(two or not loss.hidden, "loss.hidden", "0 without model.two_views", loss.hidden)
         require(two or not loss.consistency, "loss.consistency", "0 without model.two_views", loss.consistency)
         require(not two or model.kind != "attention_mil", "model.two_views", "False for attention_mil", two)
@@ -162,7 +161,7 @@ def _read(kind: type, values: Any, prefix: str, younger: list[str]) -> Any:
     """A dataclass from what JSON has for it. The fields that it lacks are added to `younger`."""
     types = get_type_hints(kind)
     if not isinstance(values, dict):
-        raise TypeError(f"{prefix.rstrip('.') or 'all of it'}: expected an object, found {values!r}")
+        raise TypeError(f"{prefix[:-1] or 'all of it'}: expected an object, found {values!r}")
     if unknown := sorted(values.keys() - types.keys()):
         raise ValueError(f"unknown {', '.join(prefix + name for name in unknown)}")
     found = {}
@@ -174,7 +173,8 @@ def _read(kind: type, values: Any, prefix: str, younger: list[str]) -> Any:
             value = part.metadata["before"]
             younger.append(f"{name} (so {value!r})")
         elif not _is_of(value, wanted):
-            raise TypeError(f"{name}: expected {getattr(wanted, '__name__', wanted)}, found {value!r}")
+            expected = " or ".join(map(str, get_args(wanted))) or wanted.__name__
+            raise TypeError(f"{name}: expected {expected}, found {value!r}")
         found[part.name] = Path(value) if wanted is Path else value
     return kind(**found)
 

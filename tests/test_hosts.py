@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 STEPS = 30
 FLAGS = f"""
   --data.image-size 32 --data.batch-size 16 --model.width 8 --model.latent-channels 4 --no-baseline --map-shifts 1
-  --train.steps {STEPS} --machine.log-every 2 --machine.checkpoint-every 7 --loss.delay 0
+  --train.steps {STEPS} --train.learning-rate 1e-3 --loss.delay 0 --machine.log-every 2 --machine.checkpoint-every 7
 """.split()
 
 

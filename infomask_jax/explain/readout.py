@@ -8,7 +8,7 @@ import jax
 
 
 def encode(model: nn.Module, variables: dict, images: jax.Array) -> jax.Array:
-    """[B, H, W, 1] -> features [B, h, w, D]; with `half_turn` the mean over the image and its half turn."""
+    """[B, H, W, 1] -> features [B, h, w, D]; with `two_views` the mean over the image and its half turn."""
     return model.apply(variables, images, train=False)[1]["features"]
 
 
