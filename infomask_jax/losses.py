@@ -19,31 +19,30 @@ def infomask_loss(config: LossConfig, logits: jax.Array, out: dict, batch: dict,
     KL_z = KL(N(mu, sigma^2) || N(0, I)), KL_m = KL(Bern(pi) || prior), nats, summed over channels and cells. The first
     line is the method: for binary m, beta_z = beta_m = beta, charge 1 and a fixed prior without coupling it bounds
     -I(m z; y) + beta I(m z; x) from above, up to the constant H(y) (docs/method.md). The second line is ours. A weight
-    of zero removes its term from the program.
+    of zero leaves its term out.
 
     logits [B, K], out: of the model; batch: labels, label_mask [B, K] and valid [B], 0 for padding, which is not
-    counted; charge: scalar, of `kl_charge`, times GECO's factor. Returns the scalar L, nats per image, and means over
-    the images: nll (nats), rate_z, rate_m (bits per image), mask_mean.
+    counted; charge: that of `kl_charge`, times GECO's factor if there is one. Returns the scalar L, nats per image, and
+    means over the images: nll (nats), rate_z, rate_m (bits per image), mask_mean.
     """
     count = jnp.maximum(batch["valid"].sum(), 1.0)
 
     def mean(per_image):  # one global sum, one division: exact under padding and sharding
         return jnp.sum(per_image * batch["valid"]) / count
 
-    def likelihood(logits):
+    def mean_nll(logits):
         return mean(nll(logits, batch["labels"], batch["label_mask"], config.positive_weight))
 
-    paid = jax.vmap(likelihood)(out.get("sample_logits", logits[None])).mean()
+    loss = paid = jax.vmap(mean_nll)(out.get("sample_logits", logits[None])).mean()  # rivals have no samples
     rate_z, rate_m = mean(out["kl_z"].sum(axis=(1, 2))), mean(out["kl_m"].sum(axis=(1, 2, 3)))
-    loss = paid
     if config.beta_z:
         loss += charge * config.beta_z * rate_z
     if config.beta_m:
         loss += charge * config.beta_m * rate_m
     if config.auxiliary and "auxiliary_logits" in out:
-        loss += config.auxiliary * likelihood(out["auxiliary_logits"])
+        loss += config.auxiliary * mean_nll(out["auxiliary_logits"])
     if config.hidden and "hidden_logits" in out:
-        loss += config.hidden * likelihood(out["hidden_logits"])
+        loss += config.hidden * mean_nll(out["hidden_logits"])
     if config.consistency and "view_difference" in out:
         loss += config.consistency * mean(out["view_difference"])
     rates = {"rate_z": rate_z * BITS, "rate_m": rate_m * BITS}

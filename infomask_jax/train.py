@@ -16,9 +16,7 @@ from infomask_jax.geco import Constraint, adapt_beta, initial_constraint
 from infomask_jax.losses import infomask_loss, kl_charge
 from infomask_jax.model import build
 
-WARM_UP = 0.05  # share of the steps
-CLIP_NORM = 1.0  # largest global norm of a gradient
-WEIGHT_DECAY = 1e-4  # decoupled, on kernels only
+WARM_UP, CLIP_NORM, WEIGHT_DECAY = 0.05, 1.0, 1e-4  # share of the steps; largest norm of a gradient; on kernels only
 
 
 class TrainState(train_state.TrainState):
@@ -51,11 +49,9 @@ def mask_waits(config: Config, gradients: dict, charge: jax.Array) -> dict:
 
 
 def make_train_step(config: Config, axis: str | None = None):
-    """The pure function train_step(state, batch) -> (state, metrics), batch as in pipeline.py.
+    """The pure function train_step(state, batch) -> (state, metrics), batch as in pipeline.py, metrics scalars.
 
-    Metrics are scalars, see `infomask_loss`; with a target NLL also geco_factor, on both betas in this step. Those of
-    parts of a batch are averaged, which is exact without padding. axis: pmap's, whose step sees one device's part.
-    """
+    Parts of a batch are averaged, which is exact without padding. axis: pmap's, whose step sees one device's part."""
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(state.key, state.step)

@@ -15,7 +15,12 @@ SAMPLERS = ("concrete", "hard_concrete", "straight_through", "gaussian_gate", "s
 
 def draws_of(logit: float, count: int, sampler: str, key: int) -> jax.Array:
     """`count` samples of the mask of one cell."""
-    return sampling.sample_mask(jax.random.key(key), jnp.full((1, 1, 1), logit), count, sampler)
+    return sampling.sample_mask(one_key(key), jnp.full((1, 1, 1, 1), logit), count, sampler)
+
+
+def one_key(number: int) -> jax.Array:
+    """[1]: of the draws of one image."""
+    return jax.random.split(jax.random.key(number), 1)
 
 
 @pytest.mark.parametrize("logit", [-2.0, 0.0, 1.5])
@@ -33,7 +38,7 @@ def test_sample_mean_is_pi_in_the_limit(sampler, logit, monkeypatch):
 def test_samples_come_in_antithetic_pairs(sampler, samples, monkeypatch):
     """At pi = 1/2 the two of a pair are mirror images; each sample is distributed as alone, the middle one is alone."""
     monkeypatch.setattr(sampling, "TEMPERATURE", 0.1)
-    draws = np.asarray(sampling.sample_mask(jax.random.key(8), jnp.zeros(2000), samples, sampler))
+    draws = np.asarray(sampling.sample_mask(one_key(8), jnp.zeros((1, 20_000)), samples, sampler)[:, 0])
     half = samples // 2
     np.testing.assert_allclose(draws[:half], 1.0 - draws[samples - half :], atol=1e-6)
     quantiles = np.quantile(draws, [0.1, 0.5, 0.9], axis=1)
@@ -67,7 +72,7 @@ def test_pathwise_gradient_matches_finite_difference(sampler):
 
 def test_straight_through_gradient_is_that_of_the_concrete_draw():
     def total(sampler):
-        return lambda logits: sampling.sample_mask(jax.random.key(4), logits, 1, sampler).sum()
+        return lambda logits: sampling.sample_mask(one_key(4), logits[None], 1, sampler).sum()
 
     with jax.debug_key_reuse(False):
         logits = jnp.linspace(-2, 2, 16).reshape(16, 1, 1, 1)
@@ -78,7 +83,7 @@ def test_straight_through_gradient_is_that_of_the_concrete_draw():
 
 def test_representation_sample_has_posterior_moments():
     mu, log_sigma = jnp.full((20_000, 1, 1, 2), 0.7), jnp.full((20_000, 1, 1, 2), -1.0)
-    z = sampling.sample_normal(jax.random.key(5), mu, log_sigma)
+    z = sampling.sample_normal(jax.random.split(jax.random.key(5), 20_000), mu, log_sigma)
     np.testing.assert_allclose(z.mean(), 0.7, atol=0.01)
     np.testing.assert_allclose(z.std(), np.exp(-1.0), atol=0.01)
 

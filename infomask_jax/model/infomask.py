@@ -16,7 +16,7 @@ LOGIT_BOUND = 6.0  # of the mask posterior: pi stays within 0.0025 .. 0.9975 and
 LOG_SIGMA, MASK_LOGIT = -3.0, 2.0  # at first: z nearly without noise, cells open
 ABSENT = -3.0  # logit of an image whose mask is closed, at first: absent unless shown
 
-Dense = partial(nn.Dense, precision="highest")  # float32, which accelerators else round to half of its digits
+Dense = partial(nn.Dense, precision="highest")  # float32, which accelerators otherwise round to half of its digits
 constant = nn.initializers.constant
 
 
@@ -37,7 +37,7 @@ class InfoMask(nn.Module):
 
         Args:
           images: [B, H, W, 1] float32, standardised.
-          train: sample z and m, which needs the rng stream `sample`; otherwise take their means.
+          train: sample z and m, with the rng stream `sample`; otherwise take mu and pi.
           features: [B, h, w, D] in place of the encoder's, for attribution; `images` is not read.
           positions: [B] int32, by default 0 .. B - 1: places of the images in the global batch. They pick the draws,
             which are then the same however the batch is split.
@@ -45,41 +45,42 @@ class InfoMask(nn.Module):
 
         `out`: features; mu, log_sigma [B, h, w, C]; mask_logits, mask [B, h, w, M]; kl_z [B, h, w], weighed by the
         probability that the cell is open, and kl_m [B, h, w, M], nats; evidence [B, h, w, K], what is pooled. In
-        training also sample_logits [S, B, K], auxiliary_logits [B, K] without the mask and, with two views, view_terms.
+        training also sample_logits [S, B, K], auxiliary_logits [B, K] without the mask and, with two views,
+        hidden_logits and view_difference, see views.py.
         """
         c, masks = self.config, self.findings if self.config.mask_per_finding else 1
-        keys, features, views, content = begin(self, images, train, features, positions)
+        keys = sampling.image_keys(self, images, features, positions) if train else sampling.Keys()
+        features, views = encode(c, self.encoder, images, keys.hide) if features is None else (features, None)
+        content = with_content(c, features)
+        stop = jax.lax.stop_gradient if train else lambda x: x  # in evaluation attributions need every gradient
 
-        # q(z|x)
+        # z ~ q(z|x) = N(mu, sigma^2)
         to_mu = Dense(c.latent_channels, name="mu")
         mu = to_mu(features)
-        log_sigma = Dense(c.latent_channels, bias_init=constant(LOG_SIGMA), name="log_sigma")(features)
-        log_sigma = jnp.clip(log_sigma, -8.0, 2.0)
-        z = jax.vmap(sampling.sample_normal)(keys["z"], mu, log_sigma) if train else mu
+        log_sigma = Dense(c.latent_channels, bias_init=constant(LOG_SIGMA), name="log_sigma")(features).clip(-8.0, 2.0)
+        z = sampling.sample_normal(keys.z, mu, log_sigma) if train else mu
 
+        # The evidence of a cell, w . z
         head = Dense(self.findings, use_bias=False, name="head")  # no bias: a closed cell, z = 0, says nothing
 
         def evidence(z):  # [B, h, w, C] -> [B, h, w, K]
             return content * bounded(c, head(z))
 
-        # q(m|x), whose logits are what it learns itself and a share of what the classifier knows
-        known = jax.lax.stop_gradient(evidence(mu)) if train else evidence(mu)
+        # m ~ q(m|x) = Bernoulli(pi), whose logits are a share of what the classifier knows and what the mask learns
+        known = stop(evidence(mu))
         known = known if c.mask_per_finding else known.max(axis=-1, keepdims=True)
         own = Dense(masks, kernel_init=nn.initializers.zeros, bias_init=constant(MASK_LOGIT), name="mask")(features)
-        mask_logits = LOGIT_BOUND * jnp.tanh((own + c.mask_evidence * known) / LOGIT_BOUND)
+        mask_logits = LOGIT_BOUND * jnp.tanh((c.mask_evidence * known + own) / LOGIT_BOUND)
         mask_logits = jnp.where(content > 0, mask_logits, -LOGIT_BOUND)
         pi = content * jax.nn.sigmoid(mask_logits)
         if train:
-            draw = partial(sampling.sample_mask, samples=c.mask_samples, sampler=c.sampler)
-            m = jax.vmap(draw, out_axes=1)(keys["mask"], mask_logits)  # [S, B, h, w, M]
+            m = content * sampling.sample_mask(keys.mask, mask_logits, c.mask_samples, c.sampler)  # [S, B, h, w, M]
         else:
-            m = (sampling.mean_mask(mask_logits, c.sampler) if mask is None else mask)[None]
-        m = content * m
+            m = content * (sampling.mean_mask(mask_logits, c.sampler) if mask is None else mask)[None]
 
-        # q(y|m z)
+        # q(y|m z), with evidence(m z) = m evidence(z): so it is for binary m, and for every m where it is not bounded
         cells = evidence(z)
-        taught = cells if c.teach_through_mask or not train else jax.lax.stop_gradient(cells)
-        masked = m * taught  # evidence(m z) = m evidence(z) for binary m; for every m where it is not bounded
+        masked = m * (cells if c.teach_through_mask else stop(cells))  # [S, B, h, w, K]
         bias = self.param("closed_evidence", constant(first_bias(c, features)), (self.findings,))
 
         def pooled(cells):  # [..., h, w, K] -> [..., K]
@@ -87,35 +88,26 @@ class InfoMask(nn.Module):
 
         logits = pooled(masked)
 
-        # What they cost
-        kl_z = (1.0 - jnp.prod(1.0 - pi, axis=-1)) * sampling.kl_normal(mu, log_sigma)  # free behind closed masks
-        prior = {"prior_logit": math.log(c.mask_prior / (1.0 - c.mask_prior)), "prior_coupling": c.mask_coupling}
-        if c.mask_coupling:
-            prior = {name: self.param(name, constant(value), (masks,)) for name, value in prior.items()}
-        kl_m = content * sampling.kl_bernoulli(mask_logits, sampling.mask_prior_logits(pi, *prior.values()))
+        # What they cost: z where some mask over it is open, m everywhere
+        kl_z = (1.0 - jnp.prod(1.0 - pi, axis=-1)) * sampling.kl_normal(mu, log_sigma)
+        rate, coupling = math.log(c.mask_prior / (1.0 - c.mask_prior)), c.mask_coupling
+        if coupling:  # then both are learned
+            rate = self.param("prior_logit", constant(rate), (masks,))
+            coupling = self.param("prior_coupling", constant(coupling), (masks,))
+        kl_m = content * sampling.kl_bernoulli(mask_logits, sampling.mask_prior_logits(pi, rate, coupling))
 
         out = {"features": features, "mu": mu, "log_sigma": log_sigma, "kl_z": kl_z, "kl_m": kl_m}
         out |= {"mask_logits": mask_logits, "mask": m.mean(axis=0), "evidence": masked.mean(axis=0) + bias}
         if train:
             out |= {"sample_logits": logits, "auxiliary_logits": pooled(cells)}
             if views:
-                out |= view_terms(views, lambda features: evidence(to_mu(features)), pooled)
+                out |= view_terms(views, lambda of_view: evidence(to_mu(of_view)), pooled)
         return logits.mean(axis=0), out
 
 
-def begin(module: nn.Module, images, train: bool, features, positions) -> tuple:
-    """What every model begins with: keys [B] of the draws of each image, features [B, h, w, D], views (None of given
-    features), and 1 for cells that may give evidence, 0 for those that `close_empty` has closed, [B, h, w, 1]."""
-    keys = dict.fromkeys(("hide", "z", "mask"))
-    if train:
-        positions = jnp.arange(len(images if features is None else features)) if positions is None else positions
-        own = jax.vmap(jax.random.fold_in, (None, 0))(module.make_rng("sample"), positions)
-        keys = dict(zip(keys, jax.vmap(lambda key: tuple(jax.random.split(key, len(keys))))(own), strict=True))
-    views = None
-    if features is None:
-        features, views = encode(module.config, module.encoder, images, keys["hide"])
-    content = jnp.any(features != 0, axis=-1, keepdims=True) | (not module.config.close_empty)
-    return keys, features, views, content.astype(jnp.float32)
+def with_content(c: ModelConfig, features: jax.Array) -> jax.Array:
+    """1 for cells that may give evidence, 0 for those that `close_empty` has closed: [B, h, w, D] -> [B, h, w, 1]."""
+    return (jnp.any(features != 0, axis=-1, keepdims=True) | (not c.close_empty)).astype(jnp.float32)
 
 
 def bounded(c: ModelConfig, evidence: jax.Array) -> jax.Array:
@@ -124,7 +116,7 @@ def bounded(c: ModelConfig, evidence: jax.Array) -> jax.Array:
 
 
 def first_bias(c: ModelConfig, features: jax.Array) -> float:
-    """Evidence of a closed cell at first: ABSENT when pooled, or 0 where the head is to be linear."""
+    """Evidence of a closed cell at first: ABSENT, or 0 where evidence is not bounded."""
     if c.pooling == "noisy_or":  # every cell adds to the probability
         return ABSENT - math.log(features.shape[1] * features.shape[2])
     return ABSENT if c.evidence_bound else 0.0

@@ -1,15 +1,27 @@
 """Samplers of z and m, their KL terms, and the prior of m. Samplers and prior are ours: the paper's are not public."""
 
+from collections import namedtuple
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 GAMMA, ZETA = -0.1, 1.1  # interval to which the hard concrete distribution is stretched (Louizos et al. 2018)
 TEMPERATURE = 0.5  # of the relaxed samplers; standard deviation of the Gaussian gate's noise
+Keys = namedtuple("Keys", "hide z mask", defaults=(None, None, None))  # [B] each: of the draws of each image
 
 
-def sample_normal(key: jax.Array, mu: jax.Array, log_sigma: jax.Array) -> jax.Array:
-    """z = mu + sigma * eps, eps ~ N(0, I) (Kingma & Welling 2014). Shapes [..., C]."""
-    return mu + jnp.exp(log_sigma) * jax.random.normal(key, mu.shape)
+def image_keys(module: nn.Module, images, features, positions) -> Keys:
+    """Keys from the rng stream `sample` for images (or their features) at `positions` of the global batch."""
+    positions = jnp.arange(len(images if features is None else features)) if positions is None else positions
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(module.make_rng("sample"), positions)
+    return Keys(*jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys))
+
+
+def sample_normal(keys: jax.Array, mu: jax.Array, log_sigma: jax.Array) -> jax.Array:
+    """z = mu + sigma * eps, eps ~ N(0, I) (Kingma & Welling 2014). keys [B], the others [B, ..., C]."""
+    eps = jax.vmap(lambda key: jax.random.normal(key, mu.shape[1:]))(keys)
+    return mu + jnp.exp(log_sigma) * eps
 
 
 def kl_normal(mu: jax.Array, log_sigma: jax.Array) -> jax.Array:
@@ -17,20 +29,17 @@ def kl_normal(mu: jax.Array, log_sigma: jax.Array) -> jax.Array:
     return jnp.sum(0.5 * (mu**2 + jnp.exp(2 * log_sigma) - 1.0) - log_sigma, axis=-1)
 
 
-def sample_mask(key: jax.Array, logits: jax.Array, samples: int, sampler: str) -> jax.Array:
-    """Reparameterized draws of the mask, in 0 .. 1, in antithetic pairs: logits [...] -> [samples, ...].
+def sample_mask(keys: jax.Array, logits: jax.Array, samples: int, sampler: str) -> jax.Array:
+    """Reparameterized draws of the mask, in 0 .. 1: keys [B], logits [B, ...] -> [samples, B, ...].
 
     concrete: Maddison et al. 2017; hard_concrete: Louizos et al. 2018; straight_through: a hard draw with the gradient
-    of the concrete one, Bengio et al. 2013; gaussian_gate: Yamada et al. 2020; sigmoid: no noise.
-    """
-    logits = jnp.broadcast_to(logits, (samples, *logits.shape))
+    of the concrete one, Bengio et al. 2013; gaussian_gate: Yamada et al. 2020; sigmoid: no noise."""
     if sampler == "sigmoid":
-        return jax.nn.sigmoid(logits)
+        return jnp.broadcast_to(jax.nn.sigmoid(logits), (samples, *logits.shape))
     draw = jax.random.normal if sampler == "gaussian_gate" else jax.random.logistic  # the difference of two Gumbels
-    half = draw(key, ((samples + 1) // 2, *logits.shape[1:]))
-    noise = jnp.concatenate([half, -half[: samples // 2]])
-    if sampler == "gaussian_gate":
-        return jnp.clip(jax.nn.sigmoid(logits) + TEMPERATURE * noise, 0.0, 1.0)
+    shape = (samples + 1) // 2, *logits.shape[1:]
+    half = jax.vmap(lambda key: draw(key, shape), out_axes=1)(keys)
+    noise = jnp.concatenate([half, -half[: samples // 2]])  # antithetic pairs
     soft = jax.nn.sigmoid((logits + noise) / TEMPERATURE)
     if sampler == "concrete":
         return soft
@@ -39,6 +48,8 @@ def sample_mask(key: jax.Array, logits: jax.Array, samples: int, sampler: str) -
     if sampler == "straight_through":
         hard = (soft > 0.5).astype(soft.dtype)  # exactly Bernoulli(pi)
         return hard + soft - jax.lax.stop_gradient(soft)
+    if sampler == "gaussian_gate":
+        return jnp.clip(jax.nn.sigmoid(logits) + TEMPERATURE * noise, 0.0, 1.0)
     raise ValueError(f"unknown sampler {sampler!r}")
 
 
@@ -56,9 +67,8 @@ def kl_bernoulli(logits: jax.Array, prior_logits: jax.Array) -> jax.Array:
 def mask_prior_logits(pi: jax.Array, logit: float | jax.Array, coupling: float | jax.Array) -> jax.Array:
     """Prior logit of each cell, logit + coupling * (mean pi of the up to eight cells around it): [B, h, w, M] -> same.
 
-    logit and coupling are numbers or [M]. With a coupling, a cell among open ones is cheap to open: the conditional of
-    an Ising prior with the neighbours at their means (ours). KL_m against it is a price, no longer a bound.
-    """
+    The conditional of an Ising prior with the neighbours at their means (ours): a cell among open ones is cheap to
+    open. KL_m against it is a price, no longer a bound. logit and coupling are numbers or [M]."""
 
     def total(x):  # over the 3 x 3 cells around each
         return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
