@@ -15,7 +15,7 @@ def image_keys(module: nn.Module, images, features, positions) -> Keys:
     """Keys from the rng stream `sample` for images (or their features) at `positions` of the global batch."""
     positions = jnp.arange(len(images if features is None else features)) if positions is None else positions
     keys = jax.vmap(jax.random.fold_in, (None, 0))(module.make_rng("sample"), positions)
-    return Keys(*jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys))
+    return Keys(*jax.vmap(lambda key: tuple(jax.random.split(key, 3)))(keys))
 
 
 def sample_normal(keys: jax.Array, mu: jax.Array, log_sigma: jax.Array) -> jax.Array:
