@@ -55,7 +55,7 @@ def _write_or_check(workdir: Path, config: Config, data: Prepared) -> None:
     manifest = {"seed": config.seed, "dataset": new["dataset"], "stored_size": data.size, **environment()}
     config_path, manifest_path = workdir / "config.json", workdir / "manifest.json"
     if config_path.exists() and manifest_path.exists():
-        old = {"config": read_json(config_path, {}), "dataset": read(workdir)["dataset"]}
+        old = {"config": Config.load(workdir).to_dict(), "dataset": read(workdir)["dataset"]}
         for key in FREE:
             old["config"][key] = new["config"][key]
         if lines := differences(old, new):
