@@ -220,7 +220,7 @@ def main(default: Any, description: str) -> None:
         parser.add_argument("--preset", choices=PRESETS, default="default")
         chosen, sys.argv[1:] = parser.parse_known_args()
         preset = changed(default, PRESETS[chosen.preset])
-        told = "--preset paper: the objective as the paper states it and nothing of ours. Flags beside it count."
+        told = "--preset paper: the paper's objective alone, in our reconstruction. Flags beside it count."
         config = parse(type(default), default=preset, description=f"{description}\n{told}")
         from infomask_jax import experiment, parallel
 

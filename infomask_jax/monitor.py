@@ -164,7 +164,8 @@ def tell_of_resuming(console: Console, workdir: Path, step: int, total: int, bro
     for message in broken:
         console.print(message, style="yellow")
     if step:
-        console.print(f"resumed {workdir} from step {step} of {total}")
+        done = f"{workdir} is trained already, {total} steps"
+        console.print(done if step == total else f"resumed {workdir} from step {step} of {total}")
     if 0 < step < total and (lines := manifest.going_on(workdir, step)):
         told = "not as when it began, so it may not end as it would have:"
         console.print(told, *lines, sep="\n  ", style="yellow", markup=False)

@@ -9,7 +9,7 @@ ONE_VIEW = {"model.two_views": False, "loss.hidden": 0.0, "loss.consistency": 0.
 PLAIN = {"model.kind": "plain", "loss.beta_z": 0.0, "loss.beta_m": 0.0, "loss.auxiliary": 0.0}
 # CAM's home (Zhou et al. 2016): linear, mean-pooled, all cells, the image as it is.
 CAM = PLAIN | ONE_VIEW | {"model.pooling": "mean", "model.evidence_bound": 0.0, "model.close_empty": False}
-# NLL + beta_z KL_z + beta_m KL_m teach everything, and nothing of ours is added but the delay of the KLs.
+# NLL + beta_z KL_z + beta_m KL_m teach everything; of our recipe only the delay of the KLs is left.
 PAPER = ONE_VIEW | {
     "loss.auxiliary": 0.0,
     "model.teach_through_mask": True,

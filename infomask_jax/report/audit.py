@@ -37,7 +37,7 @@ def audit_sheets(result: dict) -> tuple[str, list[Sheet], list[str]]:
         headings = ("", "total", *REGIONS, *(f"{region} / area" for region in REGIONS))
         notes = [
             INTERVALS,
-            "total: bits (mask: open cells) per image; lung: without the lesion; / area: 1 is no choice",
+            "total: bits (mask: open cells) per image; lung: without the lesion; / area: 1 is no preference",
         ]
         if left_out := _left_out(found["counts"]):
             notes.append(f"not in the shares of lesions: {left_out}")
