@@ -3,8 +3,8 @@
     git worktree add ../before REVISION
     python benchmarks/revisions.py --before ../before --image-size 64
 
-Each tree trains in a process of its own, one step at a time, every other round in reverse, while the other waits. Run it
-twice: a process that has compiled its step itself is slower than one that finds it in the cache.
+Each tree trains in a process of its own, one step at a time, every other round in reverse, while the other waits. Run
+it twice: a process that has compiled its step itself is slower than one that finds it in the cache.
 Prints one JSON object on the last line: median times, and the median over rounds of their ratio.
 """
 
