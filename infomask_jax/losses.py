@@ -14,12 +14,12 @@ RAMP = 0.4  # share of the steps over which the KLs' weights rise
 
 def infomask_loss(config: LossConfig, logits: jax.Array, out: dict, batch: dict, charge: jax.Array):
     """L = mean_B [ NLL(y | m z) + charge (beta_z sum_ij pi_ij KL_z,ij + beta_m sum_ij KL_m,ij)
-                    + auxiliary NLL(y | z) + hidden NLL(y | second view) + consistency |evidence_1 - evidence_2|^2 ]
+                    + auxiliary NLL(y | z) + hidden NLL(y | second view) + consistency mean_ij |e1_ij - e2_ij|^2 ]
 
-    KL_z = KL(N(mu, sigma^2) || N(0, I)), KL_m = KL(Bern(pi) || prior), nats, summed over channels and cells. The first
-    line is the method: for binary m, beta_z = beta_m = beta, charge 1 and a fixed prior without coupling it bounds
-    -I(m z; y) + beta I(m z; x) from above, up to the constant H(y) (docs/method.md). The second line is ours. A weight
-    of zero leaves its term out.
+    pi KL_z, with KL_z = KL(N(mu, sigma^2) || N(0, I)), is out["kl_z"], KL_m = KL(Bern(pi) || prior) is out["kl_m"], in
+    nats; e1, e2 the evidence of the views. The first line is the method: for binary m, beta_z = beta_m = beta, charge 1
+    and a fixed prior without coupling it bounds -I(m z; y) + beta I(m z; x) from above, up to the constant H(y)
+    (docs/method.md). The second line is ours. A weight of zero leaves its term out.
 
     logits [B, K], out: of the model; batch: labels, label_mask [B, K] and valid [B], 0 for padding, which is not
     counted; charge: that of `kl_charge`, times GECO's factor if there is one. Returns the scalar L, nats per image, and

@@ -44,7 +44,7 @@ class InfoMask(nn.Module):
           mask: [B, h, w, M] in place of the mean of q(m|x), in evaluation.
 
         `out`: features; mu, log_sigma [B, h, w, C]; mask_logits, mask [B, h, w, M]; kl_z [B, h, w], weighed by the
-        probability that the cell is open, and kl_m [B, h, w, M], nats; evidence [B, h, w, K], what is pooled. In
+        probability that the cell is open, and kl_m [B, h, w, M], nats; evidence [B, h, w, K], of m z and b. In
         training also sample_logits [S, B, K], auxiliary_logits [B, K] without the mask and, with two views,
         hidden_logits and view_difference, see views.py.
         """
@@ -61,12 +61,12 @@ class InfoMask(nn.Module):
         z = sampling.sample_normal(keys.z, mu, log_sigma) if train else mu
 
         # The evidence of a cell, w . z
-        head = Dense(self.findings, use_bias=False, name="head")  # no bias: a closed cell, z = 0, says nothing
+        head = Dense(self.findings, use_bias=False, name="head")  # no bias: a closed cell, z = 0, adds nothing
 
         def evidence(z):  # [B, h, w, C] -> [B, h, w, K]
             return content * bounded(c, head(z))
 
-        # m ~ q(m|x) = Bernoulli(pi), whose logits are a share of what the classifier knows and what the mask learns
+        # m ~ q(m|x) = Bernoulli(pi): a share of what the classifier knows, and what the mask learns (train.mask_waits)
         known = stop(evidence(mu))
         known = known if c.mask_per_finding else known.max(axis=-1, keepdims=True)
         own = Dense(masks, kernel_init=nn.initializers.zeros, bias_init=constant(MASK_LOGIT), name="mask")(features)
@@ -80,13 +80,13 @@ class InfoMask(nn.Module):
 
         # q(y|m z), with evidence(m z) = m evidence(z): so it is for binary m, and for every m where it is not bounded
         cells = evidence(z)
-        masked = m * (cells if c.teach_through_mask else stop(cells))  # [S, B, h, w, K]
+        masked_evidence = m * (cells if c.teach_through_mask else stop(cells))  # [S, B, h, w, K]
         bias = self.param("closed_evidence", constant(first_bias(c, features)), (self.findings,))
 
         def pooled(cells):  # [..., h, w, K] -> [..., K]
             return pool(cells + bias, c.pooling)
 
-        logits = pooled(masked)
+        logits = pooled(masked_evidence)
 
         # What they cost: z where some mask over it is open, m everywhere
         kl_z = (1.0 - jnp.prod(1.0 - pi, axis=-1)) * sampling.kl_normal(mu, log_sigma)
@@ -97,7 +97,7 @@ class InfoMask(nn.Module):
         kl_m = content * sampling.kl_bernoulli(mask_logits, sampling.mask_prior_logits(pi, rate, coupling))
 
         out = {"features": features, "mu": mu, "log_sigma": log_sigma, "kl_z": kl_z, "kl_m": kl_m}
-        out |= {"mask_logits": mask_logits, "mask": m.mean(axis=0), "evidence": masked.mean(axis=0) + bias}
+        out |= {"mask_logits": mask_logits, "mask": m.mean(axis=0), "evidence": masked_evidence.mean(axis=0) + bias}
         if train:
             out |= {"sample_logits": logits, "auxiliary_logits": pooled(cells)}
             if views:
