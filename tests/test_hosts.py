@@ -20,11 +20,11 @@ from infomask_jax.datasets import Synthetic
 
 ROOT = Path(__file__).parent.parent
 STEPS = 30
-# With this seed and rate, losses that began 1e-7 apart stay so. With most others a ReLU falls on the other side of 0 at
-# some step, over a whole plain area of the images, and they go apart.
+# A low rate: runs that round differently stay 1e-7 apart. With ten times as much a ReLU may fall on the other side of
+# 0, over a whole plain area of the images, and they go apart.
 FLAGS = f"""
   --data.image-size 32 --data.batch-size 16 --model.width 8 --model.latent-channels 4 --no-baseline --map-shifts 1
-  --seed 5 --train.steps {STEPS} --train.learning-rate 1e-3 --loss.delay 0
+  --train.steps {STEPS} --train.learning-rate 1e-4 --loss.delay 0
   --machine.log-every 2 --machine.checkpoint-every 7
 """.split()
 
@@ -124,7 +124,7 @@ def test_two_processes_equal_one(folder, whole, flags):
 def assert_close(*workdirs: Path) -> None:
     """The same losses and parameters, to rounding."""
     params = (checkpoint.load_params(workdir)[0] for workdir in workdirs)
-    chex.assert_trees_all_close(*params, atol=5e-5, rtol=1e-4)
+    chex.assert_trees_all_close(*params, atol=1e-5)
     np.testing.assert_allclose(*map(losses, workdirs), rtol=1e-5)
 
 
