@@ -339,11 +339,17 @@ def test_maps_without_shifts_are_asked_of_the_run_of_the_default(base, monkeypat
     before = written(base)
     monkeypatch.setattr(predictions, "train", lambda *_: pytest.fail("trained again"))
     data = datasets.load(base.dataset, base.data_dir)
-    found = ablation.run(base, data, ("no_shifts",), SEEDS, "test", "the command")["findings"]["opacity"]["rows"]
-    folder = base.workdir / "default" / "seed3"
-    assert "no_shifts" in {row["method"] for row in found} and not (base.workdir / "no_shifts").exists()
-    sides = [np.load(folder / "maps" / f"{name}.npz")["infomask"].shape[1] for name in ("test", "test-no_shifts")]
-    assert sides == [32, 16] and Config.load(folder).map_shifts == 2
+    only = "no_shifts", "cam_no_shifts", "cam/hirescam"  # the last one asks with shifts again
+    found = ablation.run(base, data, only, SEEDS, "test", "the command")["findings"]["opacity"]["rows"]
+    assert set(only) <= {row["method"] for row in found} and not list(base.workdir.glob("*no_shifts"))
+    for run, name in (("default", "infomask"), ("cam", "cam"), ("cam", "hirescam")):
+        maps = base.workdir / run / "seed3" / "maps"
+        asked = "test-hirescam" if name == "hirescam" else "test"
+        assert np.load(maps / f"{asked}.npz")[name].shape[1] == 32
+    for run, name in (("default", "infomask"), ("cam", "cam")):
+        alone = f"test-{'cam_' * (run == 'cam')}no_shifts.npz"
+        assert np.load(base.workdir / run / "seed3" / "maps" / alone)[name].shape[1] == 16
+    assert Config.load(base.workdir / "default" / "seed3").map_shifts == 2
     again(base)
     assert written(base) == before
 

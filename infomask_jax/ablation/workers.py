@@ -48,12 +48,12 @@ def score_run(task: Task, data: Prepared, splits: list[Split], weights: dict) ->
     config = config_of(task.base, task.variants[0], task.seed)
     params, found = trained(config, data), {k: ({}, {}) for k in weights}
     for v in task.variants:
-        config = dataclasses.replace(config, map_shifts=v.changes.get("map_shifts", config.map_shifts))
-        predicted = [maps_of(v, config, params, data, part) for part in splits]
+        asked = dataclasses.replace(config, map_shifts=v.changes.get("map_shifts", config.map_shifts))
+        predicted = [maps_of(v, asked, params, data, part) for part in splits]
         for k, (rows, strip) in found.items():
-            add_rows(rows, v, config, predicted, splits, k, weights[k])
+            add_rows(rows, v, asked, predicted, splits, k, weights[k])
             if v.group in ("default", "beta"):
-                maps = of_finding(shown(v, config, predicted[0][0])[v.name], k)
+                maps = of_finding(shown(v, asked, predicted[0][0])[v.name], k)
                 strip[v.name] = maps[splits[0].truths[k].scored[0]]
     return found
 
