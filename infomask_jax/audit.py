@@ -19,6 +19,7 @@ from infomask_jax.datasets import Prepared, images, lookup
 from infomask_jax.evaluate import shares
 from infomask_jax.experiment import place, predict, read_examples
 from infomask_jax.model import build
+from infomask_jax.model.infomask import with_content
 from infomask_jax.system import write_all
 
 METHODS = ("infomask_bits", "vib_bits", "infomask")
@@ -136,7 +137,7 @@ def make_shuffled(config: Config, findings: int) -> Callable:
         pixels = jax.lax.bitcast_convert_type(images, jnp.uint32).sum(axis=(1, 2, 3))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), pixels)
         mask = out["mask"]
-        shown = jnp.any(out["features"] != 0, axis=-1) | (not config.model.close_empty)
+        shown = with_content(config.model, out["features"]) > 0
         cells = mask.reshape(len(mask), -1, mask.shape[-1])
         mask = jax.vmap(exchange)(keys, cells, shown.reshape(cells.shape[:2])).reshape(mask.shape)
         return apply(None, features=out["features"], mask=mask)[0], {}
