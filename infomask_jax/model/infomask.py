@@ -52,7 +52,7 @@ class InfoMask(nn.Module):
         keys = sampling.image_keys(self, images, features, positions) if train else sampling.Keys()
         features, views = encode(c, self.encoder, images, keys.hide) if features is None else (features, None)
         content = with_content(c, features)
-        stop = jax.lax.stop_gradient if train else lambda x: x  # in evaluation attributions need every gradient
+        stop = jax.lax.stop_gradient if train else lambda x: x  # attributions, in evaluation, need every gradient
 
         # z ~ q(z|x) = N(mu, sigma^2)
         to_mu = Dense(c.latent_channels, name="mu")
@@ -66,7 +66,7 @@ class InfoMask(nn.Module):
         def evidence(z):  # [B, h, w, C] -> [B, h, w, K]
             return content * bounded(c, head(z))
 
-        # m ~ q(m|x) = Bernoulli(pi): a share of what the classifier knows, and what the mask learns (train.mask_waits)
+        # m ~ q(m|x) = Bernoulli(pi); its logit: a share of the evidence, and what it learns itself (train.mask_waits)
         known = stop(evidence(mu))
         known = known if c.mask_per_finding else known.max(axis=-1, keepdims=True)
         own = Dense(masks, kernel_init=nn.initializers.zeros, bias_init=constant(MASK_LOGIT), name="mask")(features)
@@ -78,9 +78,9 @@ class InfoMask(nn.Module):
         else:
             m = content * (sampling.mean_mask(mask_logits, c.sampler) if mask is None else mask)[None]
 
-        # q(y|m z), with evidence(m z) = m evidence(z): so it is for binary m, and for every m where it is not bounded
+        # q(y|m z), where evidence(m z) = m evidence(z) if m is binary or evidence not bounded
         cells = evidence(z)
-        masked_evidence = m * (cells if c.teach_through_mask else stop(cells))  # [S, B, h, w, K]
+        masked_evidence = m * (cells if c.teach_through_mask else stop(cells))  # stopped, it teaches the mask alone
         bias = self.param("closed_evidence", constant(first_bias(c, features)), (self.findings,))
 
         def pooled(cells):  # [..., h, w, K] -> [..., K]
@@ -88,13 +88,13 @@ class InfoMask(nn.Module):
 
         logits = pooled(masked_evidence)
 
-        # What they cost: z where some mask over it is open, m everywhere
+        # What they cost, and so what pi learns: z where some mask over it is open, m in every cell with content
         kl_z = (1.0 - jnp.prod(1.0 - pi, axis=-1)) * sampling.kl_normal(mu, log_sigma)
-        rate, coupling = math.log(c.mask_prior / (1.0 - c.mask_prior)), c.mask_coupling
+        odds, coupling = math.log(c.mask_prior / (1.0 - c.mask_prior)), c.mask_coupling
         if coupling:  # then both are learned
-            rate = self.param("prior_logit", constant(rate), (masks,))
+            odds = self.param("prior_logit", constant(odds), (masks,))
             coupling = self.param("prior_coupling", constant(coupling), (masks,))
-        kl_m = content * sampling.kl_bernoulli(mask_logits, sampling.mask_prior_logits(pi, rate, coupling))
+        kl_m = content * sampling.kl_bernoulli(mask_logits, sampling.mask_prior_logits(pi, odds, coupling))
 
         out = {"features": features, "mu": mu, "log_sigma": log_sigma, "kl_z": kl_z, "kl_m": kl_m}
         out |= {"mask_logits": mask_logits, "mask": m.mean(axis=0), "evidence": masked_evidence.mean(axis=0) + bias}
