@@ -114,7 +114,7 @@ def thresholds(run: Path, findings: Sequence[str]) -> dict[str, dict[str, float]
         if (path := scored / "eval" / f"{split}.json").exists():
             found = report.read_thresholds(path)
     if missing := [name for name in findings if name not in found]:
-        how = "not scored on boxes (`python -m infomask_jax evaluate` does that)"
+        how = "not scored on boxes (`python -m infomask_jax evaluate` does that where there are boxes)"
         print(f"{', '.join(missing)}: {how}: its maps are cut at {FIXED_THRESHOLD}")
     return {name: {m: e["threshold"]["value"] for m, e in methods.items()} for name, methods in found.items()}
 
