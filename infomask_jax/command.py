@@ -217,9 +217,9 @@ def main(default: Any, description: str) -> None:
         from infomask_jax.presets import PRESETS, changed
 
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        parser.add_argument("--preset", choices=PRESETS, default="default")
+        parser.add_argument("--preset", choices=PRESETS)
         chosen, sys.argv[1:] = parser.parse_known_args()
-        preset = changed(default, PRESETS[chosen.preset])
+        preset = changed(default, PRESETS.get(chosen.preset, {}))
         told = "--preset paper: the paper's objective alone, in our reconstruction. Flags beside it count."
         config = parse(type(default), default=preset, description=f"{description}\n{told}")
         from infomask_jax import experiment, parallel

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-# What no step depends on: where things are, how maps are made afterwards, and where the run runs.
+# What may be another when a run is gone on with: where things are, how maps are made afterwards, where it runs.
 FREE = ("data_dir", "workdir", "baseline", "map_shifts", "machine")
 
 

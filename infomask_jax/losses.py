@@ -12,7 +12,7 @@ BITS = 1.0 / math.log(2.0)  # bits in one nat
 RAMP = 0.4  # share of the steps over which the KLs' weights rise
 
 
-def infomask_loss(config: LossConfig, logits: jax.Array, out: dict, batch: dict, charge: jax.Array):
+def infomask_loss(config: LossConfig, logits: jax.Array, out: dict, batch: dict, charge: jax.Array) -> tuple:
     """L = mean_B [ NLL(y | m z) + charge (beta_z sum_ij pi_ij KL_z,ij + beta_m sum_ij KL_m,ij)
                     + auxiliary NLL(y | z) + hidden NLL(y | second view) + consistency mean_ij |e1_ij - e2_ij|^2 ]
 

@@ -60,7 +60,7 @@ class MetricsLog:
     def flush(self) -> dict[str, float] | None:
         """Write and return the means of the pending steps, if there are any."""
         if not self.pending:
-            return self.last
+            return None
         rows, step = self.check(), self.pending[-1][0]
         elapsed = max(time.perf_counter() - self.since, 1e-9)
         counted = len(rows) - self.first

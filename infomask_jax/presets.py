@@ -20,7 +20,7 @@ PAPER = ONE_VIEW | {
     "model.mask_evidence": 0.0,
     "map_shifts": 1,
 }
-PRESETS = {"default": {}, "paper": PAPER}
+PRESETS = {"paper": PAPER}
 
 
 def changed(config: Config, changes: dict[str, Any]) -> Config:

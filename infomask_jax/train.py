@@ -49,9 +49,9 @@ def mask_waits(config: Config, gradients: dict, charge: jax.Array) -> dict:
 
 
 def make_train_step(config: Config, axis: str | None = None):
-    """The pure function train_step(state, batch) -> (state, metrics), batch as in pipeline.py, metrics scalars.
-
-    Parts of a batch are averaged, which is exact without padding. axis: pmap's, whose step sees one device's part."""
+    """The pure function train_step(state, batch) -> (state, metrics), batch as in pipeline.py. Metrics are scalars: of
+    infomask_loss, loss, grad_norm, kl_charge and, with a target NLL, geco_factor. Parts of a batch are averaged, which
+    is exact without padding. axis: pmap's, whose step sees one device's part."""
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(state.key, state.step)
@@ -65,7 +65,8 @@ def make_train_step(config: Config, axis: str | None = None):
             return loss, metrics | {"loss": loss}
 
         size = len(batch["image"])
-        batch |= {"position": jnp.arange(size) + (0 if axis is None else jax.lax.axis_index(axis) * size)}
+        first = 0 if axis is None else jax.lax.axis_index(axis) * size
+        batch = batch | {"position": first + jnp.arange(size)}
         gradient = partial(jax.grad(loss_fn, has_aux=True), state.params)
         gradients, metrics = parallel.accumulate(gradient, batch, config.machine.accumulate)
         if axis is not None:

@@ -70,6 +70,22 @@ def test_a_run_older_than_a_field_has_the_value_of_before_and_tells_of_it_once(t
     assert "is older than loss.smoothness (so 0.0), machine.log_every (so 20)" in capsys.readouterr().err
 
 
+def test_a_whole_group_may_be_younger_than_the_run(tmp_path, capsys, monkeypatch):
+    """And a default may have changed: what counts is what a run did that knew nothing of the field."""
+    known = config.ModelConfig.__dataclass_fields__["evidence_bound"]
+    monkeypatch.setattr(known, "metadata", {**known.metadata, "before": 0.0})
+
+    def older(values):
+        del values["model"]["evidence_bound"], values["map_shifts"], values["machine"]
+
+    run = stored(tmp_path, older)
+    found, told = [Config.load(run) for _ in range(2)], capsys.readouterr().err
+    own = dataclasses.replace(BASE, data_dir=BASE.data_dir.absolute(), workdir=BASE.workdir.absolute())
+    assert found == [presets.changed(own, {"model.evidence_bound": 0.0})] * 2
+    assert told.count("\n") == 1 and f"{run / 'config.json'} is older than map_shifts (so 4)" in told
+    assert "model.evidence_bound (so 0.0)" in told and "machine.workers (so 0)" in told
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -83,7 +99,16 @@ def test_a_run_older_than_a_field_has_the_value_of_before_and_tells_of_it_once(t
         ),
         (lambda v: v.update(model=[1]), r"model: expected an object, found \[1\]"),
         (lambda v: v.pop("workdir"), "workdir: expected Path, found None"),
+        (lambda v: v.pop("data_dir"), "data_dir: expected Path, found None"),
         (lambda v: v["train"].update(steps=1), "train.steps: expected 2 to 1000000000, found 1"),
+        (lambda v: v.update(sede=v.pop("seed")), "unknown sede"),
+        (lambda v: v["model"].update(wdith=v["model"].pop("width")), "unknown model.wdith"),
+        (lambda v: v.update(seed="0"), "seed: expected int, found '0'"),
+        (lambda v: v.update(baseline=1), "baseline: expected bool, found 1"),
+        (lambda v: v["model"].update(stride=4.0), "model.stride: expected .*, found 4.0"),
+        (lambda v: v["loss"].update(delay=None), "loss.delay: expected float, found None"),
+        (lambda v: v["loss"].update(delay=float("nan")), "loss.delay: expected 0 to 1, found nan"),
+        (lambda v: v["data"].update(image_size=7), "data.image_size: expected 8 to 4096, found 7"),
     ],
 )
 def test_a_config_of_another_revision_is_refused_in_a_line(tmp_path, change, told):

@@ -13,13 +13,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import chex
 import jax
 import numpy as np
 import pytest
 from conftest import change
 
-from infomask_jax import checkpoint, command, datasets, experiment, predict, report
+from infomask_jax import command, datasets, experiment, predict, report
 from infomask_jax.config import Config, DataConfig, LossConfig, MachineConfig, ModelConfig, OptimizerConfig, leaves
 from infomask_jax.datasets import Synthetic
 from infomask_jax.evaluate import PROTOCOLS, controls
@@ -204,88 +203,19 @@ def test_baseline_differs_only_where_it_must(tmp_path):
     assert changes == {**expected, "workdir": own.workdir / "plain", "baseline": False}
 
 
-@pytest.fixture
-def edited(run):
-    """edit(file as text -> another text), of the run's config.json, which is itself again afterwards."""
-    path = run / "config.json"
-    text = path.read_text()
-    yield lambda function: path.write_text(function(text))
-    path.write_text(text)
-
-
 def test_config_survives_its_file(run):
     assert Config.load(run) == config(run.parent)
     with pytest.raises(FileNotFoundError, match="is not a run"):
         Config.load(run.parent)
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "words"),
-    [
-        ('"seed"', '"sede"', "unknown sede"),
-        ('"width"', '"wdith"', "unknown model.wdith"),
-        ('"seed": 0', '"seed": "0"', "seed: expected int, found '0'"),
-        ('"baseline": true', '"baseline": 1', "baseline: expected bool, found 1"),
-        ('"stride": 4', '"stride": 4.0', "model.stride: expected .*, found 4.0"),
-        ('"kind": "infomask"', '"kind": "infomsak"', "model.kind: expected .*, found 'infomsak'"),
-        ('"delay": 0.2', '"delay": null', "loss.delay: expected float, found None"),
-        ('"delay": 0.2', '"delay": NaN', "loss.delay: expected 0 to 1, found nan"),
-        ('"image_size": 32', '"image_size": 7', "data.image_size: expected 8 to 4096, found 7"),
-    ],
-)
-def test_config_with_a_field_that_is_no_setting_is_refused(run, edited, old, new, words):
-    edited(lambda text: text.replace(old, new, 1))
-    assert new in (run / "config.json").read_text()
-    with pytest.raises(ValueError, match=rf"config\.json is not a config of this version: [^\0]*{words}[^\0]*manifest"):
-        Config.load(run)
-
-
-def test_config_older_than_a_field_is_read_with_its_value_before(run, edited, monkeypatch, capsys):
-    """Here a field whose default is no longer what a run did that knew nothing of it."""
-    known = ModelConfig.__dataclass_fields__["evidence_bound"]
-    monkeypatch.setattr(known, "metadata", {**known.metadata, "before": 0.0})
-
-    def older(text: str) -> str:
-        stored = json.loads(text)
-        del stored["model"]["evidence_bound"], stored["map_shifts"], stored["machine"]
-        return json.dumps(stored)
-
-    edited(older)
-    found = [Config.load(run) for _ in range(2)]
-    told = capsys.readouterr().err
-    expected = {"model.evidence_bound": 0.0, "map_shifts": 4, "machine.log_every": MachineConfig.log_every}
-    assert found == [changed(config(run.parent), expected)] * 2
-    assert told.count("\n") == 1 and f"{run / 'config.json'} is older than map_shifts (so 4)" in told
-    assert "model.evidence_bound (so 0.0)" in told and "machine.workers (so 0)" in told
-
-
-@pytest.mark.parametrize("name", ["data_dir", "workdir"])
-def test_config_without_a_folder_is_refused(run, edited, name):
-    edited(lambda text: text.replace(f'"{name}"', '"dataset"', 1))
-    with pytest.raises(ValueError, match=rf"is not a config of this version: {name}: expected Path, found None"):
-        Config.load(run)
-
-
-def test_changed_machine_resumes_bit_for_bit(run, tmp_path, capsys):
-    """Loader processes in place of threads, another memory and other lines of the log, from step 3 of 6 on: losses and
-    parameters are those of the run that was never stopped."""
-    own = changed(config(run.parent), {"workdir": tmp_path / "run", "machine.checkpoint_every": 3})
-    data = datasets.load("synthetic", run.parent / "data")
-    train(own, data)
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
-    other = changed(own, {"machine.workers": 2, "machine.cache_gib": 0.0, "machine.log_every": 1})
-    params = jax.device_get(train(other, data).params)
-    assert "from step 3 of 6" in " ".join(capsys.readouterr().out.split())
-    chex.assert_trees_all_equal(params, checkpoint.load_params(run)[0])
-    assert losses(tmp_path / "run") == losses(run)
-    assert Config.load(tmp_path / "run").machine == other.machine
-
-
 @pytest.mark.parametrize("script", ["quickstart", "rsna_pneumonia", "nih_pneumonia"])
 def test_experiment_scripts_explain_themselves(script):
     command = [sys.executable, str(ROOT / "experiments" / f"{script}.py"), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert all(option in done.stdout for option in ("--train.steps", "--loss.beta-m", "--machine.workers"))
+    assert all(
+        option in done.stdout for option in ("--preset paper", "--train.steps", "--loss.beta-m", "--machine.workers")
+    )
 
 
 def test_missing_data_is_one_line_that_says_what_to_run(tmp_path):

@@ -517,6 +517,8 @@ def test_what_the_machine_does_may_change_before_the_run_goes_on(tmp_path, data,
     resumed = train(config, data)  # from step 10
     same = chex.assert_trees_all_equal if parallel == "jit" else partial(chex.assert_trees_all_close, atol=2e-5)
     same(jax.device_get(whole.params), jax.device_get(resumed.params))
+    losses = [[loss for row in rows(tmp_path / name) for loss in row["losses"]] for name in ("whole", "run")]
+    assert parallel == "pmap" or losses[0] == losses[1]
     assert Config.load(tmp_path / "run").machine == config.machine
     assert [row["step"] for row in rows(tmp_path / "run")] == [4, 5, 8, 10, 11, 12]
 
