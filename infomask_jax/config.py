@@ -33,8 +33,16 @@ class ModelConfig:
 
     # The method, a bottleneck without mask, or a rival without bottleneck.
     kind: Literal["infomask", "vib", "plain", "attention_mil"] = setting("infomask")
-    width: int = setting(16, 2, 4096)  # Channels of the encoder's first stage; doubles at each.
-    stride: Literal[2, 4, 8, 16] = setting(4)  # Image pixels per side of one cell.
+    # The network that sees the film; small: ours, from scratch.
+    encoder: Literal["small", "efficientnet_lite0", "resnet18", "resnet34", "resnet50", "densenet121"] = setting(
+        "small"
+    )
+    init: str = setting("")  # Trained weights of the encoder: imagenet, or a file.
+    frozen_stages: int = setting(0, 0, 5)  # Encoder stages, from the image on, that stay as they are.
+    width: int = setting(16, 2, 4096)  # Channels of the small encoder's first stage; doubles at each.
+    stride: Literal[2, 4, 8, 16, 32] = setting(4)  # Image pixels per side of one cell.
+    top_down: bool = setting(False)  # Reach the stride by a top-down path, not by dilation.
+    remat: bool = setting(False)  # Compute stages anew for the gradient, to save memory.
     two_views: bool = setting(True)  # Features are means over the image and its half turn.
     close_empty: bool = setting(True)  # Cells whose pixels are all alike give no evidence.
     latent_channels: int = setting(16, 1, 65536)  # Channels of the representation z.
@@ -72,6 +80,8 @@ class OptimizerConfig:
 
     steps: int = setting(2700, 2, 10**9)  # Optimizer steps.
     learning_rate: float = setting(2e-3, 0, 1e38)  # Its peak.
+    encoder_rate: float = setting(1.0, 0, 1e6)  # Times the learning rate, for the encoder's trained weights.
+    head_first: float = setting(0.0, 0, 1)  # Share of the steps before the trained weights move.
 
 
 @dataclass(frozen=True)
@@ -121,6 +131,16 @@ class Config:
         taught = model.kind != "infomask" or model.teach_through_mask or loss.auxiliary
         require(taught, "loss.auxiliary", "above 0 without model.teach_through_mask (nothing teaches)", loss.auxiliary)
         require(self.map_shifts <= model.stride, "map_shifts", f"at most model.stride, {model.stride}", self.map_shifts)
+        small, stride = model.encoder == "small", model.stride
+        require(not small or stride < 32, "model.stride", "2 to 16 for the small encoder", stride)
+        require(small or stride > 4, "model.stride", f"8, 16 or 32 for {model.encoder}", stride)
+        require(not small or not model.init, "model.init", "nothing for the small encoder", model.init)
+        allowed = not small and stride in (8, 16)
+        require(allowed or not model.top_down, "model.top_down", "False (stride 8 or 16 of a large encoder)", True)
+        require(not small or not model.remat, "model.remat", "False for the small encoder", model.remat)
+        require(
+            model.init or not model.frozen_stages, "model.frozen_stages", "0 without model.init", model.frozen_stages
+        )
         size, parts = self.data.batch_size, self.machine.accumulate
         require(not parts or not size % parts, "machine.accumulate", f"a divisor of data.batch_size, {size}", parts)
         if wrong:

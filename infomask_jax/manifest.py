@@ -24,8 +24,9 @@ SHAPE = {  # of manifest.json, for `read_json`
 }
 
 
-def claim(config: Config, data: Prepared) -> IO | contextlib.nullcontext:
-    """Write config.json and manifest.json, or check them against what is there.
+def claim(config: Config, data: Prepared, weights: dict | None = None) -> IO | contextlib.nullcontext:
+    """Write config.json and manifest.json, or check them against what is there. weights: those that were read, see
+    weights.py.
 
     The work directory is ours until what is returned is closed, by `with`; of several processes the main one has it.
     Until a step is saved, manifest.json tells of the process that claims last. BlockingIOError if another process has
@@ -39,20 +40,21 @@ def claim(config: Config, data: Prepared) -> IO | contextlib.nullcontext:
             "which orbax takes for a pattern: give another --workdir"
         )
     if not parallel.is_main():
-        _write_or_check(workdir, config, data)
+        _write_or_check(workdir, config, data, weights)
         return contextlib.nullcontext()
     claimed = lock(workdir, "another process trains here; wait for it, or give another --workdir")
     try:
-        _write_or_check(workdir, config, data)
+        _write_or_check(workdir, config, data, weights)
     except BaseException:
         claimed.close()
         raise
     return claimed
 
 
-def _write_or_check(workdir: Path, config: Config, data: Prepared) -> None:
+def _write_or_check(workdir: Path, config: Config, data: Prepared, weights: dict | None) -> None:
     new = {"config": config.to_dict(), "dataset": _dataset(data)}
     manifest = {"seed": config.seed, "dataset": new["dataset"], "stored_size": data.size, **environment()}
+    manifest |= {"weights": weights} if weights else {}
     config_path, manifest_path = workdir / "config.json", workdir / "manifest.json"
     if config_path.exists() and manifest_path.exists():
         old = {"config": Config.load(workdir).to_dict(), "dataset": read(workdir)["dataset"]}
@@ -65,7 +67,7 @@ def _write_or_check(workdir: Path, config: Config, data: Prepared) -> None:
                 + "\nGive another --workdir, or the old settings."
             )
         if parallel.is_main():
-            if not _saved(workdir):
+            if not saved(workdir):
                 write_json(manifest_path, manifest)
             write_json(config_path, new["config"])
         return
@@ -124,7 +126,8 @@ def _sittings(workdir: Path) -> list[dict]:
     return [manifest, *manifest.get("continued", [])]
 
 
-def _saved(workdir: Path) -> bool:
+def saved(workdir: Path) -> bool:
+    """Whether a step of a run has been saved."""
     return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax.training import train_state
 
-from infomask_jax import checkpoint, command, cpu, manifest, monitor, parallel, pipeline
+from infomask_jax import checkpoint, command, cpu, manifest, monitor, parallel, pipeline, weights
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
 from infomask_jax.geco import Constraint, adapt_beta, initial_constraint
@@ -27,17 +27,35 @@ class TrainState(train_state.TrainState):
 
 
 def create_state(config: Config, findings: int) -> TrainState:
-    """Initial state, a pure function of the config."""
+    """Initial state, a pure function of the config; trained weights of the encoder are not in it yet."""
     model, size, steps = build(config.model, findings), config.data.image_size, config.train.steps
     key_init, key_train = jax.random.split(jax.random.key(config.seed))
     params = cpu.initializer(model)(key_init, jnp.zeros((1, size, size, 1)))["params"]
     warm_up = min(max(1, round(WARM_UP * steps)), steps - 1)
     rate = optax.warmup_cosine_decay_schedule(0.0, config.train.learning_rate, warm_up, steps)
     decay = optax.adamw(rate, weight_decay=WEIGHT_DECAY, mask=partial(jax.tree.map, lambda p: p.ndim > 1))
-    tx, loss = optax.chain(optax.clip_by_global_norm(CLIP_NORM), decay), config.loss
+    tx, loss = optax.chain(optax.clip_by_global_norm(CLIP_NORM), decay, *of_encoder(config)), config.loss
     constraint = initial_constraint(loss.target_nll) if loss.target_nll and (loss.beta_z or loss.beta_m) else None
     state = TrainState.create(apply_fn=model.apply, params=params, tx=tx, key=key_train, constraint=constraint)
     return state.replace(step=jnp.int32(0))
+
+
+def of_encoder(config: Config) -> tuple[optax.GradientTransformation, ...]:
+    """What becomes of the updates of an encoder's trained weights, decay and all: none in frozen stages and before
+    `head_first` of the steps, then `encoder_rate` times them."""
+    if not config.model.init:
+        return ()
+    first = config.train.head_first * config.train.steps
+
+    def stages(params, chosen):
+        return {k: k in {f"stages_{n}" for n in chosen} for k in params["encoder"]}
+
+    def mask(chosen):
+        return lambda params: dict.fromkeys(params, False) | {"encoder": stages(params, chosen)}
+
+    frozen = config.model.frozen_stages
+    rate = optax.scale_by_schedule(lambda step: config.train.encoder_rate * (step >= first))
+    return optax.masked(rate, mask(range(frozen, 5))), optax.masked(optax.set_to_zero(), mask(range(frozen)))
 
 
 def mask_waits(config: Config, gradients: dict, charge: jax.Array) -> dict:
@@ -92,14 +110,18 @@ def train(config: Config, data: Prepared) -> TrainState:
     workdir, machine, total = Path(config.workdir), config.machine, config.train.steps
     replicated, split = parallel.shardings(config.data.batch_size)
     step_fn = parallel.compiled(partial(make_train_step, config), config.data.batch_size, machine)
-    state = parallel.place(create_state(config, len(data.findings)), replicated)
+    state, read = create_state(config, len(data.findings)), None
+    if config.model.init and not manifest.saved(workdir):
+        params, read = weights.load(config.model, state.params)
+        state = state.replace(params=params)
+    state = parallel.place(state, replicated)
     to_devices, whole = partial(parallel.to_devices, split=split), lambda state: state
     if machine.parallel == "pmap":
         to_devices, whole = None, partial(parallel.unstack, replicated=replicated)
     source = data.source("train", pipeline.FIELDS)
     batches = pipeline.train_batches(source, config.data, config.seed, machine, to_devices, *parallel.part())
     with parallel.main_first("claim"):
-        claimed = manifest.claim(config, data)  # only now: settings that cannot run must not own the folder
+        claimed = manifest.claim(config, data, read)  # only now: settings that cannot run must not own the folder
     with (
         claimed,
         checkpoint.manager(workdir) as checkpoints,
