@@ -20,7 +20,6 @@ import statistics
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -76,18 +75,22 @@ def configs(settings: Benchmark, width: int, dtype: str) -> dict[str, Config]:
 
 
 def candidate(config: Config, batch: dict):
-    """(run, flops): run(n) trains n steps and waits; flops is XLA's count for one step, None where it has none."""
+    """(run, flops, memory): run(n) trains n steps and waits; of one step XLA's count of operations, None where it has
+    none, and the bytes that it plans for."""
     replicated, split = parallel.shardings(config.data.batch_size)
-    step = parallel.compiled(partial(make_train_step, config), config.data.batch_size, config.machine)
+    step = parallel.jitted(make_train_step(config), replicated)
     box, batch = [parallel.place(create_state(config, 1), replicated)], parallel.to_devices(batch, split)
-    cost = step.lower(box[0], batch).cost_analysis()
+    lowered = step.lower(box[0], batch)
+    program = lowered.compile()
+    cost, sizes = lowered.cost_analysis(), program.memory_analysis()
+    memory = sizes and sizes.argument_size_in_bytes + sizes.temp_size_in_bytes
 
     def run(count: int) -> None:
         for _ in range(count):
-            box[0], metrics = step(box[0], batch)
+            box[0], metrics = program(box[0], batch)
         jax.block_until_ready((box[0].params, metrics))
 
-    return run, (cost or {}).get("flops")
+    return run, (cost or {}).get("flops"), memory
 
 
 def torch_candidate(config: Config, batch: dict):
@@ -153,7 +156,7 @@ def measure(settings: Benchmark, width: int, dtype: str) -> dict:
     }
     chosen = configs(settings, width, dtype)
     made = {name: candidate(config, batch) for name, config in chosen.items()}
-    runs = {name: run for name, (run, _) in made.items()}
+    runs = {name: run for name, (run, _, _) in made.items()}
     if settings.torch and importlib.util.find_spec("torch") and jax.device_count() == 1:  # which is all the port uses
         runs["torch"] = torch_candidate(chosen["infomask"], batch)
     times = {name: [] for name in runs}

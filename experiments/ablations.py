@@ -18,15 +18,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import nih_findings
+import nih_pneumonia
 import quickstart
 import rsna_pneumonia
 
 from infomask_jax import command
+from infomask_jax.presets import CPU, changed
 
 BASES = {
     "synthetic": quickstart.CONFIG,
     "implanted": dataclasses.replace(quickstart.CONFIG, dataset="implanted"),
     "rsna": rsna_pneumonia.CONFIG,
+    "nih": nih_pneumonia.CONFIG,
+    "findings": nih_findings.CONFIG,
+    "rsna-cpu": changed(rsna_pneumonia.CONFIG, rsna_pneumonia.PRESETS["cpu"]),
+    "implanted-cpu": changed(quickstart.CONFIG, CPU | {"dataset": "implanted", "train.steps": 296}),
 }
 
 
@@ -34,8 +41,11 @@ BASES = {
 class Ablations:
     """What is trained and scored."""
 
-    base: Literal["synthetic", "implanted", "rsna"]
-    """The default: quickstart.py's config (synthetic, implanted) or that of rsna_pneumonia.py."""
+    base: Literal["synthetic", "implanted", "rsna", "nih", "findings", "rsna-cpu", "implanted-cpu"]
+    """The default: the config of quickstart.py (synthetic, implanted), rsna_pneumonia.py, nih_pneumonia.py or
+    nih_findings.py; -cpu: with the encoder of --preset cpu."""
+    image_size: int | None = None
+    """Side of the model's input in place of the base config's, pixels."""
     data_dir: Path = Path("data")
     """Folder given to `prepare`."""
     workdir: Path = Path("runs/ablations")
@@ -67,8 +77,8 @@ def main(arguments: Ablations) -> None:
     from infomask_jax.report.ablations import command_line
 
     base = dataclasses.replace(BASES[arguments.base], data_dir=arguments.data_dir, workdir=arguments.workdir)
-    if arguments.steps is not None:
-        base = dataclasses.replace(base, train=dataclasses.replace(base.train, steps=arguments.steps))
+    given = {"train.steps": arguments.steps, "data.image_size": arguments.image_size}
+    base = changed(base, {name: value for name, value in given.items() if value is not None})
     only = tuple(name.strip() for name in arguments.only.split(",") if name.strip())
     if arguments.list:
         for v in ablation.select(ablation.variants(base, 1), only):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from infomask_jax.command import main
 from infomask_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from infomask_jax.presets import CPU, GPU, TPU
 
 CONFIG = Config(
     data_dir=Path("data"),
@@ -23,6 +24,11 @@ CONFIG = Config(
     model=ModelConfig(stride=8, evidence_bound=7.0),
     train=OptimizerConfig(steps=1000),
 )
+PRESETS = {
+    "cpu": CPU | {"train.steps": 296},
+    "gpu": GPU | {"train.steps": 4_000},
+    "tpu": TPU | {"train.steps": 1_000},
+}
 
 if __name__ == "__main__":
-    main(CONFIG, __doc__)
+    main(CONFIG, __doc__, PRESETS)

@@ -210,17 +210,18 @@ def _expanded(word: str) -> str:
     return option + equals + expanded
 
 
-def main(default: Any, description: str) -> None:
-    """Command line of an experiment script: the Config `default`, changed by a preset, with any field overridden, then
-    `experiment.run`."""
+def main(default: Any, description: str, presets: dict[str, dict[str, Any]] | None = None) -> None:
+    """Command line of an experiment script: the Config `default`, changed by a preset, its own or `paper`, with any
+    field overridden, then `experiment.run`."""
     with ends(resumes=True):
-        from infomask_jax.presets import PRESETS, changed
+        from infomask_jax.presets import PAPER, changed
 
+        presets = {"paper": PAPER, **(presets or {})}
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        parser.add_argument("--preset", choices=PRESETS)
+        parser.add_argument("--preset", choices=presets)
         chosen, sys.argv[1:] = parser.parse_known_args()
-        preset = changed(default, PRESETS.get(chosen.preset, {}))
-        told = "--preset paper: the paper's objective alone, in our reconstruction. Flags beside it count."
+        preset = changed(default, presets.get(chosen.preset, {}))
+        told = "--preset paper: the paper's objective alone, in our reconstruction. Flags beside a preset count."
         config = parse(type(default), default=preset, description=f"{description}\n{told}")
         from infomask_jax import experiment, parallel
 

@@ -106,6 +106,8 @@ class Config:
     workdir: Path  # Folder of this run; the same command again resumes it.
     dataset: str = setting("synthetic")  # Prepared dataset: synthetic, implanted, rsna, nih or folder.
     seed: int = setting(0, 0, 2**32 - 1)  # Seed of initialisation, sampling, data order and augmentation.
+    folds: int = setting(1, 1, 1000)  # Folds by patient over all splits; 1: the splits as they are.
+    fold: int = setting(-1, -1, 999)  # The one that is scored, by what the others taught; -1: all.
     baseline: bool = setting(True)  # Also train the plain classifier that CAM explains.
     map_shifts: Literal[1, 2, 4] = setting(4)  # Heat maps are means over this many shifts, squared.
     data: DataConfig = field(default_factory=DataConfig)
@@ -141,6 +143,8 @@ class Config:
         require(
             model.init or not model.frozen_stages, "model.frozen_stages", "0 without model.init", model.frozen_stages
         )
+        require(self.fold < self.folds, "fold", f"below folds, {self.folds}", self.fold)
+        require(self.folds > 1 or self.fold < 0, "fold", "-1 without folds", self.fold)
         size, parts = self.data.batch_size, self.machine.accumulate
         require(not parts or not size % parts, "machine.accumulate", f"a divisor of data.batch_size, {size}", parts)
         if wrong:

@@ -23,13 +23,32 @@ BASELINE = "plain"  # sub-folder of a run that holds its plain classifier
 
 
 def run(config: Config) -> None:
-    """Train (or resume), score the test split, draw the figures and print the tables."""
-    data = datasets.load(config.dataset, config.data_dir)
+    """Train (or resume), score the test split, draw the figures and print the tables. Of several folds, each is
+    scored by a model of its own, and what they say is scored together."""
+    data = datasets.of_run(config)
     data.source("test")  # that there is one is known before the training
-    train(config, data)
-    if config.baseline and config.model.kind in ("infomask", "vib"):
-        train(baseline_config(config), data)
+    if several(config):
+        with parallel.main_first("claim"), manifest.claim(config, data):
+            pass
+    for one in each_fold(config):
+        part = datasets.of_run(one)
+        train(one, part)
+        if config.baseline and config.model.kind in ("infomask", "vib"):
+            train(baseline_config(one), part)
     evaluate_run(config.workdir, data, "test")
+
+
+def several(config: Config) -> bool:
+    """Whether a run is of all folds: a folder of runs, one a fold."""
+    return config.folds > 1 and config.fold < 0
+
+
+def each_fold(config: Config) -> list[Config]:
+    """The configs of the runs that a run is made of: itself, or one in WORKDIR/fold-K for each fold."""
+    if not several(config):
+        return [config]
+    workdir = Path(config.workdir)
+    return [changed(config, {"fold": k, "workdir": workdir / f"fold-{k}"}) for k in range(config.folds)]
 
 
 def baseline_config(config: Config) -> Config:
@@ -41,7 +60,9 @@ def baseline_config(config: Config) -> Config:
     return changed(config, CAM | {"workdir": Path(config.workdir) / BASELINE, "baseline": False})
 
 
-def evaluate_run(workdir: Path, data: Prepared, split: str, faithfulness: bool = False) -> Path:
+def evaluate_run(
+    workdir: Path, data: Prepared, split: str, faithfulness: bool = False, renamed: dict[str, str] | None = None
+) -> Path:
     """Score a trained run (and its plain classifier, if it has one) on a split of prepared data.
 
     Writes eval/SPLIT.json (its tables as .md and .tex, scores of each image as .csv), maps/SPLIT.npz, boxes/SPLIT.json,
@@ -51,9 +72,12 @@ def evaluate_run(workdir: Path, data: Prepared, split: str, faithfulness: bool =
 
     Args:
       faithfulness: also measure deletion and insertion (42 forward passes an image and method).
+      renamed: findings of the run that the data names otherwise.
     """
     workdir = Path(workdir)
-    output, findings = place(workdir, data, split)
+    output, findings = place(workdir, data, split, renamed or {})
+    if faithfulness and several(Config.load(workdir)):
+        raise ValueError(f"{workdir} is a folder of runs, one a fold: measure faithfulness of one, {workdir}/fold-0")
     examples, maps = predict_split(workdir, data, split, findings)
     val, val_maps = None, None
     if "val" in data.splits and split != "val":
@@ -86,20 +110,24 @@ def evaluate_run(workdir: Path, data: Prepared, split: str, faithfulness: bool =
     return output
 
 
-def place(workdir: Path, data: Prepared, split: str) -> tuple[Path, list[str]]:
-    """Where results of a run on prepared data go, the run or its on-NAME-FINGERPRINT, and the run's findings.
+def place(workdir: Path, data: Prepared, split: str, renamed: dict[str, str]) -> tuple[Path, list[str]]:
+    """Where results of a run on prepared data go, the run or its on-NAME-FINGERPRINT, and the run's findings, as the
+    data names them.
 
-    ValueError if the data has no such split or lacks a finding that the run predicts.
+    ValueError if the data has no such split or lacks a finding that the run predicts, or the run has none that is
+    renamed.
     """
     dataset = manifest.read(workdir)["dataset"]
     own = dataset["fingerprint"] == data.fingerprint
     if split not in data.splits:
         raise ValueError(f"{data.name} has no split {split!r}; it has {', '.join(data.splits)}")
-    findings = dataset["findings"]
+    if unknown := sorted(renamed.keys() - {*dataset["findings"]}):
+        raise ValueError(f"--rename: {workdir} finds {', '.join(dataset['findings'])}; found {', '.join(unknown)}")
+    findings = [renamed.get(name, name) for name in dataset["findings"]]
     if missing := [name for name in findings if name not in data.findings]:
         raise ValueError(
             f"{workdir} was trained to find {', '.join(missing)}; {data.name} in {data.directory} is labelled with "
-            f"{', '.join(data.findings)}"
+            f"{', '.join(data.findings)}; --rename RUN'S=DATA'S says which is which"
         )
     return workdir if own else workdir / data.beside, findings
 
@@ -109,6 +137,14 @@ def predict_split(workdir: Path, data: Prepared, split: str, findings: list[str]
 
     Maps are float16 [N, h, w] where all findings share them, else [N, h, w, K].
     """
+    config = Config.load(workdir)
+    if several(config):
+        if manifest.read(workdir)["dataset"]["fingerprint"] != data.fingerprint:
+            raise ValueError(f"{workdir} is a folder of {config.folds} runs: on other data score one, {workdir}/fold-0")
+        runs = [config.workdir for config in each_fold(changed(config, {"workdir": workdir}))]
+        folds = [datasets.fold(data.whole, config.folds, k) for k in range(config.folds)]
+        parts = [predict_split(run, part, split, findings) for run, part in zip(runs, folds, strict=True)]
+        return joined([examples for examples, _ in parts]), joined([maps for _, maps in parts])
     examples, maps = read_examples(data, split, findings), {}
     for folder in (workdir, workdir / BASELINE):
         if (folder / "config.json").exists():
@@ -119,6 +155,14 @@ def predict_split(workdir: Path, data: Prepared, split: str, findings: list[str]
             examples[probabilities] = scipy.special.expit(logits.astype(np.float64))
             examples.setdefault("probabilities_of", {}).update(dict.fromkeys(found, examples[probabilities]))
     return examples, maps
+
+
+def joined(parts: list[dict]) -> dict:
+    """Dicts of equal keys whose values, lists, arrays or such dicts, are put one after the other."""
+    first = parts[0]
+    if isinstance(first, dict):
+        return {key: joined([part[key] for part in parts]) for key in first}
+    return np.concatenate(parts) if isinstance(first, np.ndarray) else [value for part in parts for value in part]
 
 
 def predict(

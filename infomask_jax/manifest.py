@@ -128,7 +128,7 @@ def _sittings(workdir: Path) -> list[dict]:
 
 def saved(workdir: Path) -> bool:
     """Whether a step of a run has been saved."""
-    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+    return any(path.name.isdigit() for path in (Path(workdir) / "checkpoints").glob("*"))
 
 
 def _dataset(data: Prepared) -> dict:

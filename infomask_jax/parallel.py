@@ -138,9 +138,8 @@ def compiled(make_step: Callable[[str | None], Callable], batch_size: int, machi
             f"{devices} devices: use a smaller one, or a larger data.batch_size"
         )
     if machine.parallel == "jit":
-        options = cpu.step_options()
-        jitted = jax.jit(make_step(None), donate_argnums=0, out_shardings=replicated, compiler_options=options)
-        return jitted if jax.process_count() == 1 else _compiled_everywhere(jitted)
+        settings = f"data.batch_size {batch_size}, machine.accumulate {machine.accumulate}"
+        return _compiled_everywhere(jitted(make_step(None), replicated), settings)
     mapped = jax.pmap(make_step(AXIS), AXIS, donate_argnums=0, devices=ordered(jax.devices()))
 
     def step(state, batch):
@@ -151,17 +150,48 @@ def compiled(make_step: Callable[[str | None], Callable], batch_size: int, machi
     return step
 
 
-def _compiled_everywhere(jitted: Callable) -> Callable:
-    """The step, whose first call waits until every process has compiled: one may take much longer than another."""
+def jitted(step: Callable, replicated: NamedSharding) -> Any:
+    """The step under jit. It consumes its state."""
+    return jax.jit(step, donate_argnums=0, out_shardings=replicated, compiler_options=cpu.step_options())
+
+
+def _compiled_everywhere(step_fn: Any, settings: str) -> Callable:
+    """The step, whose first call waits until every process has compiled: one may take much longer than another.
+
+    MemoryError, before the first step where the backend tells its limit, if a device has too little memory.
+    """
     programs = []
 
     def step(state, batch):
-        if not programs:
-            programs.append(jitted.lower(state, batch).compile())
-            wait_for_all("compiled")
-        return programs[0](state, batch)
+        try:
+            if not programs:
+                programs.append(step_fn.lower(state, batch).compile())
+                check_memory(programs[0], settings)
+                wait_for_all("compiled")
+            return programs[0](state, batch)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise MemoryError(f"a step does not fit into the memory of a device; {_less(settings)}") from error
 
     return step
+
+
+def check_memory(program: jax.stages.Compiled, settings: str) -> None:
+    """MemoryError if a step needs more memory than a device has; nothing where the backend does not tell (CPU)."""
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    sizes = program.memory_analysis() if limit else None
+    if sizes is None:
+        return
+    needed = sizes.argument_size_in_bytes + sizes.temp_size_in_bytes
+    needed += sizes.output_size_in_bytes - sizes.alias_size_in_bytes  # the new state takes the place of the old one
+    if needed > limit:
+        has = f"a step needs {needed / 2**30:.1f} GiB of each device, which has {limit / 2**30:.1f}"
+        raise MemoryError(f"{has}; {_less(settings)}")
+
+
+def _less(settings: str) -> str:
+    return f"with {settings}: lower the first, raise the second, or set --model.remat, --model.dtype bfloat16"
 
 
 def accumulate(gradient: Callable[[Any], Any], batch: Any, parts: int) -> Any:

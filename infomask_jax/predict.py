@@ -96,7 +96,7 @@ def stored_size(run: Path) -> int:
     if "stored_size" in facts:
         return facts["stored_size"]
     with contextlib.suppress(FileNotFoundError):
-        data = datasets.load(config.dataset, config.data_dir)
+        data = datasets.of_run(config)
         if data.fingerprint == facts["dataset"]["fingerprint"]:
             return data.size
     side = config.data.image_size

@@ -20,7 +20,35 @@ PAPER = ONE_VIEW | {
     "model.mask_evidence": 0.0,
     "map_shifts": 1,
 }
-PRESETS = {"paper": PAPER}
+
+# Encoders with trained weights. Features of stride 8 and less stay as ImageNet made them: on a CPU that halves a step,
+# and was no worse (experiments/NOTEBOOK.md).
+CPU = ONE_VIEW | {
+    "model.encoder": "efficientnet_lite0",
+    "model.init": "imagenet",
+    "model.frozen_stages": 3,
+    "model.stride": 8,
+    "model.top_down": True,
+    "model.evidence_bound": 7.0,
+    "train.learning_rate": 5e-3,
+    "train.encoder_rate": 0.2,
+    "data.image_size": 224,
+    "data.batch_size": 32,
+    "map_shifts": 1,
+}
+# Torchvision's weights, under the name of its own file; never run (docs/running.md).
+GPU = CPU | {
+    "model.encoder": "resnet50",
+    "model.init": "resnet50-11ad3fa6.pth",
+    "model.frozen_stages": 1,
+    "model.stride": 16,
+    "model.dtype": "bfloat16",
+    "train.learning_rate": 1e-3,
+    "data.image_size": 512,
+    "data.batch_size": 64,
+    "machine.workers": 8,
+}
+TPU = GPU | {"data.batch_size": 256, "machine.workers": 16}
 
 
 def changed(config: Config, changes: dict[str, Any]) -> Config:

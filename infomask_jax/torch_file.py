@@ -4,6 +4,7 @@ Such a file is a pickle that names functions to call. Only what builds tensors i
 lifeless stand-ins, from which their tensors are collected; any other name is an error.
 """
 
+import io
 import math
 import pickle
 import struct
@@ -73,7 +74,7 @@ def _rebuild_tensor(storage, offset, shape, strides, *_):
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # the one in C makes room for whatever number a damaged file names
     """Builds containers, tensors and stand-ins for networks; UnpicklingError for anything else."""
 
     BUILDERS: ClassVar = {
@@ -106,7 +107,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     or `model`. ValueError where it holds none, is damaged, or would run code: nothing in it is run."""
     try:
         with open(path, "rb") as file:
-            found, storage = _from_archive(file) if file.read(2) == b"PK" else _from_stream(file)
+            found, storage = _from_archive(file) if file.read(2) == b"PK" else _from_stream(path.read_bytes())
             return {name: tensor.array(storage(tensor.storage)) for name, tensor in _tensors(found).items()}
     except (OSError, MemoryError):
         raise
@@ -125,8 +126,7 @@ def _from_archive(file: BinaryIO) -> tuple[Any, Callable[[_Lazy], np.ndarray]]:
         raise ValueError("compressed members, which PyTorch does not write")
     if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
         raise ValueError("big-endian numbers")
-    with archive.open(index) as file:
-        found = _Unpickler(file).load()
+    found = _Unpickler(io.BytesIO(archive.read(index))).load()
 
     def storage(lazy: _Lazy) -> np.ndarray:
         if lazy.key not in kept:
@@ -137,26 +137,21 @@ def _from_archive(file: BinaryIO) -> tuple[Any, Callable[[_Lazy], np.ndarray]]:
     return found, storage
 
 
-def _from_stream(file: BinaryIO) -> tuple[Any, Callable[[_Lazy], np.ndarray]]:
-    file.seek(0)
+def _from_stream(data: bytes) -> tuple[Any, Callable[[_Lazy], np.ndarray]]:
+    file = io.BytesIO(data)
     if _Unpickler(file).load() != MAGIC or _Unpickler(file).load() != PROTOCOL:
         raise ValueError("no file of PyTorch")
     _Unpickler(file).load()  # sizes of the machine's numbers
     found, keys = _Unpickler(file).load(), _Unpickler(file).load()
-    sizes = {tensor.storage.key: tensor.storage for tensor in _tensors(found).values()}
-    places = {}
+    dtypes = {tensor.storage.key: tensor.storage.dtype for tensor in _tensors(found).values()}
+    stored = {}
     for key in keys:  # each storage: its number of elements, then they
         (count,) = struct.unpack("<q", file.read(8))
-        if key not in sizes:
-            raise ValueError(f"a storage {key!r} of no tensor")
-        places[key] = file.tell(), count
-        file.seek(count * sizes[key].dtype.itemsize, 1)
-
-    def storage(lazy: _Lazy) -> np.ndarray:
-        file.seek(places[lazy.key][0])
-        return np.fromfile(file, lazy.dtype, places[lazy.key][1])
-
-    return found, storage
+        if key not in dtypes or count < 0:
+            raise ValueError(f"a storage {key!r} of {count} numbers, of no tensor")
+        stored[key] = np.frombuffer(data, dtypes[key], count, file.tell()) if count else np.empty(0, dtypes[key])
+        file.seek(stored[key].nbytes, 1)
+    return found, lambda lazy: stored[lazy.key]
 
 
 def _of_network(module: _Inert, prefix: str, depth: int = 0) -> Iterator[tuple[str, _Tensor]]:

@@ -40,6 +40,16 @@ def create_state(config: Config, findings: int) -> TrainState:
     return state.replace(step=jnp.int32(0))
 
 
+def first_state(config: Config, findings: int) -> tuple[TrainState, dict | None]:
+    """`create_state` with the encoder's trained weights, if it has any and the run is not begun, whose checkpoints have
+    them; and what was read, for the manifest."""
+    state = create_state(config, findings)
+    if not config.model.init or manifest.saved(config.workdir):
+        return state, None
+    params, read = weights.load(config.model, state.params)
+    return state.replace(params=params), read
+
+
 def of_encoder(config: Config) -> tuple[optax.GradientTransformation, ...]:
     """What becomes of the updates of an encoder's trained weights, decay and all: none in frozen stages and before
     `head_first` of the steps, then `encoder_rate` times them."""
@@ -110,10 +120,7 @@ def train(config: Config, data: Prepared) -> TrainState:
     workdir, machine, total = Path(config.workdir), config.machine, config.train.steps
     replicated, split = parallel.shardings(config.data.batch_size)
     step_fn = parallel.compiled(partial(make_train_step, config), config.data.batch_size, machine)
-    state, read = create_state(config, len(data.findings)), None
-    if config.model.init and not manifest.saved(workdir):
-        params, read = weights.load(config.model, state.params)
-        state = state.replace(params=params)
+    state, read = first_state(config, len(data.findings))
     state = parallel.place(state, replicated)
     to_devices, whole = partial(parallel.to_devices, split=split), lambda state: state
     if machine.parallel == "pmap":

@@ -46,6 +46,8 @@ class Evaluate:
     split: Annotated[str | None, default("test")] = None
     """RUN: split to score: train, val or test. Thresholds come from the same data's val split, never from the scored
     one."""
+    rename: tuple[str, ...] = ()
+    """RUN: findings that have another name in the data, as in opacity=Pneumonia."""
     faithfulness: bool = False
     """RUN: also measure deletion and insertion, 42 forward passes an image and method."""
     maps: Path | None = None
@@ -75,7 +77,7 @@ class Evaluate:
     """Resamples of the patients in the bootstrap."""
 
 
-RUN_ONLY = ("data_dir", "dataset", "split", "faithfulness")
+RUN_ONLY = ("data_dir", "dataset", "split", "rename", "faithfulness")
 MAPS_ONLY = ("tune_on", "findings", "protocol", "images", "frame", "out", "seed", "resamples")
 
 
@@ -173,7 +175,11 @@ def evaluate(options: Evaluate) -> None:
         return
     from infomask_jax import experiment  # JAX loads only where it is needed
 
-    experiment.evaluate_run(options.run, open_data(options), options.split or "test", options.faithfulness)
+    renamed = dict(pair.split("=", 1) if "=" in pair else (pair, "") for pair in options.rename)
+    if wrong := [pair for pair in options.rename if "" in pair.partition("=")]:
+        raise ValueError(f"--rename: expected RUN'S=DATA'S, as in opacity=Pneumonia, found {wrong[0]!r}")
+    data, split = open_data(options), options.split or "test"
+    experiment.evaluate_run(options.run, data, split, options.faithfulness, renamed)
 
 
 def audit(options: Audit) -> None:
@@ -187,8 +193,7 @@ def open_data(options: Evaluate | Audit | Reproduce) -> datasets.Prepared:
     """The prepared data that is asked for, by default what the run was trained on."""
     from infomask_jax.config import Config
 
-    config = Config.load(options.run)
-    return datasets.load(options.dataset or config.dataset, options.data_dir or config.data_dir)
+    return datasets.of_run(Config.load(options.run), options.dataset, options.data_dir)
 
 
 def main() -> None:

@@ -93,7 +93,7 @@ def matched(name: str, tensors: dict[str, np.ndarray], params: dict) -> tuple[di
     """
     stem = STEMS.get(name, "conv1")
     channels = params["stages_0"][stem]["kernel"].shape[2]
-    left_out = [key for key in tensors if key.startswith(HEADS)]
+    left_out = sorted(key for key in tensors if key.startswith(HEADS))
     used, wrong, trained = set(left_out), {"missing": [], "left over": [], "of another shape": []}, {}
 
     def take(key: str, *shapes: tuple) -> np.ndarray | None:

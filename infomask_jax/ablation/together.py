@@ -11,7 +11,7 @@ from pathlib import Path
 from infomask_jax import checkpoint, command, manifest, monitor, parallel, pipeline
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
-from infomask_jax.train import create_state, make_train_step
+from infomask_jax.train import first_state, make_train_step
 
 SAME = attrgetter("data", "train.steps", "machine")  # of runs that train together
 
@@ -45,24 +45,25 @@ def train_together(configs: list[Config], data: Prepared) -> None:
     }
     total, every = first.train.steps, first.machine.log_every
     with contextlib.ExitStack() as claimed, monitor.Stop() as stop, monitor.progress_bar() as progress:
-        states, programs, compiled, logs = [], {}, [], []
+        states, weights, programs, compiled, logs = [], [], {}, [], []
         batches = {seed: next(stream) for seed, stream in streams.items()}
         task = progress.add_task(f"compiling for {len(configs)} runs", total=total, status="")
         with ThreadPoolExecutor() as compiling:
             for config in configs:
-                state = create_state(config, len(data.findings))
+                state, read = first_state(config, len(data.findings))
                 same = dataclasses.replace(config, seed=0, workdir=first.workdir, map_shifts=1)  # as to the program
                 if same not in programs:
-                    step = parallel.compiled(partial(make_train_step, config), config.data.batch_size, config.machine)
+                    step = parallel.jitted(make_train_step(config), replicated)
                     lowered = step.lower(parallel.place(state, replicated), batches[config.seed])
                     programs[same] = state, compiling.submit(lowered.compile)
                 of_program, program = programs[same]
                 state = state.replace(apply_fn=of_program.apply_fn, tx=of_program.tx)
                 states.append(parallel.place(state, replicated))
+                weights.append(read)
                 compiled.append(program)
             steps = [program.result() for program in compiled]
-        for config in configs:
-            claimed.enter_context(manifest.claim(config, data))
+        for config, read in zip(configs, weights, strict=True):
+            claimed.enter_context(manifest.claim(config, data, read))
             logs.append(monitor.MetricsLog(Path(config.workdir) / "metrics.jsonl", 0, config.data.batch_size))
         progress.update(task, description=f"{len(configs)} runs together")
         done, finite = 0, True

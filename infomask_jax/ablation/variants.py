@@ -80,6 +80,7 @@ def variants(base: Config, findings: int) -> list[Variant]:
         "beta": {f"beta_x{x:g}": {"loss.beta_z": x * loss.beta_z, "loss.beta_m": x * loss.beta_m} for x in factors},
         "delay": {f"delay_{v:g}": {"loss.delay": v} for v in (0.0, 0.5)},
         "grid": {f"stride_{v}": {"model.stride": v, "map_shifts": min(base.map_shifts, v)} for v in near},
+        "encoder": {"from_scratch": {"model.init": "", "model.frozen_stages": 0}} if model.init else {},
         "masks": {
             "mask_per_finding": {"model.mask_per_finding": True},
             **{f"mask_samples_{v}": {"model.mask_samples": v} for v in (1, 16)},

@@ -14,6 +14,7 @@ import numpy as np
 from infomask_jax import command
 from infomask_jax.datasets import build, folder, images, implanted, nih, rsna, schema, store
 from infomask_jax.datasets.folder import Folder
+from infomask_jax.datasets.folds import fold
 from infomask_jax.datasets.images import BadImage
 from infomask_jax.datasets.nih import Nih
 from infomask_jax.datasets.rsna import Rsna
@@ -31,7 +32,9 @@ __all__ = [
     "Rsna",
     "Source",
     "Synthetic",
+    "fold",
     "load",
+    "of_run",
     "prepare",
 ]
 
@@ -50,7 +53,9 @@ class Synthetic(PhantomConfig):
     """Folder of real radiographs WITHOUT opacities (PNG, JPEG, DICOM, any sub-folders): lungs alone, all else black, or
     whole films, whose lungs are then estimated. If it has the tables of a release (see prepare rsna, nih, folder), only
     the images that they call negative are used, in their splits; otherwise every image, each as a patient of its own.
-    Each is used once."""
+    Each is used once, or --draws times."""
+    draws: int = 1
+    """Images made of each training background, each with a coin and opacities of its own."""
     contrast: float | None = None
     """Attenuation, as -log of the light let through, at the heart of an opacity; if None 0.35, with backgrounds 0.25.
     (ours)"""
@@ -68,6 +73,12 @@ class Synthetic(PhantomConfig):
     """Leave out the backgrounds that cannot be used and list them in skipped.csv, instead of stopping."""
     overwrite: bool = False
     """Replace what was prepared before."""
+
+
+def of_run(config, name: str | None = None, data_dir: Path | None = None) -> Prepared:
+    """The prepared data that a run of this Config is trained on, in its folds if it has any; or another, whole."""
+    data = load(name or config.dataset, data_dir or config.data_dir)
+    return data if config.folds == 1 or name else fold(data, config.folds, config.fold)
 
 
 OPTIONS = {"synthetic": Synthetic, "rsna": Rsna, "nih": Nih, "folder": Folder}
@@ -95,8 +106,12 @@ def prepare(options: Synthetic | Rsna | Nih | Folder) -> Prepared:
 
 def _resolve(options: Synthetic) -> tuple[str, Synthetic]:
     """The name of the data set, and the options with its defaults."""
+    if options.backgrounds is None and options.draws != 1:
+        raise BadData(f"--draws: expected 1 without --backgrounds, found {options.draws}")
     if options.backgrounds is None:
         defaults = vars(PhantomConfig())
+    elif not 1 <= options.draws <= 1000:
+        raise BadData(f"--draws: expected 1 to 1000, found {options.draws}")
     elif options.shortcut:
         raise BadData(f"--shortcut: expected 0 with --backgrounds, which draws no marker; found {options.shortcut}")
     else:
@@ -169,7 +184,8 @@ def _phantoms(options: Synthetic, problems: list[Problem]) -> Release:
 
 
 def _backgrounds(options: Synthetic, problems: list[Problem]) -> Release:
-    return implanted.read(options.backgrounds, {split: getattr(options, split) for split in schema.SPLITS}, problems)
+    counts = {split: getattr(options, split) for split in schema.SPLITS}
+    return implanted.read(options.backgrounds, counts, problems, options.draws)
 
 
 def _draw(item: Item, config: PhantomConfig) -> dict:

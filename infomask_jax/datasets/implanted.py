@@ -6,6 +6,7 @@ opacity multiplies the light that a pixel lets through: bright bone stays bright
 every pixel that no opacity reaches keeps its value.
 """
 
+import dataclasses
 import hashlib
 import os
 from pathlib import Path
@@ -25,12 +26,13 @@ SMALLEST = 0.03  # of the image: a smaller lung field is none
 _GRID = 128  # pixels on which the lungs of a whole radiograph are looked for
 
 
-def read(root: Path, counts: dict[str, int | None], problems: list[Problem]) -> Release:
+def read(root: Path, counts: dict[str, int | None], problems: list[Problem], draws: int = 1) -> Release:
     """Finds the backgrounds: by the tables of a release (RSNA, NIH or our own folder), where `root` has them, only the
     images that they call negative, in their splits; without tables, every image, split 80/10/10 by its name's hash.
 
     Args:
       counts: of each split, how many backgrounds to take, chosen by the hash of their names; None: all.
+      draws: images made of each training background, of one patient; those after the first are called NAME@2, ...
 
     Raises:
       BadData: no folder, or a table that cannot be used at all; too few backgrounds are added to `problems`.
@@ -45,6 +47,8 @@ def read(root: Path, counts: dict[str, int | None], problems: list[Problem]) -> 
             reason = f"expected 0 to {len(those)}, the negative images there are for it, found {count}"
             problems.append(Problem(str(root), None, f"--{split}", reason))
         chosen += those[:count]
+        for number in range(2, draws + 1 if split == "train" else 2):
+            chosen += [dataclasses.replace(i, image_id=f"{i.image_id}@{number}") for i in those[:count]]
     if not items and not problems:
         raise BadData(f"--backgrounds: expected negative radiographs (PNG, JPEG or DICOM), found none in {root}")
     return Release(FINDINGS, chosen, [*tables, root], missing)

@@ -1,8 +1,10 @@
 """NIH ChestX-ray14: 112,120 radiographs of 30,805 patients, labels mined from reports, 984 boxes drawn by hand."""
 
+import hashlib
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from infomask_jax.datasets import images, lookup, schema
 from infomask_jax.datasets.schema import BadData, Box, Item, Problem, Release
@@ -32,6 +34,9 @@ class Nih:
     findings: tuple[str, ...] = ()
     """Findings to keep, for example Pneumonia; none: all 15. Images of the others stay; their boxes count for Wang's
     AFP alone."""
+    matched: Literal["", "view"] = ""
+    """view: leave out negatives of train and val until as large a share of them is AP as of the positives (one finding
+    alone; a model that knows the view then knows nothing of the label)."""
     allow_missing: bool = False
     """Go on without the images that are listed but absent."""
     skip_bad: bool = False
@@ -46,6 +51,8 @@ def read(options: Nih, problems: list[Problem]) -> Release:
     unknown = [name for name in options.findings if name not in FINDINGS]
     if unknown:
         raise BadData(f"--findings: expected some of {', '.join(FINDINGS)}; found {', '.join(unknown)}")
+    if options.matched and len(options.findings) != 1:
+        raise BadData(f"--matched view: expected one of --findings, found {len(options.findings) or 'none'}")
     findings = tuple(name for name in FINDINGS if name in options.findings or not options.findings)
     tables = [_one(options.source, name) for name in TABLES[:2]] + [options.source / name for name in TABLES[2:]]
     entries = schema.read_table(tables[0], ("Image Index", "Finding Labels", "Patient ID", "View Position"), problems)
@@ -99,7 +106,21 @@ def read(options: Nih, problems: list[Problem]) -> Release:
     if missing and not options.allow_missing:
         problems.append(schema.missing_images(missing, len(items), tables[0].name))
     items = [_with_val(item) for item in items if item.path]
+    if options.matched:
+        items = [item for split in schema.SPLITS for item in _matched([i for i in items if i.split == split], split)]
     return Release(findings, items, tables, len(missing))
+
+
+def _matched(items: list[Item], split: str) -> list[Item]:
+    """The items of a split, of the negatives as many as leave both labels the same shares of views; test whole."""
+    positives, negatives = defaultdict(list), defaultdict(list)
+    for item in sorted(items, key=lambda i: hashlib.sha256(i.image_id.encode()).digest()):
+        (positives if item.labels[0] else negatives)[item.view].append(item)
+    if split == "test" or not positives:
+        return items
+    each = min(len(negatives[view]) / len(those) for view, those in positives.items())  # negatives to a positive
+    kept = {item.image_id for view, those in positives.items() for item in negatives[view][: round(each * len(those))]}
+    return [item for item in items if item.labels[0] or item.image_id in kept]
 
 
 def _with_val(item: Item) -> Item:

@@ -68,7 +68,7 @@ def report(workdir: Path, split: str) -> list[Path]:
     """Print the tables of a scored run, redraw its figures and page. FileNotFoundError if the split was not scored."""
     workdir = Path(workdir)
     config = Config.load(workdir)
-    data = datasets.load(config.dataset, config.data_dir)
+    data = datasets.of_run(config)
     path = workdir / "eval" / f"{split}.json"
     scores = read_scores(path)
     with shown(path):

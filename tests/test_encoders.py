@@ -1,0 +1,61 @@
+"""Encoders against PyTorch's: features, logits and gradients of seeded weights, at each stride."""
+
+import golden_encoders as made
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from infomask_jax import weights
+from infomask_jax.model import Backbone, stages
+
+GOLDEN = dict(np.load(made.PATH))
+
+
+def state_dict(name: str) -> dict[str, np.ndarray]:
+    """The seeded state dict of which the golden arrays are, with the names and shapes that PyTorch gave it."""
+    rows = (row.split() for row in GOLDEN[f"{name}/names"])
+    return {key: made.seeded(key, tuple(map(int, shape))) for key, *shape in rows}
+
+
+def loaded(name: str, stride: int, dtype: str):
+    """An encoder and its parameters with the seeded weights."""
+    kind = name.removesuffix("_xray")
+    encoder = Backbone(stages(kind, stride, True, dtype), stride)
+    shapes = jax.eval_shape(encoder.init, jax.random.key(0), made.image())["params"]
+    return encoder, weights.matched(kind, weights.renamed(kind, state_dict(name)), shapes)[0]
+
+
+@pytest.mark.parametrize("stride", made.STRIDES)
+@pytest.mark.parametrize("name", made.NAMES)
+def test_features_logits_and_gradients_are_pytorchs(name, stride):
+    golden = {key: GOLDEN[f"{name}/{stride}/{key}"] for key in ("features", "logits", "gradients", "norms")}
+    with jax.enable_x64(True):  # in which no rounding turns a ReLU on or off
+        encoder, params = loaded(name, stride, "float64")
+
+        @jax.jit
+        def forward_and_gradients(params, x):
+            def loss(params):
+                features = encoder.apply({"params": params}, x)
+                return jnp.sum(features * made.probes("loss", features.shape)[..., 0]), features
+
+            return jax.grad(loss, has_aux=True)(params)
+
+        gradients, features = jax.device_get(forward_and_gradients(params, made.image()))
+    seen = features @ made.probes("features", features.shape[-1:])
+    np.testing.assert_allclose(seen, golden["features"], rtol=1e-5, atol=1e-5 * abs(golden["features"]).max())
+    state = state_dict(name)
+    head = next(key for key in state if key.endswith(("fc.weight", "classifier.weight")))
+    logits = features.mean(axis=(0, 1, 2)) @ state[head].T + state[head.replace("weight", "bias")]
+    np.testing.assert_allclose(logits, golden["logits"], rtol=1e-5, atol=1e-5 * abs(golden["logits"]).max())
+
+    layers = {key: leaves for stage in gradients.values() for key, leaves in stage.items()}
+    kernels = [key for key, value in state.items() if value.ndim == 4]
+    assert {key.removesuffix(".weight") for key in kernels} == {k for k, leaves in layers.items() if "kernel" in leaves}
+    for key, projections, norm in zip(kernels, golden["gradients"], golden["norms"], strict=True):
+        gradient = layers[key.removesuffix(".weight")]["kernel"].transpose(3, 2, 0, 1)
+        gradient = np.broadcast_to(gradient, state[key].shape)  # each colour of a gray film has that of their sum
+        found = np.tensordot(gradient, made.probes(key, gradient.shape), gradient.ndim)
+        np.testing.assert_allclose(found, projections, rtol=1e-4, atol=1e-4 * norm / gradient.size**0.5, err_msg=key)
+    for leaves in layers.values():  # statistics and affine constants are constants
+        assert not any(np.any(leaves[key]) for key in ("scale", "shift") if key in leaves)

