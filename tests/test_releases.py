@@ -209,6 +209,33 @@ def test_nih_becomes_examples(nih_release):
     assert prepared.findings[example["box_labels"][0]] == "Infiltration" and example["view"] == "PA"
 
 
+def test_views_of_negatives_are_matched_to_those_of_positives(nih_release):
+    """Positives of train are one in three AP; of ten negatives of each view, as many stay as make that share."""
+    lines = (nih_release.source / "Data_Entry_2017_v2020.csv").read_text().splitlines()
+    rows = [line.split(",") for line in lines[1:]]
+    for number, row in enumerate(rows):
+        row[-1] = "AP" if (number % 6 == 1 if row[1] == "Pneumonia" else number % 4) else "PA"
+    (nih_release.source / "Data_Entry_2017_v2020.csv").write_text("\n".join([lines[0], *map(",".join, rows)]))
+    whole = prepare(changed(nih_release, findings=("Pneumonia",)))
+    before = {split: examples(whole, split) for split in whole.splits}
+    matched = prepare(changed(nih_release, findings=("Pneumonia",), matched="view", overwrite=True))
+    for split in whole.splits:
+        after, labels = examples(matched, split), {}
+        for name, example in before[split].items():
+            labels.setdefault(int(example["labels"][0]), {}).setdefault(example["view"], []).append(name)
+        kept = {view: len([n for n in those if n in after]) for view, those in labels.get(0, {}).items()}
+        assert all(name in after for those in labels.get(1, {}).values() for name in those)
+        if split == "test" or not labels.get(1):
+            assert after.keys() == before[split].keys()
+            continue
+        each = min(len(labels[0].get(view, ())) / len(those) for view, those in labels[1].items())
+        assert kept == {view: round(each * len(labels[1].get(view, ()))) for view in labels[0]}
+    assert len(examples(matched, "train")) < len(before["train"])
+    for findings in ((), ("Pneumonia", "Mass")):
+        with pytest.raises(BadData, match="--matched view: expected one of --findings"):
+            prepare(changed(nih_release, findings=findings, matched="view", overwrite=True))
+
+
 def test_nih_boxes_of_findings_that_are_not_kept_are_nobodys(nih_release):
     """But there: Wang's AFP is over all images with a box of any finding."""
     prepared = prepare(changed(nih_release, findings=("Pneumonia",)))
