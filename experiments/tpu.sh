@@ -40,7 +40,7 @@ start)
     cd infomask_jax
     git fetch -q origin
     git checkout -q $(printf %q "${REVISION:-origin/HEAD}") || { echo 'error: push this revision, or name another: REVISION'; exit 1; }
-    python3.11 -m venv ~/venv && ~/venv/bin/pip install -q -r requirements.txt -e . 'jax[tpu]'"
+    python3.11 -m venv ~/venv && ~/venv/bin/pip install -q -e '.[pretrained]' 'jax[tpu]'"
   # A minute's rest, so that a machine that is being taken away is gone before training begins again.
   again="until ~/venv/bin/python $(printf '%q ' "$@"); do [ \$? -eq 75 ] || exit 1; sleep 60; done"
   on_all "cd infomask_jax || exit 1

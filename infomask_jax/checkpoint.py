@@ -196,6 +196,8 @@ def load_params(workdir: Path) -> tuple[Any, int]:
     """Parameters of the newest checkpoint, as host arrays, and its step. FileNotFoundError where there is none,
     OSError where it cannot be read."""
     directory = _directory(workdir)
+    if (Path(workdir) / "fold-0").exists():
+        raise FileNotFoundError(f"{workdir} is a folder of runs, one a fold: give one of them, {workdir}/fold-0")
     if not directory.exists():
         raise FileNotFoundError(f"{workdir} holds no checkpoint: train it first, or give another run.")
     with ocp.CheckpointManager(directory, item_handlers=_handlers()) as checkpoints:

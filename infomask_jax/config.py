@@ -145,6 +145,9 @@ class Config:
         )
         require(self.fold < self.folds, "fold", f"below folds, {self.folds}", self.fold)
         require(self.folds > 1 or self.fold < 0, "fold", "-1 without folds", self.fold)
+        rate, first = self.train.encoder_rate, self.train.head_first
+        require(model.init or rate == 1, "train.encoder_rate", "1 without model.init", rate)
+        require(model.init or not first, "train.head_first", "0 without model.init", first)
         size, parts = self.data.batch_size, self.machine.accumulate
         require(not parts or not size % parts, "machine.accumulate", f"a divisor of data.batch_size, {size}", parts)
         if wrong:
@@ -152,7 +155,10 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types; paths absolute, so that the run can be read from any folder."""
-        return {k: str(v.absolute()) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
+        found = {k: str(v.absolute()) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
+        if self.model.init not in ("", "imagenet"):
+            found["model"]["init"] = str(Path(self.model.init).expanduser().absolute())
+        return found
 
     @classmethod
     def load(cls, workdir: Path) -> "Config":

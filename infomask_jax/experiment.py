@@ -27,14 +27,14 @@ def run(config: Config) -> None:
     scored by a model of its own, and what they say is scored together."""
     data = datasets.of_run(config)
     data.source("test")  # that there is one is known before the training
-    if several(config):
-        with parallel.main_first("claim"), manifest.claim(config, data):
-            pass
     for one in each_fold(config):
         part = datasets.of_run(one)
         train(one, part)
         if config.baseline and config.model.kind in ("infomask", "vib"):
             train(baseline_config(one), part)
+    if several(config):  # of whose runs each has claimed its own folder
+        with parallel.main_first("claim"), manifest.claim(config, data):
+            pass
     evaluate_run(config.workdir, data, "test")
 
 
@@ -75,7 +75,7 @@ def evaluate_run(
       renamed: findings of the run that the data names otherwise.
     """
     workdir = Path(workdir)
-    output, findings = place(workdir, data, split, renamed or {})
+    output, findings = place(workdir, data, split, renamed)
     if faithfulness and several(Config.load(workdir)):
         raise ValueError(f"{workdir} is a folder of runs, one a fold: measure faithfulness of one, {workdir}/fold-0")
     examples, maps = predict_split(workdir, data, split, findings)
@@ -110,7 +110,7 @@ def evaluate_run(
     return output
 
 
-def place(workdir: Path, data: Prepared, split: str, renamed: dict[str, str]) -> tuple[Path, list[str]]:
+def place(workdir: Path, data: Prepared, split: str, renamed: dict[str, str] | None = None) -> tuple[Path, list[str]]:
     """Where results of a run on prepared data go, the run or its on-NAME-FINGERPRINT, and the run's findings, as the
     data names them.
 
@@ -121,9 +121,12 @@ def place(workdir: Path, data: Prepared, split: str, renamed: dict[str, str]) ->
     own = dataset["fingerprint"] == data.fingerprint
     if split not in data.splits:
         raise ValueError(f"{data.name} has no split {split!r}; it has {', '.join(data.splits)}")
+    renamed = renamed or {}
     if unknown := sorted(renamed.keys() - {*dataset["findings"]}):
         raise ValueError(f"--rename: {workdir} finds {', '.join(dataset['findings'])}; found {', '.join(unknown)}")
     findings = [renamed.get(name, name) for name in dataset["findings"]]
+    if len(set(findings)) < len(findings):
+        raise ValueError(f"--rename: expected another name for each finding, found {', '.join(findings)}")
     if missing := [name for name in findings if name not in data.findings]:
         raise ValueError(
             f"{workdir} was trained to find {', '.join(missing)}; {data.name} in {data.directory} is labelled with "
@@ -141,6 +144,11 @@ def predict_split(workdir: Path, data: Prepared, split: str, findings: list[str]
     if several(config):
         if manifest.read(workdir)["dataset"]["fingerprint"] != data.fingerprint:
             raise ValueError(f"{workdir} is a folder of {config.folds} runs: on other data score one, {workdir}/fold-0")
+        if (
+            len({(Path(run.workdir) / BASELINE).exists() for run in each_fold(changed(config, {"workdir": workdir}))})
+            > 1
+        ):
+            raise ValueError(f"{workdir}: only some folds have a {BASELINE} classifier: run the training command again")
         runs = [config.workdir for config in each_fold(changed(config, {"workdir": workdir}))]
         folds = [datasets.fold(data.whole, config.folds, k) for k in range(config.folds)]
         parts = [predict_split(run, part, split, findings) for run, part in zip(runs, folds, strict=True)]

@@ -60,6 +60,8 @@ def _write_or_check(workdir: Path, config: Config, data: Prepared, weights: dict
         old = {"config": Config.load(workdir).to_dict(), "dataset": read(workdir)["dataset"]}
         for key in FREE:
             old["config"][key] = new["config"][key]
+        if old["config"]["model"]["init"] and new["config"]["model"]["init"] and saved(workdir):
+            old["config"]["model"]["init"] = new["config"]["model"]["init"]  # its checkpoints have the weights
         if lines := differences(old, new):
             raise ValueError(
                 f"{workdir} belongs to another run:\n  "

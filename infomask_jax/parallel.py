@@ -191,7 +191,7 @@ def check_memory(program: jax.stages.Compiled, settings: str) -> None:
 
 
 def _less(settings: str) -> str:
-    return f"with {settings}: lower the first, raise the second, or set --model.remat, --model.dtype bfloat16"
+    return f"raise --machine.accumulate, or in another --workdir lower --data.batch-size (found {settings})"
 
 
 def accumulate(gradient: Callable[[Any], Any], batch: Any, parts: int) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from infomask_jax import checkpoint, manifest, parallel, report
+from infomask_jax import checkpoint, manifest, parallel, report, weights
 from infomask_jax.datasets import Prepared
 from infomask_jax.system import NUMBER, read_json_lines
 from infomask_jax.train import train
@@ -31,6 +31,11 @@ def reproduce(run: Path, data: Prepared) -> bool:
         raise ValueError(
             f"{run} was trained on data with fingerprint {made['dataset']['fingerprint']}, {data.directory} has "
             f"{data.fingerprint}: prepare it as it was"
+        )
+    if config.model.init and (found := weights.digest(config.model)) != made["weights"]["sha256"]:
+        raise ValueError(
+            f"{run} was trained from weights {made['weights']['file']} with SHA-256 {made['weights']['sha256']}, "
+            f"{config.model.init} has {found}"
         )
     if lines := manifest.changes(run):
         console.print("not as it was, and each of these can change the last bits:", *lines, sep="\n  ", markup=False)

@@ -86,6 +86,10 @@ class _Unpickler(pickle._Unpickler):  # the one in C makes room for whatever num
         ("builtins", "set"): set,
     }
 
+    def __init__(self, file):
+        super().__init__(file)
+        self.dtypes = {}  # of storages
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in self.BUILDERS:
             return self.BUILDERS[module, name]
@@ -95,10 +99,13 @@ class _Unpickler(pickle._Unpickler):  # the one in C makes room for whatever num
             return type(name, (_Inert,), {})
         raise pickle.UnpicklingError(f"it would call {f'{module}.{name}'!a}")
 
-    def persistent_load(self, pid: Any) -> _Lazy:
+    def persistent_load(self, pid: Any) -> Any:
+        if pid[0] == "module":  # a class and its source, in files before 1.6
+            return pid[1]
         kind, dtype, key, _, count, *_ = pid
         if kind != "storage" or not isinstance(dtype, np.dtype) or not isinstance(key, str) or type(count) is not int:
             raise pickle.UnpicklingError("a storage of an unknown kind")
+        self.dtypes[key] = dtype
         return _Lazy(key, dtype, count)
 
 
@@ -120,8 +127,10 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 def _from_archive(file: BinaryIO) -> tuple[Any, Callable[[_Lazy], np.ndarray]]:
     archive, kept = zipfile.ZipFile(file), {}
-    (index,) = (name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
-    folder = index.removesuffix("data.pkl")
+    found = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(found) != 1:
+        raise ValueError(f"an archive with {len(found)} data.pkl, not one")
+    index, folder = found[0], found[0].removesuffix("data.pkl")
     if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
         raise ValueError("compressed members, which PyTorch does not write")
     if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
@@ -142,10 +151,9 @@ def _from_stream(data: bytes) -> tuple[Any, Callable[[_Lazy], np.ndarray]]:
     if _Unpickler(file).load() != MAGIC or _Unpickler(file).load() != PROTOCOL:
         raise ValueError("no file of PyTorch")
     _Unpickler(file).load()  # sizes of the machine's numbers
-    found, keys = _Unpickler(file).load(), _Unpickler(file).load()
-    dtypes = {tensor.storage.key: tensor.storage.dtype for tensor in _tensors(found).values()}
-    stored = {}
-    for key in keys:  # each storage: its number of elements, then they
+    unpickler = _Unpickler(file)
+    found, dtypes, stored = unpickler.load(), unpickler.dtypes, {}
+    for key in _Unpickler(file).load():  # each storage: its number of elements, then they
         (count,) = struct.unpack("<q", file.read(8))
         if key not in dtypes or count < 0:
             raise ValueError(f"a storage {key!r} of {count} numbers, of no tensor")

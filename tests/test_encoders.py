@@ -8,7 +8,9 @@ import pytest
 
 from infomask_jax import weights
 from infomask_jax.model import Backbone, stages
+from infomask_jax.model.backbone import Conv
 
+SIDE = made.SIDE
 GOLDEN = dict(np.load(made.PATH))
 
 
@@ -24,6 +26,28 @@ def loaded(name: str, stride: int, dtype: str):
     encoder = Backbone(stages(kind, stride, True, dtype), stride)
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), made.image())["params"]
     return encoder, weights.matched(kind, weights.renamed(kind, state_dict(name)), shapes)[0]
+
+
+@pytest.mark.parametrize(("side", "stride", "dilation"), [(3, 1, 1), (3, 2, 1), (5, 2, 1), (5, 1, 2), (5, 1, 4)])
+@pytest.mark.parametrize("same", [True, False])
+def test_depthwise_sums_are_the_convolution_of_accelerators(monkeypatch, side, stride, dilation, same):
+    conv = Conv(6, side, stride, 2, dilation, same=same, depthwise=True)
+    x = np.random.default_rng(0).normal(size=(2, 16, 16, 6)).astype(np.float32)
+    params = conv.init(jax.random.key(0), x)
+    found = []
+    for backend in ("cpu", "tpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        found.append(conv.apply(params, x))
+    assert found[0].shape == (2, 16 // stride, 16 // stride, 6)
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "resnet50", "densenet121"])
+def test_signals_keep_their_size_from_scratch(name):
+    encoder = Backbone(stages(name, 32, pretrained=False), 32)
+    x = np.random.default_rng(0).normal(size=(2, SIDE, SIDE, 1)).astype(np.float32)
+    features, _ = jax.jit(encoder.init_with_output)(jax.random.key(0), x)
+    assert 0.2 < float(jnp.sqrt(jnp.mean(features**2))) < 5
 
 
 @pytest.mark.parametrize("stride", made.STRIDES)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +15,10 @@ from safetensors.numpy import save_file
 from test_encoders import state_dict
 from test_train import tiny
 
-from infomask_jax import checkpoint, pipeline, weights
+from infomask_jax import audit, checkpoint, datasets, experiment, export, pipeline, predict, weights
 from infomask_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from infomask_jax.datasets import Synthetic
+from infomask_jax.explain import attribution
 from infomask_jax.model import build
 from infomask_jax.presets import ONE_VIEW, changed
 from infomask_jax.train import create_state, make_train_step, train
@@ -34,7 +37,7 @@ def config(workdir: Path, file: Path, **changes) -> Config:
     base = tiny(
         workdir,
         data=DataConfig(image_size=SIDE, batch_size=8),
-        model=ModelConfig(encoder="resnet18", init=str(file), stride=16, top_down=True, latent_channels=4),
+        model=ModelConfig(encoder="resnet18", init=str(file), stride=8, top_down=True, latent_channels=4),
         train=OptimizerConfig(steps=4, learning_rate=1e-3),
     )
     return changed(base, ONE_VIEW | changes)
@@ -62,9 +65,9 @@ def moved(config: Config, steps: int) -> dict[str, bool]:
     [
         ({}, ()),
         ({"model.frozen_stages": 2}, ("stages_0", "stages_1")),
-        ({"model.frozen_stages": 5}, ("stages_0", "stages_1", "stages_2", "stages_3", "stages_4")),
-        ({"train.head_first": 1.0}, ("stages_0", "stages_1", "stages_2", "stages_3", "stages_4")),
-        ({"train.encoder_rate": 0.0}, ("stages_0", "stages_1", "stages_2", "stages_3", "stages_4")),
+        ({"model.frozen_stages": 5}, tuple(f"stages_{n}" for n in range(4))),
+        ({"train.head_first": 1.0}, tuple(f"stages_{n}" for n in range(4))),
+        ({"train.encoder_rate": 0.0}, tuple(f"stages_{n}" for n in range(4))),
     ],
 )
 def test_only_what_may_move_does(tmp_path, file, changes, still):
@@ -89,6 +92,13 @@ def test_encoder_rate_multiplies_the_encoders_updates_alone(tmp_path, file):
     jax.tree.map(np.testing.assert_array_equal, *(update["head"] for update in updates))
 
 
+def test_frozen_stages_are_still_explained(tmp_path, file):
+    own = config(tmp_path, file, **{"model.frozen_stages": 3})
+    images = np.random.default_rng(0).normal(size=(1, SIDE, SIDE, 1)).astype(np.float32)
+    params = create_state(own, 1).params
+    assert np.any(attribution("gradient", own.model, 1)({"params": params}, images, 0))
+
+
 def test_frozen_stages_are_computed_without_gradient(tmp_path, file):
     def flops(frozen):
         own = config(tmp_path, file, **{"model.frozen_stages": frozen})
@@ -99,18 +109,19 @@ def test_frozen_stages_are_computed_without_gradient(tmp_path, file):
     assert every < 0.5 * none and every < some < none
 
 
-def test_remat_changes_memory_and_no_gradient(tmp_path, file):
+def test_remat_computes_anew_and_changes_no_gradient(tmp_path, file):
     gradients = []
     for remat in (False, True):
         own = config(tmp_path, file, **{"model.remat": remat})
-        model = build(own.model, 1)
-        params = create_state(own, 1).params
+        model, params = build(own.model, 1), create_state(own, 1).params
         images = np.random.default_rng(0).normal(size=(2, SIDE, SIDE, 1)).astype(np.float32)
 
         def loss(params, model=model, images=images):
             return model.apply({"params": params}, images, train=False)[0].sum()
 
         gradients.append(jax.jit(jax.grad(loss))(params))
+        program = str(jax.make_jaxpr(jax.grad(loss))(params))
+        assert ("remat" in program or "checkpoint" in program) == remat
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *gradients)
 
 
@@ -144,3 +155,35 @@ def test_a_run_remembers_its_weights_and_goes_on_without_their_file(tmp_path, fi
     with pytest.raises(FileNotFoundError, match="found no file"):  # before it claims the folder
         train(config(tmp_path / "other", copy), data)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "resnet34", "resnet50", "densenet121"])
+def test_every_encoder_predicts_and_is_explained(name):
+    """Traced alone; what runs is tested with one of them, below."""
+    c = ModelConfig(encoder=name, init="x", stride=16, top_down=True, latent_channels=4, two_views=False)
+    whole = tiny(Path("w"), map_shifts=1, data=DataConfig(image_size=SIDE, batch_size=8))
+    whole = changed(whole, ONE_VIEW | {f"model.{key}": value for key, value in vars(c).items()})
+    images = jax.ShapeDtypeStruct((2, SIDE, SIDE, 1), jnp.float32)
+    params = jax.eval_shape(partial(build(c, 2).init, train=False), jax.random.key(0), images)
+    predicted = jax.eval_shape(export.make_predict(whole, 2), params["params"], images)
+    assert {m.shape for m in predicted[1].values()} == {(2, 4, 4, 1), (2, 4, 4, 2)}
+    heat = jax.eval_shape(partial(attribution("layercam", c, 2), finding=jnp.int32(1)), params, images)
+    assert heat.shape == (2, 4, 4)
+
+
+def test_a_run_with_trained_weights_is_whole(tmp_path, file):
+    data = datasets.prepare(Synthetic(data_dir=tmp_path / "data", size=SIDE, train=16, val=8, test=8, workers=1))
+    own = changed(config(tmp_path / "run", file), {"data_dir": tmp_path / "data", "train.steps": 2, "map_shifts": 1})
+    experiment.run(own)
+    assert json.loads((own.workdir / "plain" / "manifest.json").read_text())["weights"]["input"].startswith("ImageNet")
+    film = tmp_path / "film.png"
+    film.write_bytes(data.source("test")[0]["image"])
+    predict.predict_files(own.workdir, [film], tmp_path / "found")
+    scored, found = np.load(own.workdir / "maps/test.npz"), np.load(tmp_path / "found/maps.npz")
+    np.testing.assert_allclose(found["infomask"][0], scored["infomask"][0], atol=2e-3)
+    audit.audit_run(own.workdir, data, "test")
+    program = jax.export.deserialize(export.export_run(own.workdir).read_bytes())
+    image = pipeline.standardise(pipeline.fit(pipeline.decode_gray(data.source("test")[0]["image"]), SIDE))
+    np.testing.assert_allclose(
+        program.call(image[None, ..., None])[1]["infomask"][0, ..., 0], scored["infomask"][0], atol=2e-3
+    )

@@ -1,11 +1,12 @@
 """Folds: every patient is scored once, by a model that has not seen one of their films."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from infomask_jax import datasets, experiment
+from infomask_jax import checkpoint, datasets, experiment, verbs
 from infomask_jax.config import Config, DataConfig, MachineConfig, ModelConfig, OptimizerConfig
 from infomask_jax.datasets import Synthetic, fold, load, prepare
 
@@ -37,6 +38,33 @@ def test_folds_part_the_patients_of_all_splits(data_dir, folds):
     assert [whole.source("test", ("image_id",))[i]["image_id"] for i in range(40)] == tested
     fingerprints = {fold(data, folds, k).fingerprint for k in range(-1, folds)}
     assert len(fingerprints) == folds + 1 and data.fingerprint not in fingerprints
+
+
+class Several:
+    """Three films a patient, which lie in different splits: films 0, 1, 2 are of patient 0."""
+
+    def __init__(self, split, fields=None):
+        self.films = {"train": range(0, 20), "val": range(20, 25), "test": range(25, 33)}[split]
+
+    def __len__(self):
+        return len(self.films)
+
+    def __getitem__(self, i):
+        return {"image_id": str(self.films[i]), "patient_id": f"p{(self.films[i] * 2) % 11}"}
+
+
+def test_films_of_one_patient_are_in_one_fold_whatever_their_split(data_dir):
+    data = load("synthetic", data_dir)
+    several = dataclasses.replace(data, splits={"train": 20, "val": 5, "test": 8})
+    object.__setattr__(several, "source", Several)
+    tested = []
+    for k in range(4):
+        part = fold(several, 4, k)
+        films = {split: [part.source(split)[i] for i in range(len(part.source(split)))] for split in part.splits}
+        patients = {split: {film["patient_id"] for film in those} for split, those in films.items()}
+        assert not patients["train"] & patients["test"] and len(films["train"]) + len(films["test"]) == 33
+        tested += [film["image_id"] for film in films["test"]]
+    assert sorted(tested, key=int) == [str(i) for i in range(33)]
 
 
 def test_more_folds_than_patients_are_refused(data_dir):
@@ -76,6 +104,13 @@ def test_all_folds_are_trained_and_scored_together(data_dir, tmp_path):
     assert (tmp_path / "run/eval/test.json").read_bytes() == before
     with pytest.raises(ValueError, match="a folder of 2 runs: on other data score one"):
         experiment.evaluate_run(tmp_path / "run", load("synthetic", data_dir), "test")
+    with pytest.raises(FileNotFoundError, match="is a folder of runs, one a fold: give one of them"):
+        checkpoint.finished(tmp_path / "run")
+    run = tmp_path / "run/fold-1"
+    own = verbs.open_data(verbs.Evaluate(run=run, dataset="synthetic", data_dir=data_dir))
+    assert own.fingerprint == datasets.of_run(Config.load(run)).fingerprint  # not whole: it was trained on part of it
+    prepare(Synthetic(size=32, data_dir=tmp_path / "other", train=4, val=4, test=4, seed=3, workers=1))
+    assert verbs.open_data(verbs.Evaluate(run=run, data_dir=tmp_path / "other")).splits["test"] == 4
 
 
 def test_fold_settings_that_contradict_each_other_are_refused(data_dir):

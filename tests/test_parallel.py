@@ -5,6 +5,7 @@ import dataclasses
 import signal
 from collections import namedtuple
 from functools import partial
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import chex
@@ -247,3 +248,26 @@ def test_the_step_leaves_convolutions_to_eigen_unless_told_otherwise(monkeypatch
     options = {"xla_backend_optimization_level": 3, **options}
     shapes = jax.ShapeDtypeStruct((16, 32, 32, 32), np.float32), jax.ShapeDtypeStruct((3, 3, 32, 32), np.float32)
     assert "ynn_fusion" not in jax.jit(weights, compiler_options=options).lower(*shapes).compile().as_text()
+
+
+def test_a_step_that_does_not_fit_is_told_before_it_runs(monkeypatch):
+    program = jax.jit(lambda x: (x @ x).sum()).lower(jax.numpy.zeros((512, 512))).compile()
+    for limit in (10**9, None, 10**6):
+        device = SimpleNamespace(memory_stats=lambda limit=limit: limit and {"bytes_limit": limit})
+        monkeypatch.setattr(jax, "local_devices", lambda device=device: [device])
+        if limit == 10**6:
+            with pytest.raises(MemoryError, match=r"a step needs 0.0 GiB of each device.*raise --machine.accumulate"):
+                parallel.check_memory(program, "data.batch_size 64, machine.accumulate 1")
+        else:
+            parallel.check_memory(program, "")
+
+
+def test_running_out_of_memory_is_told_with_what_to_change():
+    def full(state, batch):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
+
+    jitted = SimpleNamespace(lower=lambda *_: SimpleNamespace(compile=lambda: full))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "check_memory", lambda *_: None)
+        with pytest.raises(MemoryError, match=r"does not fit.*raise --machine.accumulate.*found data.batch_size 64"):
+            parallel._compiled_everywhere(jitted, "data.batch_size 64")({}, {})

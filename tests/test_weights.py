@@ -51,6 +51,8 @@ class Writer(pickle.Pickler):
         return sys.modules["torch._utils"]._rebuild_tensor_v2, arguments
 
     def persistent_id(self, thing):
+        if isinstance(thing, type) and thing.__module__.startswith("torchvision."):
+            return "module", thing, "resnet.py", "class ResNet: ..."  # as before 1.6
         if not isinstance(thing, Storage):
             return None
         kind = getattr(self.torch, STORAGES[str(thing.array.dtype)])
@@ -123,6 +125,11 @@ def test_a_state_dict_comes_back(torch, tmp_path, save, wrap):
     for name, array in arrays().items():
         assert found[name].dtype == array.dtype
         np.testing.assert_array_equal(found[name], array)
+
+
+def test_checkpoints_of_old_with_an_optimizer_are_read(torch, tmp_path):
+    state = {"state_dict": arrays(), "optimizer": {"exp_avg": np.ones(3, np.float32)}}
+    assert torch_file.read(stream(torch, state, tmp_path / "w.pt")).keys() == arrays().keys()
 
 
 @pytest.mark.parametrize("save", [archive, stream])
@@ -240,7 +247,7 @@ def test_every_tensor_of_the_source_is_taken(tmp_path, params):
         (lambda s: s | {"_blocks.3.x": s.pop("_conv_head.weight")}, ["missing: _conv_head", "left over: _blocks.3.x"]),
         (lambda s: s | {"_bn1.bias": np.zeros(7, np.float32)}, [r"of another shape: _bn1.bias \(7,\), expected \(1"]),
         (lambda s: {k: v for k, v in s.items() if "_blocks.15" not in k}, ["missing: _blocks.15", "and 9 more"]),
-        (lambda s: state_dict("resnet18"), ["weights for efficientnet_lite0", "missing: _blocks.0", "left over: "]),
+        (lambda s: state_dict("resnet18"), ["weights of efficientnet_lite0", "missing: _blocks.0", "left over: "]),
         (lambda s: {}, ["missing: _blocks.0", "and 239 more"]),
     ],
 )  # fmt: skip

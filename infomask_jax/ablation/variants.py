@@ -13,6 +13,7 @@ from infomask_jax.presets import CAM, ONE_VIEW, PAPER, PLAIN, changed
 
 LINEAR = {"model.evidence_bound": 0.0}
 SHARED = {"no_shifts": "default", "cam_no_shifts": "cam"}  # the same networks, asked in another way
+SCRATCH = {"model.init": "", "model.frozen_stages": 0, "train.encoder_rate": 1.0, "train.head_first": 0.0}
 ATTENTION = {"model.sampler": "sigmoid", "model.teach_through_mask": True, "loss.beta_z": 0.0, "loss.beta_m": 0.0}
 
 
@@ -26,6 +27,7 @@ class Variant:
     run: str = ""  # whose run it asks; "": its own
     method: str = ""  # attribution method that explains that run; "": the model's own maps
     skip: str = ""  # why there is no such run
+    twin: str = ""  # the variant that has the same settings, if that is why
 
 
 def variants(base: Config, findings: int) -> list[Variant]:
@@ -80,7 +82,7 @@ def variants(base: Config, findings: int) -> list[Variant]:
         "beta": {f"beta_x{x:g}": {"loss.beta_z": x * loss.beta_z, "loss.beta_m": x * loss.beta_m} for x in factors},
         "delay": {f"delay_{v:g}": {"loss.delay": v} for v in (0.0, 0.5)},
         "grid": {f"stride_{v}": {"model.stride": v, "map_shifts": min(base.map_shifts, v)} for v in near},
-        "encoder": {"from_scratch": {"model.init": "", "model.frozen_stages": 0}} if model.init else {},
+        "encoder": {"from_scratch": SCRATCH} if model.init else {},
         "masks": {
             "mask_per_finding": {"model.mask_per_finding": True},
             **{f"mask_samples_{v}": {"model.mask_samples": v} for v in (1, 16)},
@@ -90,7 +92,7 @@ def variants(base: Config, findings: int) -> list[Variant]:
     for group, members in groups.items():
         for name, changes in members.items():
             changes = {k: v for k, v in changes.items() if _fields(base)[k] != v}
-            skip = ""
+            skip = twin = ""
             if name == "mask_per_finding" and findings == 1:
                 skip = "the data has one finding, so one mask is all there is"
             elif size % changes.get("model.stride", model.stride):
@@ -98,18 +100,18 @@ def variants(base: Config, findings: int) -> list[Variant]:
             else:
                 try:
                     settings = json.dumps(_fields(changed(base, changes)), default=str)
-                    skip = f"the settings of {known[settings]}" if settings in known else ""
-                    known.setdefault(settings, name)
+                    twin = known.setdefault(settings, name)
+                    skip, twin = (f"the settings of {twin}", twin) if twin != name else ("", "")
                 except ValueError as error:
                     skip = " ".join(str(error).split())
-            found.append(Variant(name, group, changes, SHARED.get(name, ""), skip=skip))
+            found.append(Variant(name, group, changes, SHARED.get(name, ""), skip=skip, twin=twin))
     cam = next(v for v in found if v.name == "cam")
     return found + [Variant(f"cam/{m}", "attributions", cam.changes, "cam", m, cam.skip) for m in METHODS if m != "cam"]
 
 
 def select(every: list[Variant], only: tuple[str, ...]) -> list[Variant]:
-    """Those named, by their own names or their groups' (all if none is), with what they are compared with: `default`,
-    and `cam` for attributions. ValueError that lists the names."""
+    """Those named, by their own names or their groups' (all if none is), or the variants that have their settings, with
+    what they are compared with: `default`, and `cam` for attributions. ValueError that lists the names."""
     groups = {}
     for v in every:
         groups.setdefault(v.group, []).append(v.name)
@@ -117,7 +119,7 @@ def select(every: list[Variant], only: tuple[str, ...]) -> list[Variant]:
         lines = "\n".join(f"  {group}: {', '.join(names)}" for group, names in groups.items())
         raise ValueError(f"no variant or group {', '.join(unknown)}; there are, by group:\n{lines}")
     chosen = [v for v in every if not only or v.name in only or v.group in only]
-    needed = {"default", *(["cam"] if any(v.method for v in chosen) else [])}
+    needed = {"default", *(v.twin for v in chosen), *(["cam"] if any(v.method for v in chosen) else [])}
     return [v for v in every if v in chosen or v.name in needed]
 
 

@@ -75,10 +75,10 @@ class Synthetic(PhantomConfig):
     """Replace what was prepared before."""
 
 
-def of_run(config, name: str | None = None, data_dir: Path | None = None) -> Prepared:
-    """The prepared data that a run of this Config is trained on, in its folds if it has any; or another, whole."""
-    data = load(name or config.dataset, data_dir or config.data_dir)
-    return data if config.folds == 1 or name else fold(data, config.folds, config.fold)
+def of_run(config) -> Prepared:
+    """The prepared data that a run of this Config is trained on, in its folds if it has any."""
+    data = load(config.dataset, config.data_dir)
+    return data if config.folds == 1 else fold(data, config.folds, config.fold)
 
 
 OPTIONS = {"synthetic": Synthetic, "rsna": Rsna, "nih": Nih, "folder": Folder}

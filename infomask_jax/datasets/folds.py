@@ -51,8 +51,8 @@ def fold(data: Prepared, folds: int, number: int) -> Folded:
     names = sorted({patient for those in patients for patient in those})
     if len(names) < folds:
         raise ValueError(f"folds: expected at most {len(names)}, as many as there are patients, found {folds}")
-    order = np.random.default_rng(0).permutation(len(names))
-    of_patient = {name: int(place) % folds for name, place in zip(names, order, strict=True)}
+    names.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
+    of_patient = {name: place % folds for place, name in enumerate(names)}
     places = np.array([(s, i) for s, those in enumerate(patients) for i in range(len(those))])
     fold_of = np.array([of_patient[patient] for those in patients for patient in those])
     if number < 0:

@@ -118,6 +118,10 @@ def _matched(items: list[Item], split: str) -> list[Item]:
         (positives if item.labels[0] else negatives)[item.view].append(item)
     if split == "test" or not positives:
         return items
+    if split == "train" and (without := [view for view in positives if not negatives[view]]):
+        raise BadData(
+            f"--matched view: expected negatives of train in view {without[0]!r} of its positives, found none"
+        )
     each = min(len(negatives[view]) / len(those) for view, those in positives.items())  # negatives to a positive
     kept = {item.image_id for view, those in positives.items() for item in negatives[view][: round(each * len(those))]}
     return [item for item in items if item.labels[0] or item.image_id in kept]

@@ -200,7 +200,9 @@ def as_options(options) -> dict:
 
 def differences(prepared: Prepared, options) -> list[str]:
     """How a prepared data set differs from what the options ask for: options, tables changed since, images left out."""
-    old, new = prepared.options, as_options(options)
+    defaults = {f.name: f.default for f in dataclasses.fields(options)}  # of options that it is older than
+    new = as_options(options)
+    old = {k: json.loads(json.dumps(defaults[k], default=str)) for k in new if k in defaults} | prepared.options
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     lines = [f"{key}: prepared with {old.get(key)!r}, asked for {new.get(key)!r}" for key in keys]
     facts = _facts(prepared.directory)

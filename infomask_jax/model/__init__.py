@@ -21,7 +21,7 @@ def build_encoder(c: ModelConfig) -> nn.Module:
         return Encoder(c.width, c.stride, c.dtype)
     depth = 32 if c.top_down else c.stride
     parts = stages(c.encoder, depth, bool(c.init), c.dtype)
-    return Backbone(parts, c.stride, c.top_down, c.frozen_stages, c.remat)
+    return Backbone(parts, c.stride, c.top_down, c.remat)
 
 
 def stages(name: str, output_stride: int, pretrained: bool, dtype: str = "float32") -> tuple[nn.Module, ...]:

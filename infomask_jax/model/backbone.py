@@ -98,14 +98,12 @@ class Backbone(nn.Module):
 
     top_down: stages up to twice the stride; what is at `stride` and, enlarged, what comes after it are added as 64
     channels (1x1 lateral and upsampling, as in Lin et al. 2017; one step of it, with a ReLU: ours).
-    frozen: so many stages, from the image on, are computed without gradient. remat: stages are computed anew for the
-    gradient instead of kept.
+    remat: stages are computed anew for the gradient instead of kept.
     """
 
     stages: tuple[nn.Module, ...]
     stride: int
     top_down: bool = False
-    frozen: int = 0
     remat: bool = False
 
     @nn.compact
@@ -115,11 +113,10 @@ class Backbone(nn.Module):
             raise ValueError(f"images of {x.shape[1]} x {x.shape[2]} px do not divide into cells of {shrink} px")
         run = nn.remat(lambda stage, x: stage(x)) if self.remat else lambda stage, x: stage(x)
         at = {}
-        for number, (stride, stage) in enumerate(zip(STRIDES, self.stages, strict=True), 1):
+        for stride, stage in zip(STRIDES, self.stages, strict=True):
             if self.top_down and stride > shrink:
                 break
-            x = run(stage, x)
-            at[stride] = x = jax.lax.stop_gradient(x) if number <= self.frozen else x
+            at[stride] = x = run(stage, x)
         if not self.top_down:
             return x
         lateral = nn.Dense(TOP_DOWN, name="lateral")(at[self.stride].astype(jnp.float32))

@@ -45,5 +45,5 @@ class Stage(nn.Module):
                 y = layer(y, f"{name}conv2", f"{name}bn2", features, 3, act=False, gain=0.0, dilation=after)
             if not block and (self.index > 1 or bottleneck):
                 x = layer(x, f"{name}downsample.0", f"{name}downsample.1", features, act=False, stride=stride)
-            x = rectified(x + y, self.pretrained)
+            x = nn.relu(x + y)
         return x
