@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -133,21 +134,26 @@ class Config:
         taught = model.kind != "infomask" or model.teach_through_mask or loss.auxiliary
         require(taught, "loss.auxiliary", "above 0 without model.teach_through_mask (nothing teaches)", loss.auxiliary)
         require(self.map_shifts <= model.stride, "map_shifts", f"at most model.stride, {model.stride}", self.map_shifts)
-        small, stride = model.encoder == "small", model.stride
+        small, stride, trained = model.encoder == "small", model.stride, model.init and model.encoder != "small"
         require(not small or stride < 32, "model.stride", "2 to 16 for the small encoder", stride)
         require(small or stride > 4, "model.stride", f"8, 16 or 32 for {model.encoder}", stride)
         require(not small or not model.init, "model.init", "nothing for the small encoder", model.init)
-        allowed = not small and stride in (8, 16)
-        require(allowed or not model.top_down, "model.top_down", "False (stride 8 or 16 of a large encoder)", True)
-        require(not small or not model.remat, "model.remat", "False for the small encoder", model.remat)
-        require(
-            model.init or not model.frozen_stages, "model.frozen_stages", "0 without model.init", model.frozen_stages
-        )
-        require(self.fold < self.folds, "fold", f"below folds, {self.folds}", self.fold)
-        require(self.folds > 1 or self.fold < 0, "fold", "-1 without folds", self.fold)
+        fits = not small and stride in (8, 16)
+        require(fits or not model.top_down, "model.top_down", "False but for stride 8 or 16 of a large encoder", True)
+        require(not small or not model.remat, "model.remat", "False for the small encoder", True)
+        require(trained or not model.frozen_stages, "model.frozen_stages", "0 without model.init", model.frozen_stages)
         rate, first = self.train.encoder_rate, self.train.head_first
-        require(model.init or rate == 1, "train.encoder_rate", "1 without model.init", rate)
-        require(model.init or not first, "train.head_first", "0 without model.init", first)
+        require(trained or rate == 1, "train.encoder_rate", "1 without model.init", rate)
+        require(trained or not first, "train.head_first", "0 without model.init", first)
+        cell, side = stride * (2 if fits and model.top_down else 1), self.data.image_size
+        require(
+            side < 8 or not side % cell,
+            "data.image_size",
+            f"a multiple of {cell}, as {side // cell * cell or cell}",
+            side,
+        )
+        require(self.folds > 1 or self.fold < 0, "fold", "--folds as well", self.fold)
+        require(self.folds == 1 or self.fold < self.folds, "fold", f"below folds, {self.folds}", self.fold)
         size, parts = self.data.batch_size, self.machine.accumulate
         require(not parts or not size % parts, "machine.accumulate", f"a divisor of data.batch_size, {size}", parts)
         if wrong:
@@ -157,7 +163,7 @@ class Config:
         """JSON types; paths absolute, so that the run can be read from any folder."""
         found = {k: str(v.absolute()) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
         if self.model.init not in ("", "imagenet"):
-            found["model"]["init"] = str(Path(self.model.init).expanduser().absolute())
+            found["model"]["init"] = os.path.abspath(os.path.expanduser(self.model.init))
         return found
 
     @classmethod

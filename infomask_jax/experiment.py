@@ -8,7 +8,7 @@ import numpy as np
 import scipy.special
 from rich.progress import track
 
-from infomask_jax import checkpoint, datasets, evaluate, localize, manifest, parallel, pipeline, report
+from infomask_jax import checkpoint, datasets, evaluate, localize, manifest, parallel, pipeline, report, weights
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
 from infomask_jax.evaluate import bootstrap, controls
@@ -25,6 +25,9 @@ BASELINE = "plain"  # sub-folder of a run that holds its plain classifier
 def run(config: Config) -> None:
     """Train (or resume), score the test split, draw the figures and print the tables. Of several folds, each is
     scored by a model of its own, and what they say is scored together."""
+    for one in each_fold(config):
+        if config.model.init and not manifest.saved(one.workdir):
+            weights.find(config.model)
     data = datasets.of_run(config)
     data.source("test")  # that there is one is known before the training
     for one in each_fold(config):

@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import struct
+import subprocess
 import sys
 import types
 import zipfile
@@ -39,7 +40,7 @@ class Writer(pickle.Pickler):
 
     def __init__(self, file, torch):
         super().__init__(file, protocol=2)
-        self.torch, self.storages = torch, []
+        self.torch, self.storages, self.told = torch, [], []
 
     def reducer_override(self, thing):
         if not isinstance(thing, np.ndarray):
@@ -51,7 +52,8 @@ class Writer(pickle.Pickler):
         return sys.modules["torch._utils"]._rebuild_tensor_v2, arguments
 
     def persistent_id(self, thing):
-        if isinstance(thing, type) and thing.__module__.startswith("torchvision."):
+        if isinstance(thing, type) and thing.__module__.startswith("torchvision.") and thing not in self.told:
+            self.told.append(thing)
             return "module", thing, "resnet.py", "class ResNet: ..."  # as before 1.6
         if not isinstance(thing, Storage):
             return None
@@ -203,6 +205,60 @@ def _whole(path: Path, kept=[]) -> bytes:  # noqa: B006
     return kept[0]
 
 
+BFLOAT_STATE = b"ctorch\nBFloat16Storage\n(K\x03X\x01\x00\x00\x00<NNNK\x02K\x00K\x00tb."
+NESTED = b")" + b"2\x86" * 60  # a tuple of itself and itself, sixty times over: hashing it takes 2^60 steps
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        BFLOAT_STATE,  # would change a type of the whole process
+        b"}" + NESTED + b"K\x01s.",
+        b"c__builtin__\nset\n(]" + NESTED + b"atR.",
+        b"}" + b")" + b"\x85" * 10**5 + b"K\x01s.",
+        b"\x96" + struct.pack("<Q", 2**40) + b"x.",  # a bytearray of a tebibyte
+        b"(cos\nsystem\nX\x02\x00\x00\x00lso.",
+        b"(X\x02\x00\x00\x00lsios\nsystem\n.",
+        b"\x82\x01.",
+        b"ctorch._utils\n_rebuild_parameter\n}X\x0c\x00\x00\x00__defaults__K\x01sb.",
+    ],
+)  # fmt: skip
+def test_what_pytorch_does_not_write_is_refused_at_once(tmp_path, pickled):
+    with zipfile.ZipFile(tmp_path / "w.pt", "w") as out:
+        out.writestr("archive/data.pkl", b"\x80\x02" + pickled)
+    code = "import pathlib, sys; from infomask_jax import torch_file; torch_file.read(pathlib.Path(sys.argv[1]))"
+    found = subprocess.run([sys.executable, "-c", code, tmp_path / "w.pt"], capture_output=True, text=True, timeout=60)
+    assert found.returncode == 1 and "expected PyTorch's weights alone" in found.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>", b"version https://git-lfs", b"\x80\x02K\x01.", pickle.dumps({"a": 1}), b"PK\x03\x04"]
+)
+def test_everyday_files_of_another_kind_are_told(tmp_path, content):
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"w\.pt: .*found: a.*torch.save\(model.state_dict\(\), FILE\)"):
+        torch_file.read(tmp_path / "w.pt")
+
+
+def test_views_and_aliases_without_end_are_refused(torch, tmp_path, monkeypatch):
+    shared = np.zeros(10**6, np.float32)
+    monkeypatch.setattr(Writer, "shared", Storage(shared, "0"), raising=False)
+    pickler = Writer(file := io.BytesIO(), torch)
+    storage = Storage(shared, "0")
+    rebuild = sys.modules["torch._utils"]._rebuild_tensor_v2
+
+    class Alias:
+        def __reduce__(self):
+            return rebuild, (storage, 0, (10**6,), (1,), False, OrderedDict())
+
+    pickler.dump({str(i): Alias() for i in range(50)})
+    with zipfile.ZipFile(tmp_path / "w.pt", "w") as out:
+        out.writestr("archive/data.pkl", file.getvalue())
+        out.writestr("archive/data/0", shared.tobytes())
+    with pytest.raises(ValueError, match="tensors that share their numbers many times over"):
+        torch_file.read(tmp_path / "w.pt")
+
+
 def test_a_tensor_outside_of_its_storage_is_an_error():
     for offset, shape, strides in (
         (5, (4,), (1,)),
@@ -211,7 +267,7 @@ def test_a_tensor_outside_of_its_storage_is_an_error():
         (0, (2,), (-1,)),
         (0, (3,), ()),
     ):
-        with pytest.raises(ValueError, match="a tensor of"):
+        with pytest.raises(ValueError, match="a tensor"):
             torch_file._Tensor(None, offset, shape, strides).array(np.zeros(8, np.float32))
 
 
@@ -249,6 +305,11 @@ def test_every_tensor_of_the_source_is_taken(tmp_path, params):
         (lambda s: {k: v for k, v in s.items() if "_blocks.15" not in k}, ["missing: _blocks.15", "and 9 more"]),
         (lambda s: state_dict("resnet18"), ["weights of efficientnet_lite0", "missing: _blocks.0", "left over: "]),
         (lambda s: {}, ["missing: _blocks.0", "and 239 more"]),
+        (lambda s: s | {"_xconv_stem.weight": s.pop("_conv_stem.weight")}, ["missing: _conv_stem", "over: _xconv"]),
+        (lambda s: s | {"ema._conv_stem.weight": s.pop("_conv_stem.weight")}, ["missing: _conv_stem", "over: ema._co"]),
+        (lambda s: s | {"_bn0.bias": np.full(32, np.nan, np.float32)}, ["not finite floats: _bn0.bias"]),
+        (lambda s: s | {"_bn0.running_var": -np.ones(32, np.float32)}, ["not finite floats: _bn0.running_var, a var"]),
+        (lambda s: s | {"_bn0.bias": np.zeros(32, np.uint8)}, ["not finite floats: _bn0.bias"]),
     ],
 )  # fmt: skip
 def test_what_does_not_match_is_one_error(tmp_path, params, change, expected):
@@ -283,7 +344,9 @@ def test_gray_kernels_answer_as_colours_do():
 
 
 def test_files_that_are_none(tmp_path, params):
-    with pytest.raises(FileNotFoundError, match="expected imagenet or a file of weights, found no file"):
+    with pytest.raises(
+        FileNotFoundError, match="expected imagenet or a file of weights for efficientnet_lite0, found no file"
+    ):
         weights.load(config(init=str(tmp_path / "none.pt")), params)
     (tmp_path / "w.safetensors").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"w\.safetensors: expected safetensors"):
