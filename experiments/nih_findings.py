@@ -15,11 +15,11 @@ from pathlib import Path
 
 from infomask_jax.command import main
 from infomask_jax.config import Config
-from infomask_jax.presets import CPU, GPU, TPU, changed
+from infomask_jax.presets import CPU, GPU, ONE_VIEW, TPU, changed
 
 FINDINGS = {"model.mask_per_finding": True, "loss.positive_weight": 3.0}
 PRESETS = {
-    "cpu": CPU | FINDINGS | {"train.steps": 300},
+    "cpu": CPU | ONE_VIEW | FINDINGS | {"train.steps": 300},
     "gpu": GPU | FINDINGS | {"train.steps": 13_500},
     "tpu": TPU | FINDINGS | {"train.steps": 3_400},
 }

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from infomask_jax.command import main
 from infomask_jax.config import Config
-from infomask_jax.presets import CPU, GPU, TPU, changed
+from infomask_jax.presets import CPU, GPU, ONE_VIEW, TPU, changed
 
 # Of 86,524 training films about one in a hundred is positive; ten epochs.
 RELEASE = {"loss.positive_weight": 20.0}
 PRESETS = {
-    "cpu": CPU | {"train.steps": 120},
+    "cpu": CPU | ONE_VIEW | {"train.steps": 120},
     "gpu": GPU | RELEASE | {"train.steps": 13_500},
     "tpu": TPU | RELEASE | {"train.steps": 3_400},
 }

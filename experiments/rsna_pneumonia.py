@@ -2,6 +2,7 @@
 
     python -m infomask_jax prepare rsna --source DIR --data-dir data --size 128 [--matched]
     python experiments/rsna_pneumonia.py --data-dir data --workdir runs/rsna
+    python experiments/rsna_pneumonia.py --preset cpu --data-dir data256 --workdir runs/rsna-cpu
 
 `--matched` needs a split.csv in DIR with a column `matched`, which the challenge does not have. Hardware and time: 2
 CPU cores, about 10 minutes, under 1.3 GiB. Expected on such a split of films that are black outside the lungs: PxAP of
