@@ -51,6 +51,13 @@ def test_step(last_line):
     assert 0.1 < found["infomask_over_plain"] < 100 and 0 < found["of_peak"] < 2
 
 
+def test_encoders(last_line):
+    found = last_line("encoders.py", *TINY, "--encoders", "resnet18", "--rounds", 1)
+    (row,) = found["encoders"]
+    assert row["encoder"] == "resnet18" and row["images_per_s"] > 0 and row["memory_gib"] > 0
+    assert row["of_torch"] is None or row["of_torch"] > 0
+
+
 def test_revisions(last_line):
     """A tree against itself."""
     found = last_line("revisions.py", "--before", BENCHMARKS.parent, "--image-size", 32, "--rounds", 1)
