@@ -221,7 +221,14 @@ def main(default: Any, description: str, presets: dict[str, dict[str, Any]] | No
         parser.add_argument("--preset", choices=presets)
         chosen, sys.argv[1:] = parser.parse_known_args()
         preset = changed(default, presets.get(chosen.preset, {}))
-        told = "--preset paper: the paper's objective alone, in our reconstruction. Flags beside a preset count."
+        others = (
+            f" Also: {', '.join(f'--preset {name}' for name in presets if name != 'paper')}."
+            if len(presets) > 1
+            else ""
+        )
+        told = (
+            f"--preset paper: the paper's objective alone, in our reconstruction.{others} Flags beside a preset count."
+        )
         config = parse(type(default), default=preset, description=f"{description}\n{told}")
         from infomask_jax import experiment, parallel
 

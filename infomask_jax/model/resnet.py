@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 
 from infomask_jax.model.backbone import Conv, FrozenNorm, dilation, rectified
+from infomask_jax.model.encoder import RELU_GAIN
 
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 
@@ -44,6 +45,7 @@ class Stage(nn.Module):
                 y = layer(x, f"{name}conv1", f"{name}bn1", features, 3, **first)
                 y = layer(y, f"{name}conv2", f"{name}bn2", features, 3, act=False, gain=0.0, dilation=after)
             if not block and (self.index > 1 or bottleneck):
+                x = x if self.pretrained else RELU_GAIN * x
                 x = layer(x, f"{name}downsample.0", f"{name}downsample.1", features, act=False, stride=stride)
             x = nn.relu(x + y)
         return x
