@@ -21,7 +21,7 @@ def dilation(stage: int, output_stride: int) -> tuple[int, int, int]:
 class Conv(nn.Module):
     """Convolution [B, h, w, C] -> [B, h', w', features], without bias; weight-standardised if not `pretrained`.
 
-    stride: by which it shrinks; shape: by which the original does, where it is dilated instead. Sides divide by it.
+    stride: by which it shrinks; original: by which the source does, where it is dilated instead. Sides divide by it.
     same: pad as TensorFlow does; otherwise as PyTorch, by half a kernel. depthwise: each channel by itself.
     """
 
