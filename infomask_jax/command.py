@@ -218,9 +218,11 @@ def main(default: Any, description: str, presets: dict[str, dict[str, Any]] | No
 
         presets = {"paper": PAPER, **(presets or {})}
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        parser.add_argument("--preset", choices=presets)
+        parser.add_argument("--preset", choices=presets, action="append", default=[])
         chosen, sys.argv[1:] = parser.parse_known_args()
-        preset = changed(default, presets.get(chosen.preset, {}))
+        if len(chosen.preset) > 1:
+            raise ValueError(f"--preset: expected one, found {' and '.join(chosen.preset)}")
+        preset = changed(default, presets[chosen.preset[0]] if chosen.preset else {})
         others = (
             f" Also: {', '.join(f'--preset {name}' for name in presets if name != 'paper')}."
             if len(presets) > 1

@@ -29,6 +29,9 @@ def run(config: Config) -> None:
         if config.model.init and not manifest.saved(one.workdir):
             weights.find(config.model)
     data = datasets.of_run(config)
+    if several(config) and (Path(config.workdir) / "config.json").exists():  # of one fold, or of other settings
+        with parallel.main_first("claim"), manifest.claim(config, data):
+            pass
     data.source("test")  # that there is one is known before the training
     for one in each_fold(config):
         part = datasets.of_run(one)

@@ -3,9 +3,10 @@
 import dataclasses
 from typing import Any
 
-from infomask_jax.config import Config
+from infomask_jax.config import Config, LossConfig
 
 ONE_VIEW = {"model.two_views": False, "loss.hidden": 0.0, "loss.consistency": 0.0}
+TWO_VIEWS = {"model.two_views": True, "loss.hidden": LossConfig.hidden, "loss.consistency": LossConfig.consistency}
 PLAIN = {"model.kind": "plain", "loss.beta_z": 0.0, "loss.beta_m": 0.0, "loss.auxiliary": 0.0}
 # CAM's home (Zhou et al. 2016): linear, mean-pooled, all cells, the image as it is.
 CAM = PLAIN | ONE_VIEW | {"model.pooling": "mean", "model.evidence_bound": 0.0, "model.close_empty": False}
@@ -23,7 +24,7 @@ PAPER = ONE_VIEW | {
 
 # Encoders with trained weights. Features of stride 8 and less stay as ImageNet made them: on a CPU that halves a step,
 # and was no worse (experiments/NOTEBOOK.md).
-CPU = {
+CPU = TWO_VIEWS | {
     "model.encoder": "efficientnet_lite0",
     "model.init": "imagenet",
     "model.frozen_stages": 3,

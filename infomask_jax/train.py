@@ -138,6 +138,8 @@ def train(config: Config, data: Prepared) -> TrainState:
     source = data.source("train", pipeline.FIELDS)
     batches = pipeline.train_batches(source, config.data, config.seed, machine, to_devices, *parallel.part())
     with parallel.main_first("claim"):
+        if read and parallel.is_main():
+            print(f"encoder from {read['file']}, made for {read['input']}; left out: {', '.join(read['left_out'])}")
         claimed = manifest.claim(config, data, read)  # only now: settings that cannot run must not own the folder
     with (
         claimed,

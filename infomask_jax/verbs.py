@@ -42,7 +42,7 @@ class Evaluate:
     data_dir: Annotated[Path | None, default("that of the run")] = None
     """RUN: folder given to `prepare`."""
     dataset: Annotated[str | None, default("that of the run")] = None
-    """RUN: name of the prepared dataset. Its findings need the names of the run's."""
+    """RUN: name of the prepared dataset. Its findings need the names of the run's, or --rename."""
     split: Annotated[str | None, default("test")] = None
     """RUN: split to score: train, val or test. Thresholds come from the same data's val split, never from the scored
     one."""
