@@ -148,14 +148,11 @@ def predict_split(workdir: Path, data: Prepared, split: str, findings: list[str]
     """
     config = Config.load(workdir)
     if several(config):
+        runs = [one.workdir for one in each_fold(changed(config, {"workdir": workdir}))]
         if manifest.read(workdir)["dataset"]["fingerprint"] != data.fingerprint:
-            raise ValueError(f"{workdir} is a folder of {config.folds} runs: on other data score one, {workdir}/fold-0")
-        if (
-            len({(Path(run.workdir) / BASELINE).exists() for run in each_fold(changed(config, {"workdir": workdir}))})
-            > 1
-        ):
+            raise ValueError(f"{workdir} is a folder of {config.folds} runs: on other data score one, {runs[0]}")
+        if len({(run / BASELINE).exists() for run in runs}) > 1:
             raise ValueError(f"{workdir}: only some folds have a {BASELINE} classifier: run the training command again")
-        runs = [config.workdir for config in each_fold(changed(config, {"workdir": workdir}))]
         folds = [datasets.fold(data.whole, config.folds, k) for k in range(config.folds)]
         parts = [predict_split(run, part, split, findings) for run, part in zip(runs, folds, strict=True)]
         return joined([examples for examples, _ in parts]), joined([maps for _, maps in parts])

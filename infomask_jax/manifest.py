@@ -20,7 +20,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 SHAPE = {  # of manifest.json, for `read_json`
     **{"seed": int, "dataset": {"name": str, "fingerprint": str, "findings": [str]}, "stored_size?": int},
     **{"git_revision": str | None, "libraries": {"jax": str, str: str}, "devices": [str]},
-    "continued?": [{"step": int}],
+    **{"continued?": [{"step": int}], "weights?": {"file": str, "sha256": str}},
 }
 
 

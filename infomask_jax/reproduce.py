@@ -32,11 +32,9 @@ def reproduce(run: Path, data: Prepared) -> bool:
             f"{run} was trained on data with fingerprint {made['dataset']['fingerprint']}, {data.directory} has "
             f"{data.fingerprint}: prepare it as it was"
         )
-    if config.model.init and (found := weights.digest(config.model)) != made["weights"]["sha256"]:
-        raise ValueError(
-            f"{run} was trained from weights {made['weights']['file']} with SHA-256 {made['weights']['sha256']}, "
-            f"{config.model.init} has {found}"
-        )
+    if config.model.init and "weights" in made and (found := weights.digest(config.model)) != made["weights"]["sha256"]:
+        file = f"{made['weights']['file']} with SHA-256 {made['weights']['sha256']}"
+        raise ValueError(f"{run} was trained from the weights {file}, {config.model.init} has {found}")
     if lines := manifest.changes(run):
         console.print("not as it was, and each of these can change the last bits:", *lines, sep="\n  ", markup=False)
     with _folder(run) as folder:

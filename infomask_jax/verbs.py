@@ -197,10 +197,9 @@ def open_data(options: Evaluate | Audit | Reproduce) -> datasets.Prepared:
 
     config = Config.load(options.run)
     data = datasets.load(options.dataset or config.dataset, options.data_dir or config.data_dir)
-    if config.folds > 1:
-        own = datasets.fold(data, config.folds, config.fold)
-        return own if own.fingerprint == manifest.read(options.run)["dataset"]["fingerprint"] else data
-    return data
+    known = manifest.read(options.run)["dataset"]["fingerprint"] if config.folds > 1 else None
+    own = known == datasets.fingerprint(data, config.folds, config.fold)
+    return datasets.fold(data, config.folds, config.fold) if own else data
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from infomask_jax import command
 from infomask_jax.datasets import build, folder, images, implanted, nih, rsna, schema, store
 from infomask_jax.datasets.folder import Folder
-from infomask_jax.datasets.folds import fold
+from infomask_jax.datasets.folds import fingerprint, fold
 from infomask_jax.datasets.images import BadImage
 from infomask_jax.datasets.nih import Nih
 from infomask_jax.datasets.rsna import Rsna
@@ -32,6 +32,7 @@ __all__ = [
     "Rsna",
     "Source",
     "Synthetic",
+    "fingerprint",
     "fold",
     "load",
     "of_run",

@@ -43,6 +43,11 @@ class Folded(Prepared):
         return Picked([self.whole.source(name, fields) for name in self.whole.splits], self.places[split])
 
 
+def fingerprint(data: Prepared, folds: int, number: int) -> str:
+    """That of a fold, as a run's manifest has it."""
+    return hashlib.sha256(f"{data.fingerprint} {folds} {number}".encode()).hexdigest()
+
+
 def fold(data: Prepared, folds: int, number: int) -> Folded:
     """One fold of `folds`, or, of number -1, all of them. Every patient is in one, whatever the split; the same on
     every machine. ValueError for fewer patients than folds."""
@@ -60,6 +65,6 @@ def fold(data: Prepared, folds: int, number: int) -> Folded:
     else:
         chosen = {"train": places[fold_of != number], "test": places[fold_of == number]}
     values = {field.name: getattr(data, field.name) for field in dataclasses.fields(data)}
-    values["fingerprint"] = hashlib.sha256(f"{data.fingerprint} {folds} {number}".encode()).hexdigest()
+    values["fingerprint"] = fingerprint(data, folds, number)
     values["splits"] = {split: len(those) for split, those in chosen.items()}
     return Folded(**values, whole=data, places=chosen)
