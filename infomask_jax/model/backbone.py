@@ -43,7 +43,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", nn.initializers.he_normal(), shape)
         if not self.pretrained:
             gain = self.param("gain", nn.initializers.constant(self.gain), (self.features,))
-            kernel = gain * standardised(kernel)
+            kernel = standardised(kernel, gain)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         low = self.dilation * ((self.side - (self.original or self.stride)) // 2 if self.same else self.side // 2)
         pad = low, self.dilation * (self.side - 1) + 1 - self.stride - low

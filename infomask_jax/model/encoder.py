@@ -9,11 +9,11 @@ import jax.numpy as jnp
 RELU_GAIN = (2.0 / (1.0 - 1.0 / jnp.pi)) ** 0.5  # brings the variance of a standard normal's ReLU back to 1
 
 
-def standardised(kernel: jax.Array) -> jax.Array:
-    """Scaled weight standardisation (Brock et al. 2021), [k, k, I, O]: filters of mean 0 and variance 1 / fan-in keep
-    the variance of the input, without statistics through which cells would see each other."""
+def standardised(kernel: jax.Array, gain: jax.Array) -> jax.Array:
+    """Scaled weight standardisation (Brock et al. 2021), [k, k, I, O] and [O]: filters of mean 0 and variance 1 / fan-in
+    keep the variance of the input, without statistics through which cells would see each other."""
     centred = kernel - kernel.mean(axis=(0, 1, 2))
-    return centred * jax.lax.rsqrt(kernel[..., 0].size * centred.var(axis=(0, 1, 2)) + 1e-4)
+    return gain * centred * jax.lax.rsqrt(kernel[..., 0].size * centred.var(axis=(0, 1, 2)) + 1e-4)
 
 
 class WSConv(nn.Module):
@@ -28,7 +28,7 @@ class WSConv(nn.Module):
         kernel = self.param("kernel", nn.initializers.he_normal(), (self.side, self.side, x.shape[-1], self.features))
         gain = self.param("gain", nn.initializers.ones, (self.features,))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        kernel = gain * standardised(kernel)
+        kernel = standardised(kernel, gain)
         x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
         layout = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout) + bias
