@@ -10,8 +10,8 @@ RELU_GAIN = (2.0 / (1.0 - 1.0 / jnp.pi)) ** 0.5  # brings the variance of a stan
 
 
 def standardised(kernel: jax.Array, gain: jax.Array) -> jax.Array:
-    """Scaled weight standardisation (Brock et al. 2021), [k, k, I, O] and [O]: filters of mean 0 and variance 1 / fan-in
-    keep the variance of the input, without statistics through which cells would see each other."""
+    """Scaled weight standardisation (Brock et al. 2021) of kernels [k, k, I, O], times gain [O]: filters of mean 0 and
+    variance 1 / fan-in keep the variance of the input, without statistics through which cells would see each other."""
     centred = kernel - kernel.mean(axis=(0, 1, 2))
     return gain * centred * jax.lax.rsqrt(kernel[..., 0].size * centred.var(axis=(0, 1, 2)) + 1e-4)
 
