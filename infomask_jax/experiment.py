@@ -10,6 +10,7 @@ from rich.progress import track
 
 from infomask_jax import checkpoint, datasets, evaluate, localize, manifest, parallel, pipeline, report, weights
 from infomask_jax.config import Config
+from infomask_jax.cross_validation import each_fold, joined, several
 from infomask_jax.datasets import Prepared
 from infomask_jax.evaluate import bootstrap, controls
 from infomask_jax.export import make_predict
@@ -42,19 +43,6 @@ def run(config: Config) -> None:
         with parallel.main_first("claim"), manifest.claim(config, data):
             pass
     evaluate_run(config.workdir, data, "test")
-
-
-def several(config: Config) -> bool:
-    """Whether a run is of all folds: a folder of runs, one a fold."""
-    return config.folds > 1 and config.fold < 0
-
-
-def each_fold(config: Config) -> list[Config]:
-    """The configs of the runs that a run is made of: itself, or one in WORKDIR/fold-K for each fold."""
-    if not several(config):
-        return [config]
-    workdir = Path(config.workdir)
-    return [changed(config, {"fold": k, "workdir": workdir / f"fold-{k}"}) for k in range(config.folds)]
 
 
 def baseline_config(config: Config) -> Config:
@@ -166,14 +154,6 @@ def predict_split(workdir: Path, data: Prepared, split: str, findings: list[str]
             examples[probabilities] = scipy.special.expit(logits.astype(np.float64))
             examples.setdefault("probabilities_of", {}).update(dict.fromkeys(found, examples[probabilities]))
     return examples, maps
-
-
-def joined(parts: list[dict]) -> dict:
-    """Dicts of equal keys whose values, lists, arrays or such dicts, are put one after the other."""
-    first = parts[0]
-    if isinstance(first, dict):
-        return {key: joined([part[key] for part in parts]) for key in first}
-    return np.concatenate(parts) if isinstance(first, np.ndarray) else [value for part in parts for value in part]
 
 
 def predict(

@@ -12,6 +12,7 @@ from flax.training import train_state
 from infomask_jax import checkpoint, command, cpu, manifest, monitor, parallel, pipeline, weights
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
+from infomask_jax.finetune import of_encoder, without_gradient
 from infomask_jax.geco import Constraint, adapt_beta, initial_constraint
 from infomask_jax.losses import infomask_loss, kl_charge
 from infomask_jax.model import build
@@ -48,33 +49,6 @@ def first_state(config: Config, findings: int) -> tuple[TrainState, dict | None]
         return state, None
     params, read = weights.load(config.model, state.params)
     return state.replace(params=params), read
-
-
-def of_encoder(config: Config) -> tuple[optax.GradientTransformation, ...]:
-    """What becomes of the updates of an encoder's trained weights, decay and all: none in frozen stages and before
-    `head_first` of the steps, then `encoder_rate` times them."""
-    if not config.model.init:
-        return ()
-    first = config.train.head_first * config.train.steps
-
-    def stages(params, chosen):
-        return {k: k in {f"stages_{n}" for n in chosen} for k in params["encoder"]}
-
-    def mask(chosen):
-        return lambda params: dict.fromkeys(params, False) | {"encoder": stages(params, chosen)}
-
-    frozen = config.model.frozen_stages
-    rate = optax.scale_by_schedule(lambda step: config.train.encoder_rate * (step >= first))
-    return optax.masked(rate, mask(range(frozen, 5))), optax.masked(optax.set_to_zero(), mask(range(frozen)))
-
-
-def without_gradient(config: Config, params: dict) -> dict:
-    """The parameters, those of frozen stages as constants, so that no gradient is computed for them or before them."""
-    frozen = {f"stages_{n}" for n in range(config.model.frozen_stages)}
-    if not frozen:
-        return params
-    encoder = {k: jax.lax.stop_gradient(p) if k in frozen else p for k, p in params["encoder"].items()}
-    return params | {"encoder": encoder}
 
 
 def mask_waits(config: Config, gradients: dict, charge: jax.Array) -> dict:

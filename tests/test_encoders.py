@@ -83,3 +83,15 @@ def test_features_logits_and_gradients_are_pytorchs(name, stride):
         np.testing.assert_allclose(found, projections, rtol=1e-4, atol=1e-4 * norm / gradient.size**0.5, err_msg=key)
     for leaves in layers.values():  # statistics and affine constants are constants
         assert not any(np.any(leaves[key]) for key in ("scale", "shift") if key in leaves)
+
+
+def test_golden_arrays_are_what_pytorch_gives():
+    for module in ("torch", "torchvision", "torchxrayvision", "efficientnet_lite_pytorch"):  # the extra `torch`
+        pytest.importorskip(module)
+    anew = made.golden_arrays()
+    assert anew.keys() == GOLDEN.keys()
+    for key, array in anew.items():
+        if key.endswith("/names"):
+            np.testing.assert_array_equal(array, GOLDEN[key])
+        else:
+            np.testing.assert_allclose(array, GOLDEN[key], rtol=1e-5, atol=1e-5 * abs(array).max(), err_msg=key)
