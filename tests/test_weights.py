@@ -9,7 +9,7 @@ import sys
 import types
 import zipfile
 from collections import OrderedDict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import golden_encoders as made
@@ -198,11 +198,10 @@ def test_damaged_files_are_errors_or_arrays(data):
     assert all(isinstance(array, np.ndarray) for array in found.values())
 
 
-def _whole(path: Path, kept=[]) -> bytes:  # noqa: B006
-    if not kept:
-        with pytest.MonkeyPatch.context() as patch:
-            kept.append(stream(_names(patch), arrays(), path).read_bytes())
-    return kept[0]
+@cache
+def _whole(path: Path) -> bytes:
+    with pytest.MonkeyPatch.context() as patch:
+        return stream(_names(patch), arrays(), path).read_bytes()
 
 
 BFLOAT_STATE = b"ctorch\nBFloat16Storage\n(K\x03X\x01\x00\x00\x00<NNNK\x02K\x00K\x00tb."
