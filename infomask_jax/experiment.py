@@ -17,6 +17,7 @@ from infomask_jax.export import make_predict
 from infomask_jax.manifest import write_json
 from infomask_jax.model import build
 from infomask_jax.presets import CAM, changed
+from infomask_jax.report import stored
 from infomask_jax.system import write_all
 from infomask_jax.train import train
 
@@ -96,12 +97,50 @@ def evaluate_run(
         detections = detect(findings, examples, maps, scores, frame)
         write_json(output / "boxes" / f"{split}.json", detections)
         report.write_predictions(output / "predictions" / f"{split}.csv", findings, examples)
-        figures = [*report.draw(output, workdir, data, split), report.write_page(output, workdir)]
+        drawn = draw(output, workdir, data, scores, examples, maps, detections)
+        figures = [*drawn, report.write_page(output, workdir)]
         report.print_scores(scores, console)
         files = {"maps": "npz", "boxes": "json", "predictions": "csv"}
         paths = [*written, *[output / folder / f"{split}.{ending}" for folder, ending in files.items()], *figures]
         console.print("written:", *map(str, paths), sep="\n  ", soft_wrap=True)
     return output
+
+
+def redraw(workdir: Path, split: str) -> list[Path]:
+    """Print the tables of a scored run, redraw its figures and page. FileNotFoundError if the split was not scored."""
+    workdir = Path(workdir)
+    data = datasets.of_run(Config.load(workdir))
+    path = workdir / "eval" / f"{split}.json"
+    scores = stored.read_scores(path)
+    with stored.shown(path):
+        report.print_scores(scores, report.console())
+    findings = list(scores["classification"])
+    if unknown := [name for name in findings if name not in data.findings]:
+        known = ", ".join(data.findings)
+        raise ValueError(f"{path}: classification: expected some of {known}, found {', '.join(unknown)}; {stored.HINT}")
+    probabilities = stored.read_probabilities(workdir / "predictions" / f"{split}.csv", findings)
+    ids, maps = stored.read_maps(workdir / "maps" / f"{split}.npz")
+    detections = stored.read_boxes(workdir / "boxes" / f"{split}.json")
+    examples = read_examples(data, split, findings) | {"probabilities": probabilities}
+    if ids != [*map(str, examples["image_id"])] or len(ids) != len(probabilities):
+        what = f"{workdir / 'maps'} or predictions/{split}.csv is of other images than {data.directory}"
+        raise ValueError(f"{what}: {stored.HINT}")
+    paths = [*draw(workdir, workdir, data, scores, examples, maps, detections), report.write_page(workdir, workdir)]
+    print("written:", *paths, sep="\n  ")
+    return paths
+
+
+def draw(output: Path, workdir: Path, data: Prepared, scores: dict, examples: dict, maps: dict, detections) -> list:
+    """Write the figures of a scored split into `output`; return their paths."""
+    source, size = data.source(scores["split"], pipeline.FIELDS), Config.load(workdir).data.image_size
+    curves = {"InfoMask": workdir / "metrics.jsonl", "plain": workdir / BASELINE / "metrics.jsonl"}
+    curves = {name: path for name, path in curves.items() if path.exists()}
+    maps = {name: localize.four_axes(array) for name, array in maps.items()}
+
+    def image_of(i: int) -> np.ndarray:
+        return pipeline.fit(pipeline.decode_gray(source[i]["image"]), size)
+
+    return write_all(report.draw(output, scores, examples, maps, detections, image_of, curves))
 
 
 def place(workdir: Path, data: Prepared, split: str, renamed: dict[str, str] | None = None) -> tuple[Path, list[str]]:

@@ -236,6 +236,6 @@ def main() -> None:
 
         print(f"written: {export_run(verb.run, verb.out)}")
     else:
-        from infomask_jax import report
+        from infomask_jax import experiment
 
-        report.report(verb.run, verb.split)
+        experiment.redraw(verb.run, verb.split)

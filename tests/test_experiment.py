@@ -110,23 +110,23 @@ def test_figures_are_drawn_and_redrawn(run):
     (run / "figures" / "training.png").unlink()
     page = (run / "report.html").read_text()
     (run / "report.html").unlink()
-    assert {path.name for path in report.report(run, "test")} == first | {"report.html"}
+    assert {path.name for path in experiment.redraw(run, "test")} == first | {"report.html"}
     assert (run / "report.html").read_text() == page and page.count("<img ") == len(first)
     with pytest.raises(FileNotFoundError, match=r"score this split first"):
-        report.report(run, "val")
+        experiment.redraw(run, "val")
 
 
 def test_boxes_of_an_older_run_are_drawn_the_same(run):
     path, page = run / "boxes" / "test.json", (run / "report.html").read_text()
     boxes = path.read_text()
     path.write_text(json.dumps([{**b, "image_id": b.pop("file_name")} for b in json.loads(boxes)]))
-    report.report(run, "test")
+    experiment.redraw(run, "test")
     assert (run / "report.html").read_text() == page
     path.write_text("[]")
-    report.report(run, "test")
+    experiment.redraw(run, "test")
     assert (run / "report.html").read_text() != page
     path.write_text(boxes)
-    report.report(run, "test")
+    experiment.redraw(run, "test")
 
 
 def test_python_of_the_readme_gives_the_scored_maps_and_every_term(run):
@@ -275,7 +275,7 @@ def test_changed_field_of_a_run_is_named_with_its_file(damaged, tmp_path, name, 
         if name == "manifest.json" and "libraries" not in field:
             predict.predict_files(damaged, [], tmp_path / "out")
         else:
-            report.report(damaged, "test")
+            experiment.redraw(damaged, "test")
     assert "\n" not in str(error.value)
     if "threshold" in field:  # where `predict` reads them
         with pytest.raises(ValueError, match=told):
@@ -293,7 +293,7 @@ def test_cut_file_of_a_run_is_named(damaged, name):
     text = (damaged / name).read_text()
     (damaged / name).write_text(text[: len(text) // 2] + ("\n" if name == "metrics.jsonl" else ""))
     with pytest.raises(ValueError, match=rf"{damaged / name}(, line \d)?: expected JSON, found"):
-        report.report(damaged, "test")
+        experiment.redraw(damaged, "test")
 
 
 @pytest.mark.parametrize(
@@ -306,14 +306,14 @@ def test_cut_file_of_a_run_is_named(damaged, name):
 def test_damaged_maps_and_probabilities_are_named(damaged, name, content):
     (damaged / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{damaged / name} is damaged \(.*\); evaluate the run again"):
-        report.report(damaged, "test")
+        experiment.redraw(damaged, "test")
 
 
 @pytest.mark.parametrize("content", [b"no archive", b"PK\x03\x04 one that is cut"])
 def test_damaged_maps_are_named(damaged, content):
     (damaged / "maps" / "test.npz").write_bytes(content)
     with pytest.raises(ValueError, match=rf"{damaged / 'maps' / 'test.npz'}: expected an .npz file, found"):
-        report.report(damaged, "test")
+        experiment.redraw(damaged, "test")
 
 
 def test_page_goes_without_an_audit_that_is_damaged(damaged, capsys):

@@ -149,7 +149,7 @@ class Json(Runs):
     def report(self) -> None:
         drawn = {"galleries": {}, "training_curves": b""}  # which takes long, and reads nothing more
         with mock.patch.multiple(report, **{name: mock.Mock(return_value=value) for name, value in drawn.items()}):
-            report.report(self.folder / "run", "test")
+            experiment.redraw(self.folder / "run", "test")
 
 
 def damaged_json(rng: np.random.Generator, data: bytes) -> bytes:
