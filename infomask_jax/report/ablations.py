@@ -10,7 +10,7 @@ import numpy as np
 
 from infomask_jax.localize import prepare_map
 from infomask_jax.report.figures import HEAT, TRUE, as_png
-from infomask_jax.report.sheet import number
+from infomask_jax.report.render import fill
 
 COLUMNS = {
     "pxap": "PxAP",
@@ -26,58 +26,7 @@ COLUMNS = {
 def markdown(result: dict) -> str:
     """ablations.md: the command; for each finding the scores, the paired differences, PxAP and mean IoU of every seed,
     and what every row changes."""
-    seeds, scored, trained_on = result["seeds"], result["fingerprint"], result["trained_on"]
-    other = "" if scored == trained_on else f" of other data ({scored[:8]}) than the training's ({trained_on[:8]})"
-    parts = [
-        "# Ablations",
-        f"    {result['command']}",
-        f"{result['dataset']}/{result['split']}{other}, seeds {', '.join(map(str, seeds))}: mean ± standard deviation "
-        "over seeds. Thresholds of mean IoU are tuned on its validation split, else .5. Rates are bits an image; a "
-        "plain classifier has none: nothing bounds it. Rows NAME/MAP are maps of one classifier; `probability` is the "
-        "evidence through a sigmoid. Attributions explain the runs of `cam`. Controls need no seed.",
-    ]
-    for finding, found in result["findings"].items():
-        rows = found["rows"]
-        parts += [f"## {finding}", _table("method", rows, COLUMNS, _score)]
-        parts.append(
-            f"Default minus row, paired, with 95% interval: bootstrap over {'seeds and ' * (len(seeds) > 1)}patients. "
-            "Bold: it excludes 0. Low is good of NLL, so there the default is better where the difference is negative."
-        )
-        parts.append(_table("default minus", [row for row in rows if row["default_minus"]], COLUMNS, _difference))
-        if len(seeds) > 1:
-            parts.append(_table("seeds one by one", rows, {m: COLUMNS[m] for m in ("pxap", "mean_iou")}, _by_seed))
-        parts.append(_table("method", [row for row in rows if row["changes"]], {"changes": "changes"}, _changes))
-    skipped = "\n".join(f"Skipped: {name}: {reason}." for name, reason in result["skipped"].items())
-    return "\n\n".join([*parts, skipped]).rstrip() + "\n"
-
-
-def _table(head: str, rows: list[dict], columns: dict, cell) -> str:
-    lines = [[head, *columns.values()], *([row["method"], *(cell(row, m) for m in columns)] for row in rows)]
-    head, *body = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join([head, "|---" * (len(columns) + 1) + "|", *body])
-
-
-def _score(row: dict, metric: str) -> str:
-    score = row["scores"].get(metric)
-    spread = f" ± {number(score['sd'])}" if score and score["sd"] is not None else ""
-    return number(score["mean"]) + spread if score else "-"
-
-
-def _difference(row: dict, metric: str) -> str:
-    found = row["default_minus"].get(metric)
-    if not found or found["value"] is None or not found["ci95"]:
-        return "-"
-    value, low, high = (number(x, sign=True) for x in (found["value"], *found["ci95"]))
-    excludes = found["ci95"][0] > 0 or found["ci95"][1] < 0
-    return f"**{value} [{low}, {high}]**" if excludes else f"{value} [{low}, {high}]"
-
-
-def _by_seed(row: dict, metric: str) -> str:
-    return " ".join(map(number, row["scores"][metric]["by_seed"])) if metric in row["scores"] else "-"
-
-
-def _changes(row: dict, _) -> str:
-    return ", ".join(f"`{name}` {value}" for name, value in row["changes"].items())
+    return fill("ablations.md.j2", **result, columns=COLUMNS)
 
 
 def command_line(script: str, arguments: dict) -> str:

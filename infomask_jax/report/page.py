@@ -4,9 +4,8 @@ import base64
 import json
 from pathlib import Path
 
-import jinja2
-
 from infomask_jax.report.audit import audit_sheets
+from infomask_jax.report.render import fill
 from infomask_jax.report.stored import read_audit, read_scores, shown
 from infomask_jax.report.table import document
 from infomask_jax.system import write_all
@@ -28,10 +27,8 @@ def write_page(output: Path, workdir: Path) -> Path:
             print(f"report.html goes without {error}")
         parts.append({"title": title, "sheets": sheets, "lines": lines})
     drawn = sorted((output / "figures").rglob("[!.]*.png"))
-    loader = jinja2.PackageLoader("infomask_jax.report", ".")
-    strict = {"autoescape": True, "undefined": jinja2.StrictUndefined}
-    environment = jinja2.Environment(loader=loader, trim_blocks=True, **strict)
-    page = environment.get_template("page.html.j2").render(
+    page = fill(
+        "page.html.j2",
         name=f"InfoMask: {output.absolute().name}",
         parts=parts,
         figures={p.relative_to(output).as_posix(): base64.b64encode(p.read_bytes()).decode("ascii") for p in drawn},

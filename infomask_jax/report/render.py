@@ -1,16 +1,17 @@
-"""Sheets on the screen (rich), in Markdown and in LaTeX (booktabs); scores as files."""
+"""Sheets on the screen (rich), and documents by Jinja's templates beside this file: Markdown, LaTeX, HTML."""
 
 import json
 import re
 from itertools import groupby
 from pathlib import Path
 
+import jinja2
 from rich import box
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from infomask_jax.report.sheet import BOXES, Cell, Sheet
+from infomask_jax.report.sheet import BOXES, Sheet, number
 from infomask_jax.report.table import document
 from infomask_jax.system import write_all
 from infomask_jax.text import as_csv
@@ -50,10 +51,11 @@ def render(scores: dict, rows: list[dict]) -> dict[str, str]:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = [[row.get(name) for name in columns] for row in rows]
     whole = [[int(v) if isinstance(v, float) and v.is_integer() else v for v in line] for line in cells]
+    title, sheets, lines = document(scores)
     return {
         "json": json.dumps(scores, indent=1, allow_nan=False) + "\n",
-        "md": as_markdown(*document(scores)),
-        "tex": as_latex(*document(scores)),
+        "md": as_markdown(title, sheets, lines),
+        "tex": fill("table.tex.j2", title=title, sheets=sheets, lines=lines),
         "csv": as_csv([columns, *whole]),
     }
 
@@ -101,67 +103,25 @@ def _table(sheet: Sheet) -> Table:
 
 def as_markdown(title: str, sheets: list[Sheet], lines: list[str]) -> str:
     """A title, sheets and closing lines, as Markdown."""
-    parts = [f"# {_plain(title)}"]
-    for sheet in sheets:
-        empty = [""] * (len(sheet.headings) - 1)
-        table = [map(_plain, sheet.headings), ["---", *("---:" for _ in empty)]]
-        for group, rows in groupby(sheet.rows, key=lambda row: row.group):
-            table += [[f"*{_plain(group)}*", *empty]] if group else []
-            table += [[_plain(row.name), *map(_markdown_cell, row.cells)] for row in rows]
-        bars = [f"| {' | '.join(cells)} |" for cells in table]
-        parts.append("\n".join([f"## {_plain(sheet.title)}", "", *bars, *(f"\n{_plain(note)}" for note in sheet.notes)]))
-    return "\n\n".join([*parts, *map(_plain, lines)]) + "\n"
+    return fill("table.md.j2", title=title, sheets=sheets, lines=lines)
 
 
-def _markdown_cell(cell: Cell) -> str:
-    text = f"**{_plain(cell.text)}**" if cell.bold else _plain(cell.text)
-    return text + _plain(cell.mark) + (f" ({_plain(cell.below)})" if cell.below else "")
+def fill(template: str, **values) -> str:
+    """A template of this folder with values filled in; what is not there is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("infomask_jax.report", "."),
+        autoescape=jinja2.select_autoescape(("html.j2",)),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=not template.endswith("html.j2"),
+    )
+    environment.filters |= {"md": plain, "tex": escape, "number": number}
+    return environment.get_template(template).render(values)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text -> Markdown that prints it."""
     return re.sub(r"([\\`*_\[\]<>|~#&$])", r"\\\1", text)
-
-
-def as_latex(title: str, sheets: list[Sheet], lines: list[str]) -> str:
-    """Every sheet as a `table` with booktabs rules, an interval below its score; title and closing lines in comments."""
-    parts = [f"{_comment(title)}\n% needs \\usepackage{{booktabs}}"]
-    for sheet in sheets:
-        columns = len(sheet.headings)
-        table = [
-            r"\begin{table}[htbp]",
-            r"\centering\small\setlength{\tabcolsep}{3pt}",
-            rf"\caption{{{escape(sheet.title)}}}",
-            rf"\begin{{tabular}}{{l{'r' * (columns - 1)}}}",
-            r"\toprule",
-            _ampersands(map(escape, sheet.headings)),
-        ]
-        for group, rows in groupby(sheet.rows, key=lambda row: row.group):
-            table.append(r"\midrule")
-            if group:
-                table.append(rf"\multicolumn{{{columns}}}{{l}}{{\emph{{{escape(group)}}}}} \\")
-            for row in rows:
-                table.append(_ampersands([escape(row.name), *map(_latex_cell, row.cells)]))
-                if any(cell.below for cell in row.cells):
-                    below = [rf"{{\scriptsize {escape(c.below)}}}" if c.below else "" for c in row.cells]
-                    table.append(_ampersands(["", *below]))
-        table += [r"\bottomrule", r"\end{tabular}"]
-        table += [rf"\par\smallskip{{\footnotesize {escape('; '.join(sheet.notes))}}}"] if sheet.notes else []
-        parts.append("\n".join([*table, r"\end{table}"]))
-    return "\n\n".join([*parts, *map(_comment, lines)]) + "\n"
-
-
-def _latex_cell(cell: Cell) -> str:
-    text = rf"\textbf{{{escape(cell.text)}}}" if cell.bold else escape(cell.text)
-    return text + ("$^*$" if cell.mark else "")
-
-
-def _ampersands(cells) -> str:
-    return " & ".join(cells) + r" \\"
-
-
-def _comment(text: str) -> str:
-    return f"% {' '.join(text.split())}"
 
 
 def escape(text: str) -> str:

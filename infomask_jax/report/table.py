@@ -1,6 +1,17 @@
 """Tables of one eval/SPLIT.json, as rows and headings of text: computed here once, drawn by render.py three times."""
 
-from infomask_jax.report.sheet import BOXES, INTERVALS, Cell, Row, Sheet, method_row, method_sheet, number, rank, score_cell
+from infomask_jax.report.sheet import (
+    BOXES,
+    INTERVALS,
+    Cell,
+    Row,
+    Sheet,
+    method_row,
+    method_sheet,
+    number,
+    rank,
+    score_cell,
+)
 
 COLUMNS = {  # of the headline, heading: path of the score in a method's entry
     "PxAP": ("pxap",),

@@ -19,7 +19,7 @@ import numpy as np
 from fuzz import mutators, tables
 from fuzz.workers import Bad
 
-from infomask_jax import checkpoint, datasets, experiment, pipeline, predict, report
+from infomask_jax import checkpoint, datasets, experiment, pipeline, predict
 from infomask_jax.config import Config, DataConfig, MachineConfig, ModelConfig, OptimizerConfig
 from infomask_jax.train import create_state
 
@@ -148,7 +148,7 @@ class Json(Runs):
 
     def report(self) -> None:
         drawn = {"galleries": {}, "training_curves": b""}  # which takes long, and reads nothing more
-        with mock.patch.multiple(report, **{name: mock.Mock(return_value=value) for name, value in drawn.items()}):
+        with mock.patch.multiple(figures, **{name: mock.Mock(return_value=value) for name, value in drawn.items()}):
             experiment.redraw(self.folder / "run", "test")
 
 
