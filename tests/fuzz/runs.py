@@ -21,6 +21,7 @@ from fuzz.workers import Bad
 
 from infomask_jax import checkpoint, datasets, experiment, pipeline, predict
 from infomask_jax.config import Config, DataConfig, MachineConfig, ModelConfig, OptimizerConfig
+from infomask_jax.report import figures
 from infomask_jax.train import create_state
 
 VALUES = (
