@@ -24,7 +24,8 @@ METHOD = {"threshold": THRESHOLD, "protocols?": {str: {"threshold": THRESHOLD, s
 CLASSIFIER = {"auroc": VALUE | {"n": int}, "auprc?": VALUE, "ece?": VALUE, "brier?": VALUE, "prevalence": NUMBER | None}
 SCORES = {  # fields that tables and pictures need and that are not here are each a KeyError of its name
     **{"dataset": str, "split": str, "n_images": int, "n_boxed_images": int, "frame": int},
-    **{"classification": {str: CLASSIFIER}, "classification_plain?": {str: CLASSIFIER}, "counts": {str: {str: int}}},
+    **{"classification": {str: CLASSIFIER}, "classification_plain?": {str: CLASSIFIER}},
+    **{"counts": {str: {"positive": int, "unknown": int}}},
     **{"localization": {str: {str: METHOD}}, "mean_boxes_from": {str: str}, "notes?": [str], "files?": {str: int}},
     **{"differences?": {str: {str: LEVELS}}, "faithfulness?": {str: {str: {"deletion": VALUE, "insertion": VALUE}}}},
 }
