@@ -282,10 +282,10 @@ def test_galleries_read_only_the_films_that_they_draw(tmp_path, monkeypatch):
 
 def test_rare_misses_are_drawn_beside_frequent_ones():
     found = np.array(["false alarm"] * 500 + ["hit"] * 3 + ["missed positive"] + ["false alarm"] * 500)
-    chosen = figures._choose(found, figures.MISSES)
+    chosen = figures._choose(found, figures.KINDS["misses"])
     assert len(chosen) == 6 and 503 in chosen and {0, 1003} < {*chosen}
-    assert list(figures._choose(found, figures.HITS)) == [500, 501, 502]
-    assert not len(figures._choose(found[:500], figures.HITS))
+    assert list(figures._choose(found, figures.KINDS["hits"])) == [500, 501, 502]
+    assert not len(figures._choose(found[:500], figures.KINDS["hits"]))
 
 
 def test_galleries_print_any_text_whole_and_say_who_judges(tmp_path, monkeypatch):

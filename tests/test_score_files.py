@@ -507,10 +507,7 @@ BAD_ARRAYS = [
     ({"cam": np.ones((N, 4, 4), complex)}, "found complex128"),
     ({"cam": np.zeros((N, 4, 4), "V2")}, "found |V2; write maps.detach().float().cpu().numpy() (bfloat16"),
     ({"cam": np.array([[None]] * N)}, "cam: expected numbers or text, found Python objects"),
-    (
-        {"cam": np.full((N, 4, 4), np.inf)},
-        "NaN, infinity or float16 overflow: t0.png, t1.png, t2.png, t3.png, t4.png and",
-    ),
+    ({"cam": np.full((N, 4, 4), np.inf)}, "NaN, infinity or float16 overflow: t0.png, t1.png, t2.png, t3.png, t4"),
     ({"view": np.array(["PA"] * N)}, "view: expected maps of float or integer numbers of at most 64 bits, found <U2"),
     ({"control/x": np.ones((N, 4, 4))}, "this beginning is kept for our own controls"),
     ({"probabilities": np.ones(N)}, "image_id; other arrays have one of the names image_id, patient_id"),
@@ -520,10 +517,7 @@ BAD_ARRAYS = [
     ({"label": np.ones(3)}, "label: expected numbers of shape (18,) or (18, K), found float64 (3,)"),
     ({"label": np.ones(N)}, "label of t12.png: expected 0 or -1 of mass, as the boxes say; found 1"),
     ({"patient_id": np.array(["a"])}, "patient_id: expected [18] text, found shape (1,)"),
-    (
-        {"patient_id": np.array(["p0", "q9"] + [""] * 16)},
-        "patient_id of t1.png: expected 'p0', as the boxes say; found",
-    ),
+    ({"patient_id": np.array(["p0", "q9"] + [""] * 16)}, "patient_id of t1.png: expected 'p0', as the boxes say"),
 ]
 
 
@@ -584,38 +578,32 @@ def test_bad_rows_are_named_together(own, line):
     assert BAD_ROWS[line] in message and "boxes.csv, row" in message and "found x 0, y 0, width -3" in message, message
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("a,b,c\n1,2,3\n", "expected the columns image, finding, x, y, w, h, image_width, image_height, or the header"),
-        ("image,finding,x,y,w\na,b,1,2,3\n", "among them image, finding, x, y, w, h; found image, finding, x, y, w"),
-        (HEADER + "\n", "found only the header"),
-        ("", "found none"),
-        (NIH_HEADER + "\nt0.png,Masss,1,1,5,5\n", "Finding Label: expected one of Atelectasis"),
-        (NIH_HEADER + "\nt0.png,Mass,,,,\n", "expected a box, found nothing"),
-        (NIH_HEADER + "\nt0.png,Mass,1000,1,50,5\n", "inside 1024 x 1024"),
-        (RSNA_HEADER + "\nt0.png,1,1,5,5,0\n", "Target: expected a box with Target 1 and none with 0"),
-        (RSNA_HEADER + "\nt0.png,,,,,1\n", "Target: expected a box with Target 1 and none with 0"),
-        (RSNA_HEADER + "\nt0.png,,,,,\n", "Target: expected 0 or 1"),
-        (RSNA_HEADER + "\nt0.png,,,,,0\nt0.png,1,1,5,5,1\n", "expected no box of an image that is negative"),
-        ("image,finding\xff\n", "boxes.csv"),
-        (HEADER + "\nt0.png,mass,.1,.1,.4,1,160,160,\n", "x, y, w, h: expected pixels, found no box larger than 1"),
-        (
-            NIH_HEADER + "\nt0.png,Mass,.1,.1,.4,.5\n",
-            "Bbox [x,y,w,h]: expected pixels, found no box larger than 0.5; multip",
-        ),
-        (
-            RSNA_HEADER + "\nt0.png,.1,.1,.4,.5,1\n",
-            "expected pixels, found no box larger than 0.5; multiply them by 1024",
-        ),
-        (HEADER + "\nt0.png,m\x1bass,1,1,5,5,160,160,\n", r"row 2, finding: expected printable text, found 'm\x1bass'"),
-        ("image,finding\x1b,x\n", r"among them image, finding, x, y, w, h; found image, finding\x1b, x"),
-        ("patient\x1b,x\n", r"found patient\x1b, x"),
-        (HEADER + "\nt0.png,mass,,,,,,,\n", "boxes.csv: expected a box, found only negative images"),
-    ],
-)
+BAD_TABLES = [
+    ("a,b,c\n1,2,3", "expected the columns image, finding, x, y, w, h, image_width, image_height, or the header"),
+    ("image,finding,x,y,w\na,b,1,2,3", "among them image, finding, x, y, w, h; found image, finding, x, y, w"),
+    ("image,finding\x1b,x", r"among them image, finding, x, y, w, h; found image, finding\x1b, x"),
+    ("patient\x1b,x", r"found patient\x1b, x"),
+    ("image,finding\xff", "boxes.csv"),
+    (HEADER, "found only the header"),
+    ("", "found none"),
+    (f"{HEADER}\nt0.png,mass,.1,.1,.4,1,160,160,", "x, y, w, h: expected pixels, found no box larger than 1"),
+    (f"{HEADER}\nt0.png,m\x1bass,1,1,5,5,160,160,", r"row 2, finding: expected printable text, found 'm\x1bass'"),
+    (f"{HEADER}\nt0.png,mass,,,,,,,", "boxes.csv: expected a box, found only negative images"),
+    (f"{NIH_HEADER}\nt0.png,Masss,1,1,5,5", "Finding Label: expected one of Atelectasis"),
+    (f"{NIH_HEADER}\nt0.png,Mass,,,,", "expected a box, found nothing"),
+    (f"{NIH_HEADER}\nt0.png,Mass,1000,1,50,5", "inside 1024 x 1024"),
+    (f"{NIH_HEADER}\nt0.png,Mass,.1,.1,.4,.5", "Bbox [x,y,w,h]: expected pixels, found no box larger than 0.5; mul"),
+    (f"{RSNA_HEADER}\nt0.png,1,1,5,5,0", "Target: expected a box with Target 1 and none with 0"),
+    (f"{RSNA_HEADER}\nt0.png,,,,,1", "Target: expected a box with Target 1 and none with 0"),
+    (f"{RSNA_HEADER}\nt0.png,,,,,", "Target: expected 0 or 1"),
+    (f"{RSNA_HEADER}\nt0.png,,,,,0\nt0.png,1,1,5,5,1", "expected no box of an image that is negative"),
+    (f"{RSNA_HEADER}\nt0.png,.1,.1,.4,.5,1", "found no box larger than 0.5; multiply them by 1024"),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), BAD_TABLES)
 def test_bad_tables_are_refused(own, text, words):
-    (own / "boxes.csv").write_text(text, encoding="latin-1")
+    (own / "boxes.csv").write_text(text + "\n" * bool(text), encoding="latin-1")
     assert words in refusal(own, *FILES)
 
 
@@ -624,21 +612,12 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("tables")
 
 
-frames = st.tuples(st.integers(1, 5000), st.integers(1, 5000))
-
-
 @settings(max_examples=30, deadline=None)
-@given(
-    frames.flatmap(
-        lambda f: st.tuples(
-            st.just(f),
-            *[st.tuples(st.integers(0, n - 1), st.integers(1, n)).filter(lambda p, n=n: sum(p) <= n) for n in f],
-        )
-    ),
-    st.permutations(HEADER.split(",")),
-)
-def test_any_box_inside_its_image_is_read_back(folder, case, columns):
-    (width, height), (x, w), (y, h) = case
+@given(st.data(), st.permutations(HEADER.split(",")))
+def test_any_box_inside_its_image_is_read_back(folder, data, columns):
+    width, height = data.draw(st.tuples(st.integers(1, 5000), st.integers(1, 5000)))
+    edges = [data.draw(st.sets(st.integers(0, n), min_size=2, max_size=2).map(sorted)) for n in (width, height)]
+    (x, w), (y, h) = [(low, high - low) for low, high in edges]
     cells = {"image": "a/b.png", "finding": "mass", "x": x, "y": y, "w": w, "h": h, "patient": "p"}
     cells |= {"image_width": width, "image_height": height}
     path = folder / "boxes.csv"
@@ -652,9 +631,7 @@ def test_any_box_inside_its_image_is_read_back(folder, case, columns):
 @settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from([HEADER, NIH_HEADER, RSNA_HEADER, "image,finding"]),
-    st.lists(
-        st.lists(st.text(max_size=8) | st.sampled_from(["1", "-1", "1e400", "nan", "", "Mass", "1024"]), max_size=9)
-    ),
+    st.lists(st.lists(st.text(max_size=8) | st.sampled_from(["1", "-1", "1e400", "nan", "", "Mass"]), max_size=9)),
 )
 def test_no_text_breaks_the_reader(folder, header, rows):
     path = folder / "fuzz.csv"

@@ -35,7 +35,7 @@ NAMES = {
 }
 SIGN = {1: "positive", 0: "negative"}
 ROWS = 6  # of a gallery
-HITS, MISSES = ("hit",), ("miss", "missed positive", "false alarm")  # outcomes that are drawn
+KINDS = {"hits": ("hit",), "misses": ("miss", "missed positive", "false alarm")}  # outcomes that are drawn
 PANELS = {  # of training curves, heading: ({metric: (label, line style)}, log axis); rates are in bits
     "loss (nats)": ({"loss": ("loss", "-"), "nll": ("nll", "--")}, False),
     "rate (bits per image)": ({"rate_z": ("representation", "-"), "rate_m": ("mask", "--")}, True),
@@ -117,7 +117,7 @@ def galleries(
         p = np.asarray(examples["probabilities"])[:, k] if given else np.full(len(labels), np.nan)
         found = np.array(outcomes(own[first], true, p, labels, scores["frame"]))
         what = f"{scores['dataset']} / {scores['split']}, {finding}" + ("" if given else ", no probabilities given")
-        for name, kinds in (("hits", HITS), ("misses", MISSES)):
+        for name, kinds in KINDS.items():
             films = []
             for i in map(int, _choose(found, kinds)):
                 chance = f", p = {p[i]:.2f}" if given else ""

@@ -71,27 +71,27 @@ def method_sheet(kind: str, title: str, entries: dict, columns: dict, thresholds
     maps = [m for m, entry in entries.items() if entry["threshold"]["value"] is not None]
     contest = [m for m in entries if not m.startswith("ceiling/")]
     best = {h: max((_value(v[m]) for m in contest), default=0) for h, v in columns.items() if ranked and h != BOXES}
-    rows, marked = [], False
-    for method in sorted(entries, key=rank):
-        cells = []
+    cells = {method: [] for method in entries}
+    for method, own in cells.items():
         for heading, column in columns.items():
             v = column[method]
             starred = method in maps and (v or {}).get("tuned_on") == "oracle"
             bold = method in contest and 0 < best.get(heading, 0) <= _value(v)
-            cells.append(score_cell(v, bold, "*" if starred else ""))
-        marked |= any(cell.mark for cell in cells)
-        cells.append(_cut(thresholds[method]) if method in maps else Cell("-"))
-        rows.append(method_row(method, cells))
+            own.append(score_cell(v, bold, "*" if starred else ""))
+        own.append(_cut(thresholds[method]) if method in maps else Cell("-"))
     sources = dict.fromkeys(thresholds[m]["tuned_on"] for m in maps if thresholds[m]["value"])
     legend = [f"cut at: {'; '.join(SOURCES.get(s, s) for s in sources)}"] if sources else []
-    legend += [STARRED] if marked else []
-    return Sheet(kind, title, ("method", *columns, "cut at"), tuple(rows), (*legend, *notes))
+    legend += [STARRED] if any(cell.mark for own in cells.values() for cell in own) else []
+    return Sheet(kind, title, ("method", *columns, "cut at"), method_rows(cells), (*legend, *notes))
 
 
-def method_row(method: str, cells) -> Row:
-    """The row of a method, under the heading of its group."""
-    prefix = next((prefix for prefix in GROUPS if method.startswith(prefix)), "")
-    return Row(method.removeprefix(prefix), tuple(cells), GROUPS.get(prefix, ""))
+def method_rows(cells: dict[str, list[Cell]]) -> tuple[Row, ...]:
+    """Rows of methods in the order of all tables, each under the heading of its group."""
+    rows = []
+    for method in sorted(cells, key=rank):
+        prefix = method[:8] if method[:8] in GROUPS else ""
+        rows.append(Row(method.removeprefix(prefix), tuple(cells[method]), GROUPS.get(prefix, "")))
+    return tuple(rows)
 
 
 def rank(method: str) -> tuple:

@@ -1,17 +1,9 @@
 """Tables of one eval/SPLIT.json, as rows and headings of text: computed here once, drawn by render.py three times."""
 
-from infomask_jax.report.sheet import (
-    BOXES,
-    INTERVALS,
-    Cell,
-    Row,
-    Sheet,
-    method_row,
-    method_sheet,
-    number,
-    rank,
-    score_cell,
-)
+from functools import reduce
+from operator import getitem
+
+from infomask_jax.report.sheet import BOXES, INTERVALS, Cell, Row, Sheet, method_rows, method_sheet, number, score_cell
 
 COLUMNS = {  # of the headline, heading: path of the score in a method's entry
     "PxAP": ("pxap",),
@@ -110,23 +102,16 @@ def _classification(result: dict) -> Sheet:
 
 def _headline(result: dict, finding: str, entries: dict) -> Sheet:
     counts = result["counts"][finding]
-    columns = {heading: {m: _at(entry, path) for m, entry in entries.items()} for heading, path in COLUMNS.items()}
+    columns = {h: {m: reduce(getitem, path, entry) for m, entry in entries.items()} for h, path in COLUMNS.items()}
     columns[BOXES] = {m: {"value": entry["boxes_per_image"]} for m, entry in entries.items()}
+    thresholds = {m: entry["threshold"] for m, entry in entries.items()}
     notes = [INTERVALS, f"mean boxes from {result['mean_boxes_from'][finding]}; frame {result['frame']} px"]
-    left_out = {
-        "positive without a box": counts["skipped_positive_without_box"],
-        "boxed but not positive": counts["skipped_boxed_not_positive"],
-    }
-    if skipped := ", ".join(f"{n} {why}" for why, n in left_out.items() if n):
+    left_out = [(counts["skipped_positive_without_box"], "positive without a box")]
+    left_out.append((counts["skipped_boxed_not_positive"], "boxed but not positive"))
+    if skipped := ", ".join(f"{n} {why}" for n, why in left_out if n):
         notes.append(f"not scored: {skipped}")
     title = f"Localization of {finding}: {counts['scored_boxes']} boxes on {counts['scored_images']} images"
-    return method_sheet("headline", title, entries, columns, {m: e["threshold"] for m, e in entries.items()}, notes)
-
-
-def _at(entry: dict, path: tuple[str, ...]) -> dict:
-    for name in path:
-        entry = entry[name]
-    return entry
+    return method_sheet("headline", title, entries, columns, thresholds, notes)
 
 
 def _protocol(entries: dict, finding: str, protocol: str) -> list[Sheet]:
@@ -181,11 +166,8 @@ def _difference(v: dict) -> Cell:
 def _faithfulness(methods: dict, finding: str) -> Sheet:
     """Deletion and insertion of a run's maps."""
     headings = ("method", "deletion (low is good)", "insertion (high is good)")
-    rows = [
-        method_row(method, [score_cell(methods[method][name]) for name in ("deletion", "insertion")])
-        for method in sorted(methods, key=rank)
-    ]
-    return Sheet("faithfulness", f"Faithfulness to the model, {finding}", headings, tuple(rows), (INTERVALS,))
+    rows = method_rows({m: [score_cell(v["deletion"]), score_cell(v["insertion"])] for m, v in methods.items()})
+    return Sheet("faithfulness", f"Faithfulness to the model, {finding}", headings, rows, (INTERVALS,))
 
 
 def _counts(result: dict) -> list[Sheet]:

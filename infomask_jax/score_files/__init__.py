@@ -68,19 +68,10 @@ def score_files(
         if shared := {*data["patient_id"]} & {*val["patient_id"]} - {""}:
             notes.append(f"{len(shared)} patients are in {val_file.path.name} too: tuned thresholds have seen them")
     missing = galleries.without_file(find, file.ids, images) if find else set()
-    result, rows = evaluate.score(
-        chosen,
-        data,
-        arrays,
-        frame=frame,
-        val=val,
-        val_maps=val_maps,
-        dataset=", ".join(Path(path).name for path in boxes),
-        split=file.path.name,
-        seed=seed,
-        resamples=resamples,
-        protocols=tuple(protocols) or evaluate.PROTOCOLS,
-    )
+    names = {"dataset": ", ".join(Path(path).name for path in boxes), "split": file.path.name}
+    options = {"frame": frame, "val": val, "val_maps": val_maps, "seed": seed, "resamples": resamples}
+    options["protocols"] = tuple(protocols) or evaluate.PROTOCOLS
+    result, rows = evaluate.score(chosen, data, arrays, **names, **options)
     result["inputs"] = {"maps": str(maps), "boxes": [str(path) for path in boxes]}
     result["inputs"] |= {"tune_on": str(tune_on)} if tune_on else {}
     result["files"] = matching.count(data) | matching.count_boxes(data, table, chosen, ids)
