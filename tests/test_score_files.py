@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -125,22 +126,15 @@ def markdown_tables(text):
     return found
 
 
-class Scored(Exception):
-    """What evaluate.score was called with."""
-
-
 @pytest.fixture
 def matched(own, monkeypatch):
     """A function of the command's arguments: findings, split and maps as they go to the scorer."""
 
-    def capture(*arguments, **options):
-        raise Scored(*arguments, options)
-
     def call(*arguments):
-        with monkeypatch.context() as patch, pytest.raises(Scored) as found:
-            patch.setattr("infomask_jax.evaluate.score", capture)
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr("infomask_jax.evaluate.score", scorer := Mock(side_effect=ZeroDivisionError))
             evaluate(own, *arguments)
-        return found.value.args
+        return scorer.call_args.args
 
     return call
 
@@ -328,7 +322,7 @@ def test_figures_are_those_of_this_run(own, monkeypatch):
     assert all(film.caption[:2] in [f"t{i}" for i in range(10)] and len(film.predicted) for film in drawn)
     (figures / "mine.png").write_bytes(b"")
     with monkeypatch.context() as patch:
-        patch.setattr("infomask_jax.report.figures.gallery", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("infomask_jax.report.figures.gallery", Mock(side_effect=KeyboardInterrupt))
         before = {path: path.stat().st_mtime_ns for path in (own / "evaluation").rglob("*")}
         refusal(own, *options, "--images", "films")
         assert before == {path: path.stat().st_mtime_ns for path in (own / "evaluation").rglob("*")}
@@ -349,11 +343,11 @@ def test_axes_of_findings_are_picked_by_name(own, matched):
     change(own, infomask=maps[..., 0], cam=maps, probability=None)
     assert "store their names as `findings`" in refusal(own, *FILES, "--findings", "mass")
     assert "which axis is which finding" in refusal(own, *FILES)
-    findings, data, arrays, _ = matched(*FILES, "--findings", "nodule", "mass")
+    findings, data, arrays = matched(*FILES, "--findings", "nodule", "mass")
     assert findings == ["nodule", "mass"] and {*data["boxes"][0][1]} == {0, 1}
     np.testing.assert_array_equal(arrays["cam"], maps)
     change(own, findings=np.array(["nodule", "mass"]), probability=np.linspace(0, 1, 36).reshape(18, 2))
-    findings, data, arrays, _ = matched(*FILES, "--findings", "mass")
+    findings, data, arrays = matched(*FILES, "--findings", "mass")
     np.testing.assert_array_equal(arrays["cam"], maps[..., 1:])
     np.testing.assert_array_equal(arrays["infomask"], maps[..., 0])
     np.testing.assert_array_equal(data["probabilities"][:, 0], np.linspace(0, 1, 36)[1::2])
@@ -380,15 +374,11 @@ def test_labels_and_patients_come_from_both_files(own, matched):
 
 
 def test_patients_are_read_from_names_of_nih_alone(own, matched):
-    lines = [f"{name},mass,100,100,300,300,,," for name in ("00000001_000.png", "00000001_001.png")]
-    (own / "nih.csv").write_text("\n".join([NIH_HEADER, *lines]).replace("mass", "Mass"))
-    (own / "own.csv").write_text(
-        "\n".join([HEADER, *[row(f"img_{i}.png", "Mass", (1, 1, 4, 4), "") for i in range(3)]])
-    )
-    names = [*(f"00000001_00{i}.png" for i in range(3)), *(f"img_{i}.png" for i in range(3))]
-    save(own, image_id=names, cam=np.random.default_rng(0).random((6, 8, 8)))
+    (own / "nih.csv").write_text(f"{NIH_HEADER}\n00000001_000.png,Mass,100,100,300,300,,,")
+    (own / "own.csv").write_text(f"{HEADER}\n{row('img_0.png', 'Mass', (1, 1, 4, 4), '')}")
+    save(own, image_id=["00000001_000.png", "00000001_002.png", "img_0.png"], cam=np.zeros((3, 8, 8)))
     patients = matched("--maps", "maps.npz", "--boxes", "nih.csv", "own.csv")[1]["patient_id"]
-    assert patients[0] == patients[1] == patients[2] != "" and len({*patients}) == 2
+    assert patients[0] == patients[1] != "" and not patients[2]
 
 
 def test_notes_tell_fixed_thresholds_and_names_that_nearly_match(own, capsys):
@@ -442,10 +432,7 @@ def test_names_match_in_either_unicode_form(own, scored):
 
 
 def test_names_that_would_be_formulas_or_markup_are_only_text_and_files_come_before_the_screen(own, monkeypatch):
-    def closed(*_, **__):
-        raise BrokenPipeError
-
-    monkeypatch.setattr("infomask_jax.report.print_scores", closed)
+    monkeypatch.setattr("infomask_jax.report.print_scores", Mock(side_effect=BrokenPipeError))
     name = "=a|b`c`&amp;$x$"
     text = (own / "boxes.csv").read_text().replace("mass", name).replace("t0.png", "@t0.png")
     (own / "boxes.csv").write_text(text)
@@ -494,7 +481,6 @@ BAD_ARRAYS = [
     ({"image_id": np.array("t0.png")}, "image_id: expected [N] text, found shape ()"),
     ({"image_id": None}, "expected an array image_id, found infomask, cam, probability"),
     ({"image_id": np.array(["../a"] * N)}, "image_id: expected the name of an image inside its folder"),
-    ({"image_id": np.array([""] * N)}, "image_id: expected the name of an image"),
     ({"image_id": np.array([f"x{i}" for i in range(N)])}, "image_id has 'x0', they have 't0.png'"),
     ({"image_id": np.array([f"t{i}" for i in range(N)])}, "without folder and suffix 't0' is 't0.png'"),
     ({"infomask": None, "cam": None}, "expected an array of maps"),
@@ -504,14 +490,11 @@ BAD_ARRAYS = [
     ({"cam": np.ones((N, 2, 4, 4)), "findings": np.array(["mass", "b"])}, "last: cam.transpose(0, 2, 3, 1)"),
     ({"cam": np.ones((N, 4, 4, 2)), "infomask": np.ones((N, 4, 4, 3))}, "expected a last axis of the same"),
     ({"cam": np.ones((N, 4, 4), np.longdouble)}, "of at most 64 bits, found float128; write"),
-    ({"cam": np.ones((N, 4, 4), complex)}, "found complex128"),
     ({"cam": np.zeros((N, 4, 4), "V2")}, "found |V2; write maps.detach().float().cpu().numpy() (bfloat16"),
-    ({"cam": np.array([[None]] * N)}, "cam: expected numbers or text, found Python objects"),
     ({"cam": np.full((N, 4, 4), np.inf)}, "NaN, infinity or float16 overflow: t0.png, t1.png, t2.png, t3.png, t4"),
     ({"view": np.array(["PA"] * N)}, "view: expected maps of float or integer numbers of at most 64 bits, found <U2"),
     ({"control/x": np.ones((N, 4, 4))}, "this beginning is kept for our own controls"),
     ({"probabilities": np.ones(N)}, "image_id; other arrays have one of the names image_id, patient_id"),
-    ({"probability": np.ones(N, np.longdouble)}, "probability: expected numbers of shape (18,)"),
     ({"probability": np.linspace(-3, 3, N)}, "expected 0 to 1; apply a sigmoid to logits; found -3 of t0.png"),
     ({"label": np.full(N, np.nan)}, "label: expected 1 present, 0 absent, -1 unknown; found nan"),
     ({"label": np.ones(3)}, "label: expected numbers of shape (18,) or (18, K), found float64 (3,)"),
@@ -529,25 +512,16 @@ def test_bad_arrays_are_named(own, arrays, words):
 
 
 def test_faults_of_the_machine_are_one_line(own, monkeypatch):
-    """A file that unpacks to much, too little memory, and a folder that cannot be written, known before scoring."""
-
-    def fails(error):
-        def fail(*_, **__):
-            raise error
-
-        return fail
-
-    whole = (own / "maps.npz").read_bytes()
-    with monkeypatch.context() as patch:
-        patch.setattr("infomask_jax.npz.LARGEST", 1 << 16)
-        np.savez_compressed(own / "maps.npz", image_id=np.array(["t0.png"]), cam=np.zeros((1, 200, 200)))
-        assert refusal(own, *FILES).startswith("error: maps.npz: expected arrays that unpack to at most")
-    (own / "maps.npz").write_bytes(whole)
-    monkeypatch.setattr("infomask_jax.evaluate.score", fails(MemoryError()))
+    """Too little memory, a folder that cannot be written, and a file that unpacks to much; the last two before all."""
+    monkeypatch.setattr("infomask_jax.evaluate.score", Mock(side_effect=MemoryError))
     assert refusal(own, *FILES) == "error: out of memory; score fewer images or methods at a time, in a smaller --frame"
-    monkeypatch.setattr("tempfile.TemporaryFile", fails(OSError(30, "Read-only file system")))
-    message = refusal(own, *FILES)
-    assert "--out: expected a folder that can be written to" in message and "Read-only file system" in message
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.TemporaryFile", Mock(side_effect=OSError(30, "Read-only file system")))
+        message = refusal(own, *FILES)
+        assert "--out: expected a folder that can be written to" in message and "Read-only file system" in message
+    monkeypatch.setattr("infomask_jax.npz.LARGEST", 1 << 16)
+    np.savez_compressed(own / "maps.npz", image_id=np.array(["t0.png"]), cam=np.zeros((1, 200, 200)))
+    assert refusal(own, *FILES).startswith("error: maps.npz: expected arrays that unpack to at most")
 
 
 BAD_ROWS = {
@@ -556,11 +530,9 @@ BAD_ROWS = {
     "t0.png,mass,.1,.1,.5,.5,160,160,p0": "row 30, x, y, w, h: expected pixels, found a box of 0.5 x 0.5",
     "t0.png,mass,1,1,0,5,160,160,p0": "expected a box of some area",
     "t0.png,mass,nan,1,5,5,160,160,p0": "expected four numbers, found 'nan, 1, 5, 5'",
-    "t0.png,mass,1,,5,5,160,160,p0": "expected four numbers, found '1, , 5, 5'",
     "t0.png,mass,1,1,5,5,,,p0": "expected image_width and image_height, found nothing",
     "t0.png,mass,1,1,5,5,320,160,p0": "one size of 't0.png', found 320 x 160, and 160 x 160 in boxes.csv, row 2",
     "t0.png,mass,1,1,5,5,160.5,160,p0": "expected image_width and image_height in pixels, found '160.5, 160'; whole",
-    "t0.png,mass,1,1,5,5,1e7,160,p0": "expected image_width and image_height in pixels, found '1e7, 160'; whole",
     "t0.png,mass,1,1,5,5,wide,160,p0": "expected image_width and image_height in pixels, found 'wide, 160'",
     "t0.png,,1,1,5,5,160,160,p0": "finding: expected the finding of the box, found nothing",
     "t0.png,mass,1,1,5,5,160,160,p7": "patient: expected one patient of 't0.png', found also 'p0'",
@@ -582,7 +554,6 @@ BAD_TABLES = [
     ("a,b,c\n1,2,3", "expected the columns image, finding, x, y, w, h, image_width, image_height, or the header"),
     ("image,finding,x,y,w\na,b,1,2,3", "among them image, finding, x, y, w, h; found image, finding, x, y, w"),
     ("image,finding\x1b,x", r"among them image, finding, x, y, w, h; found image, finding\x1b, x"),
-    ("patient\x1b,x", r"found patient\x1b, x"),
     ("image,finding\xff", "boxes.csv"),
     (HEADER, "found only the header"),
     ("", "found none"),
@@ -594,7 +565,6 @@ BAD_TABLES = [
     (f"{NIH_HEADER}\nt0.png,Mass,1000,1,50,5", "inside 1024 x 1024"),
     (f"{NIH_HEADER}\nt0.png,Mass,.1,.1,.4,.5", "Bbox [x,y,w,h]: expected pixels, found no box larger than 0.5; mul"),
     (f"{RSNA_HEADER}\nt0.png,1,1,5,5,0", "Target: expected a box with Target 1 and none with 0"),
-    (f"{RSNA_HEADER}\nt0.png,,,,,1", "Target: expected a box with Target 1 and none with 0"),
     (f"{RSNA_HEADER}\nt0.png,,,,,", "Target: expected 0 or 1"),
     (f"{RSNA_HEADER}\nt0.png,,,,,0\nt0.png,1,1,5,5,1", "expected no box of an image that is negative"),
     (f"{RSNA_HEADER}\nt0.png,.1,.1,.4,.5,1", "found no box larger than 0.5; multiply them by 1024"),
@@ -628,7 +598,7 @@ def test_any_box_inside_its_image_is_read_back(folder, data, columns):
     assert finding == "mass" and table.patients == {"a/b.png": "p"}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from([HEADER, NIH_HEADER, RSNA_HEADER, "image,finding"]),
     st.lists(st.lists(st.text(max_size=8) | st.sampled_from(["1", "-1", "1e400", "nan", "", "Mass"]), max_size=9)),
@@ -645,19 +615,10 @@ def test_no_text_breaks_the_reader(folder, header, rows):
             assert 0 <= ymin < ymax <= 1 and 0 <= xmin < xmax <= 1
 
 
-class Tensor:
-    """Enough of torch for README's lines: numpy() works only once detached from bfloat16 and the GPU."""
+class Tensor(np.ndarray):
+    """Enough of torch for README's lines."""
 
-    def __init__(self, array, at=("detach", "float", "cpu")):
-        self.array, self.at = array, at
-
-    def __getattr__(self, name):
-        assert name in self.at
-        return lambda: Tensor(self.array, [step for step in self.at if step != name])
-
-    def numpy(self):
-        assert not self.at
-        return self.array
+    detach = float = cpu = numpy = lambda self: self
 
 
 def test_lines_of_the_readme_work(tmp_path, monkeypatch):
@@ -666,12 +627,13 @@ def test_lines_of_the_readme_work(tmp_path, monkeypatch):
     (line,) = re.findall(r"python -m infomask_jax (evaluate .*)", section)
     table = [line.strip() for line in section.splitlines() if line.startswith("    ")]
     assert table[0] == HEADER and len([line for line in code.splitlines() if line]) == 3
+    assert code.count(".detach().float().cpu().numpy()") == 3  # of bfloat16 on a GPU, too
     (tmp_path / "boxes.csv").write_text("\n".join([*table, "v.png,mass,1,1,50,50,1024,1024,p3"]))
     monkeypatch.chdir(tmp_path)
     for name, ids in (("val.npz", ["v.png"]), ("maps.npz", ["0001.png", "0002.png"])):
         n = len(ids)
-        tensors = {"cam": Tensor(hot([(8, 5, 1, 1)] * n)), "gradcam": Tensor(hot([(0, 5, 1, 1)] * n))}
-        exec(code, {"names": ids, "p": Tensor(np.linspace(0.9, 0.1, n)), **tensors})
+        tensors = {"cam": hot([(8, 5, 1, 1)] * n), "gradcam": hot([(0, 5, 1, 1)] * n), "p": np.linspace(0.9, 0.1, n)}
+        exec(code, {"names": ids} | {name: array.view(Tensor) for name, array in tensors.items()})
         (tmp_path / "maps.npz").rename(tmp_path / name)
     pictures(tmp_path, ["0001.png", "0002.png"])
     scores, _, _ = evaluate(tmp_path, *line.replace("DIR", "films").split()[1:], "--resamples", 20)
