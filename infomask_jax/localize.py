@@ -14,16 +14,6 @@ import cv2
 import numpy as np
 
 
-def four_axes(maps):
-    """Maps [N,h,w], or [N,h,w,M] with M = 1 (shared by all findings) or one each -> [N,h,w,M]."""
-    return maps if np.ndim(maps) == 4 else np.asarray(maps)[..., None]
-
-
-def of_finding(maps, k):
-    """Maps [N,h,w,M] -> [N,h,w] of finding k."""
-    return maps[..., min(k, maps.shape[-1] - 1)]
-
-
 def prepare_map(heat: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize heat [h,w], any finite range, then min-max it: float32 [height,width] in 0..1, what is scored and drawn.
 
@@ -127,3 +117,13 @@ def detections(
                 }
             )
     return found
+
+
+def four_axes(maps):
+    """Maps [N,h,w], shared by all findings, or [N,h,w,M] -> [N,h,w,M]."""
+    return maps if np.ndim(maps) == 4 else np.asarray(maps)[..., None]
+
+
+def of_finding(maps, k: int):
+    """Maps of finding k, [N,h,w], of maps [N,h,w,M]; M = 1: all findings share them."""
+    return maps[..., min(k, maps.shape[-1] - 1)]

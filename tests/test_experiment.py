@@ -26,6 +26,7 @@ from infomask_jax.localize import boxes_from_map
 from infomask_jax.monitor import MetricsLog
 from infomask_jax.presets import ONE_VIEW, PLAIN, changed
 from infomask_jax.reproduce import losses
+from infomask_jax.run import Run
 from infomask_jax.train import train
 
 ROOT = Path(__file__).parent.parent
@@ -318,7 +319,7 @@ def test_damaged_maps_are_named(damaged, content):
 
 def test_page_goes_without_an_audit_that_is_damaged(damaged, capsys):
     (damaged / "eval" / "audit_test.json").write_text('{"findings": {}}')
-    page = report.write_page(damaged, damaged).read_text()
+    page = report.write_page(damaged, Run.open(damaged)).read_text()
     assert "audit_test.json is not of this version" in page
     assert "goes without" in (told := capsys.readouterr().out) and "audit_test.json: dataset is missing" in told
 

@@ -6,6 +6,7 @@ import html
 import io
 import json
 import re
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -186,9 +187,9 @@ def test_page_holds_every_cell_and_needs_nothing_else(result, tmp_path):
     manifest = {"seed": 3, "dataset": dataset, "git_revision": None, "libraries": {"jax": "0.1"}}
     manifest |= {"devices": ["TPU v5e"] * 4}
     files = {"eval/test.json": named, "eval/val.json": result, "eval/train.json": {}, "config.json": {}}
-    texts = {tmp_path / name: json.dumps(value) for name, value in (files | {"manifest.json": manifest}).items()}
+    texts = {tmp_path / name: json.dumps(value) for name, value in files.items()}
     write_all(texts | {tmp_path / "figures" / "mass" / "hits.png": b"a picture"})
-    text = write_page(tmp_path, tmp_path).read_text()
+    text = write_page(tmp_path, SimpleNamespace(folder=tmp_path, manifest=manifest)).read_text()
     assert "train.json is not of this version" in text and "4 x TPU v5e." in text and "&lt;i&gt;rsna" in text
     picture = "data:image/png;base64," + base64.b64encode(b"a picture").decode()
     assert re.findall(r'<[^>]*(?:src|href)=("[^"]*")', text) == [f'"{picture}"'] and "<script" not in text

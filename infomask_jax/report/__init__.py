@@ -11,7 +11,7 @@ ablations.py       table and figures of an ablation
 """
 
 from infomask_jax.report.audit import audit_figure, audit_sheets
-from infomask_jax.report.figures import DRAWN, draw, unit_boxes
+from infomask_jax.report.figures import DRAWN, draw, drawn_method, unit_boxes
 from infomask_jax.report.overlay import as_panel, overlay
 from infomask_jax.report.page import write_page
 from infomask_jax.report.render import (
@@ -23,21 +23,36 @@ from infomask_jax.report.render import (
     write_predictions,
     write_scores,
 )
-from infomask_jax.report.stored import read_thresholds
+from infomask_jax.report.stored import (
+    HINT,
+    read_boxes,
+    read_maps,
+    read_probabilities,
+    read_scores,
+    read_thresholds,
+    shown,
+)
 
 __all__ = [
     "DRAWN",
+    "HINT",
     "as_markdown",
     "as_panel",
     "audit_figure",
     "audit_sheets",
     "console",
     "draw",
+    "drawn_method",
     "overlay",
     "print_scores",
+    "read_boxes",
+    "read_maps",
+    "read_probabilities",
+    "read_scores",
     "read_thresholds",
     "render",
     "screen",
+    "shown",
     "unit_boxes",
     "write_page",
     "write_predictions",

@@ -89,6 +89,11 @@ def draw(
     return figures | {output / "figures" / "training.png": training_curves(curves)}
 
 
+def drawn_method(maps) -> str:
+    """Of the maps of a run or of a model the one whose boxes are written and drawn."""
+    return next(name for name in DRAWN if name in maps)
+
+
 def unit_boxes(boxes: list[list[float]], height: int, width: int) -> np.ndarray:
     """COCO [x, y, w, h] in pixels -> [n, 4] (ymin, xmin, ymax, xmax) in 0..1."""
     x, y, w, h = np.reshape(boxes, (-1, 4)).T

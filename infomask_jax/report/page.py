@@ -11,11 +11,9 @@ from infomask_jax.report.table import document
 from infomask_jax.system import write_all
 
 
-def write_page(output: Path, workdir: Path) -> Path:
+def write_page(output: Path, run) -> Path:
     """Write report.html: every scored split, every audit and every figure in `output`, which is the run or its
-    on-NAME-FINGERPRINT, and how the run in `workdir` was made. Pictures are inside the page. Returns its path."""
-    from infomask_jax.manifest import read  # brings JAX, which tables do without
-
+    on-NAME-FINGERPRINT, and how `run` (run.Run) was made. Pictures are inside the page. Returns its path."""
     parts = []
     for path in sorted((output / "eval").glob("[!.]*.json"), key=lambda path: (path.stem != "test", path.stem)):
         try:
@@ -32,8 +30,8 @@ def write_page(output: Path, workdir: Path) -> Path:
         name=f"InfoMask: {output.absolute().name}",
         parts=parts,
         figures={p.relative_to(output).as_posix(): base64.b64encode(p.read_bytes()).decode("ascii") for p in drawn},
-        manifest=(manifest := read(workdir)),
-        config_text=(workdir / "config.json").read_text(),
-        manifest_text=json.dumps(manifest, indent=1),
+        manifest=run.manifest,
+        config_text=(run.folder / "config.json").read_text(),
+        manifest_text=json.dumps(run.manifest, indent=1),
     )
     return write_all({output / "report.html": page})[0]
