@@ -10,7 +10,7 @@ from infomask_jax import datasets, evaluate, faithfulness, localize, parallel, p
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
 from infomask_jax.inference import Predicted, joined, predict, read_examples, save_maps
-from infomask_jax.localize import four_axes, of_finding
+from infomask_jax.localize import of_finding
 from infomask_jax.presets import CAM, changed
 from infomask_jax.run import BASELINE, Run, claim, each_fold, saved, several
 from infomask_jax.system import write_all, write_json
@@ -169,11 +169,9 @@ def redraw(folder: Path, split: str) -> list[Path]:
         raise ValueError(f"{path}: localization: {what}; {report.HINT}")
     detections = report.read_boxes(run.folder / "boxes" / f"{split}.json")
     probabilities = report.read_probabilities(run.folder / "predictions" / f"{split}.csv", findings)
-    maps = report.read_maps(run.folder / "maps" / f"{split}.npz")
-    ids, maps = maps.pop("image_id"), {name: four_axes(m) for name, m in maps.items()}
-    examples = read_examples(data, split, findings, brightness=False)
-    examples["probabilities"] = np.stack([probabilities[name] for name in findings], axis=-1)
-    if list(map(str, ids)) != examples["image_id"] or len(ids) != len(examples["probabilities"]):
+    ids, maps = report.read_maps(run.folder / "maps" / f"{split}.npz")
+    examples = read_examples(data, split, findings, brightness=False) | {"probabilities": probabilities}
+    if ids != examples["image_id"] or len(ids) != len(probabilities):
         what = f"{run.folder / 'maps'} or predictions/{split}.csv is of other images than {data.directory}"
         raise ValueError(f"{what}: {report.HINT}")
     paths = draw(run, run.folder, data, scores, examples, maps, detections)

@@ -23,11 +23,13 @@ class BadNpz(ValueError):
 def read(path: Path) -> dict[str, np.ndarray]:
     """Every array of the file by its name, NFC. BadNpz for anything that is not a whole .npz of numbers and text, and
     for one that unpacks to more than `LARGEST` and `TIMES` its size."""
-    if path.is_dir() or not path.is_file():
+    if not path.is_file():
         raise BadNpz(f"{path}: expected a file of maps, found {'a directory' if path.is_dir() else 'none'}")
+    with path.open("rb") as file:
+        start = file.read(6)
+        file.seek(max(path.stat().st_size - 22, 0))
+        end = file.read()  # of a zip: how many entries it has, which zipfile does not ask
     if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
-            start = file.read(6)
         if start.startswith(b"PK"):
             raise BadNpz(f"{path}: expected an .npz file, found a zip cut short: its end is missing; write it again")
         found = "one array (.npy)" if start == b"\x93NUMPY" else "something else"
@@ -37,16 +39,13 @@ def read(path: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # damaged bytes make zipfile and numpy raise nearly anything
         raise BadNpz(f"{path}: cannot be read, it is damaged ({line(error)}); write it again") from error
     with stored:
-        _check(stored, path)
+        _check(stored, end, path)
         return {normal(name): _array(stored, name, path) for name in stored.files}
 
 
-def _check(stored, path: Path) -> None:
+def _check(stored, end: bytes, path: Path) -> None:
     """Names and sizes as the directory of the zip has them; zipfile unpacks no more of an array than it says there."""
     names, size = [normal(name) for name in stored.files], path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(-22, io.SEEK_END)
-        end = file.read()  # of a zip: how many entries it has, which zipfile does not ask
     count = int.from_bytes(end[10:12], "little")
     if end.startswith(b"PK\5\6") and count not in (len(names), 0xFFFF):
         raise BadNpz(f"{path}: cannot be read, it is damaged ({len(names)} arrays of {count}); write it again")
@@ -85,9 +84,8 @@ def _check_header(file: zipfile.ZipFile, entry: str) -> None:
         start = io.BytesIO(packed.read(HEADER))
     if not start.getvalue().startswith(np.lib.format.MAGIC_PREFIX):
         return  # no array
-    read = np.lib.format.read_array_header_1_0
-    if np.lib.format.read_magic(start)[0] > 1:
-        read = np.lib.format.read_array_header_2_0
+    new = np.lib.format.read_magic(start)[0] > 1
+    read = np.lib.format.read_array_header_2_0 if new else np.lib.format.read_array_header_1_0
     shape, _, kind = read(start)
     claimed, there = math.prod(shape) * kind.itemsize, file.getinfo(entry).file_size - start.tell()
     if not kind.hasobject and (claimed != there or not kind.itemsize):

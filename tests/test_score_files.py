@@ -1,12 +1,16 @@
 """Anyone's maps and boxes through the command line: right numbers, every image accounted for, every fault named."""
 
+import contextlib
 import csv
+import functools
+import io
 import json
+import operator
 import re
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -18,7 +22,7 @@ from infomask_jax import __main__ as command
 from infomask_jax.datasets.schema import BadData
 from infomask_jax.report.sheet import number
 from infomask_jax.report.table import COLUMNS
-from infomask_jax.score_files import box_tables, galleries
+from infomask_jax.score_files import box_tables, galleries, matching
 from infomask_jax.system import write_all
 
 ROOT = Path(__file__).parent.parent
@@ -48,11 +52,16 @@ def row(name, finding, box, patient):
 
 
 def evaluate(folder, *arguments):
-    """The command, in `folder`; returns eval.json, rows of per_image.csv and the text of table.md."""
+    """The command, in `folder`; returns what it has `written`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["infomask_jax", "evaluate", *map(str, arguments)])
         command.main()
+    return written(folder)
+
+
+def written(folder):
+    """eval.json, rows of per_image.csv and the text of table.md."""
     out = folder / "evaluation"
     with (out / "per_image.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -71,8 +80,7 @@ def refusal(folder, *arguments):
 FILES = ("--maps", "maps.npz", "--boxes", "boxes.csv", "--resamples", 20, "--frame", 32)
 
 
-@pytest.fixture
-def own(tmp_path):
+def make_own(folder):
     """Twelve positives and six negatives of a mass, two images a patient; ten more images to tune on."""
     found, more = cells(), cells(8, seed=1)
     names, val = [f"t{i}.png" for i in range(18)], [f"v{i}.png" for i in range(10)]
@@ -80,12 +88,22 @@ def own(tmp_path):
     lines += [row(name, "mass", None, f"p{i // 2}") for i, name in enumerate(names) if i >= 12]
     lines += [row(name, "mass", box, f"q{i}") for i, (name, box) in enumerate(zip(val, more, strict=False))]
     lines += [row(val[8], "mass", None, "q8"), row(val[9], "", None, "q9")]
-    (tmp_path / "boxes.csv").write_text("\n".join([HEADER, *lines]) + "\n")
+    (folder / "boxes.csv").write_text("\n".join([HEADER, *lines]) + "\n")
     maps, val_maps = (hot([*b, *[(8, 8, 2, 2)] * n], 0.3) for b, n in ((found, 6), (more, 2)))
     p, val_p = np.linspace(0.9, 0.1, 18), np.linspace(0.9, 0.1, 10)
-    save(tmp_path, image_id=names, infomask=maps, cam=maps[:, ::-1], probability=p)
-    save(tmp_path, "val.npz", image_id=val, infomask=val_maps, cam=val_maps[:, ::-1], probability=val_p)
-    return tmp_path
+    save(folder, image_id=names, infomask=maps, cam=maps[:, ::-1], probability=p)
+    save(folder, "val.npz", image_id=val, infomask=val_maps, cam=val_maps[:, ::-1], probability=val_p)
+    return folder
+
+
+@pytest.fixture
+def own(tmp_path):
+    return make_own(tmp_path)
+
+
+def add_rows(folder, *lines):
+    with (folder / "boxes.csv").open("a") as file:
+        file.write("\n".join(lines) + "\n")
 
 
 def save(folder, name="maps.npz", **arrays):
@@ -108,8 +126,31 @@ def markdown_tables(text):
     return found
 
 
-def test_own_files_are_scored_tuned_counted_and_written(own, capsys):
-    scores, rows, text = evaluate(own, *FILES, "--tune-on", "val.npz")
+@pytest.fixture
+def matched(own, monkeypatch):
+    """A function of the command's arguments: findings, split and maps as they go to the scorer."""
+
+    def call(*arguments):
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr("infomask_jax.evaluate.score", scorer := Mock(side_effect=ZeroDivisionError))
+            evaluate(own, *arguments)
+        return scorer.call_args.args
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """eval.json, rows of per_image.csv, table.md, and what was printed, of own files with thresholds tuned."""
+    folder = make_own(tmp_path_factory.mktemp("own"))
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        found = evaluate(folder, *FILES, "--tune-on", "val.npz")
+    assert (folder / "evaluation" / "table.tex").read_text().count(r"\toprule") == found[2].count("\n## ")
+    return *found, printed.getvalue()
+
+
+def test_own_files_are_scored_tuned_counted_and_written(scored):
+    scores, rows, text, printed = scored
     entry = scores["localization"]["mass"]["infomask"]
     assert scores["n_images"] == 18 and scores["n_patients"] == 9
     assert entry["threshold"]["tuned_on"] == "val" and entry["mean_iou"]["value"] > 0.9
@@ -121,63 +162,57 @@ def test_own_files_are_scored_tuned_counted_and_written(own, capsys):
         **{"tune_on_negative": 2, "tune_on_unknown": 0},
     }
     assert scores["classification"]["mass"]["auroc"]["value"] == 1.0
-    assert (own / "evaluation" / "table.tex").read_text().count(r"\toprule") == text.count("\n## ")
-    printed = capsys.readouterr().out
     assert "Paired differences, mass" in printed and "Images counted" in printed and "images with a map" in printed
     assert "Wang 2017" not in printed and "Wang 2017" in text
     assert {r["method"] for r in rows} >= {"infomask", "cam", "control/random", "ceiling/16x16"}
 
 
-def test_per_image_rows_average_to_the_table(own):
-    scores, rows, _ = evaluate(own, *FILES)
-    for method, entry in scores["localization"]["mass"].items():
-        mine = [r for r in rows if r["method"] == method]
+def test_per_image_rows_average_to_the_table(scored):
+    for method, entry in scored[0]["localization"]["mass"].items():
+        mine = [r for r in scored[1] if r["method"] == method]
         # A negative has no overlap, but RSNA's score: of maps alone, not of controls.
         negatives = set() if "/" in method else {f"t{i}.png" for i in range(12, 18)}
         assert len(mine) == 12 + len(negatives) and {r["image_id"] for r in mine if not r["iou"]} == negatives
-        scored = [r for r in mine if r["iou"]]
-        assert np.mean([float(r["iou"]) for r in scored]) == pytest.approx(entry["mean_iou"]["value"], abs=1e-5)
-        found = sum(int(r["boxes_found_iou_0.3"]) for r in scored) / sum(int(r["true_boxes"]) for r in scored)
+        boxed = [r for r in mine if r["iou"]]
+        assert np.mean([float(r["iou"]) for r in boxed]) == pytest.approx(entry["mean_iou"]["value"], abs=1e-5)
+        found = sum(int(r["boxes_found_iou_0.3"]) for r in boxed) / sum(int(r["true_boxes"]) for r in boxed)
         assert found == pytest.approx(entry["acc_iou"]["0.3"]["value"], abs=1e-5)
 
 
-def test_markdown_has_the_numbers_of_the_json(own, capsys):
-    scores, _, text = evaluate(own, *FILES, "--tune-on", "val.npz", "--protocol", "wang2017", "wsol")
-    tables, entries = markdown_tables(text), scores["localization"]["mass"]
+def test_markdown_has_the_numbers_of_the_json(scored):
+    tables, entries = markdown_tables(scored[2]), scored[0]["localization"]["mass"]
     headline = next(t for title, t in tables.items() if title.startswith("Localization of mass"))
     wang = next(t for title, t in tables.items() if title.endswith("Acc, share of boxes hit, IoU"))
     for method, entry in entries.items():
         name = method.removeprefix("control/").removeprefix("ceiling/")
         for heading, path in COLUMNS.items():
-            v = entry
-            for step in path:
-                v = v[step]
+            v = functools.reduce(operator.getitem, path, entry)
             low, high = map(number, v["ci95"])
             assert headline[name][heading].replace("*", "") == f"{number(v['value'])} ({low}–{high})"
         cut = entry["threshold"]
         assert headline[name]["cut at"] == ("-" if cut["value"] is None else f"{number(cut['value'])} (val)")
         for level, v in entry["protocols"]["wang2017"]["acc_iou"].items():
             assert wang[name][f"IoU>{level[1:]}"].replace("*", "").startswith(number(v["value"]) + " (")
-    assert "li2018" not in entries["cam"]["protocols"] and not any("Li 2018" in title for title in tables)
-    assert "Wang 2017" in capsys.readouterr().out  # asked for: on the screen, too
 
 
-@pytest.mark.parametrize("turn", ["as it is", "upside down", "left to right", "transposed"])
-def test_only_the_upright_map_finds_the_box(own, turn):
+def test_only_the_upright_map_finds_the_box_and_protocols_are_printed_if_asked_for(own, capsys):
     boxes = [(0, 4, 6, 2)] * 18  # wide, left of centre and above it
     lines = [row(f"t{i}.png", "mass", boxes[i], "") for i in range(18)]
     (own / "boxes.csv").write_text("\n".join([HEADER, *lines]))
-    maps = hot(boxes)
-    maps = {"upside down": maps[:, ::-1], "left to right": maps[..., ::-1], "transposed": maps.swapaxes(1, 2)}.get(
-        turn, maps
+    upright = hot(boxes).astype(np.float16)  # as a run has them
+    turned = {"down": upright[:, ::-1], "mirrored": upright[..., ::-1], "transposed": upright.swapaxes(1, 2)}
+    np.savez_compressed(
+        own / "maps.npz", image_id=np.array([f"t{i}.png" for i in range(18)]), upright=upright, **turned
     )
-    change(own, infomask=None, cam=maps)
-    scores, _, _ = evaluate(own, *FILES)
-    iou = scores["localization"]["mass"]["cam"]["mean_iou"]["value"]
-    assert iou > 0.95 if turn == "as it is" else iou < 0.4
+    scores, _, text = evaluate(own, *FILES, "--protocol", "wang2017", "wsol")
+    entries = scores["localization"]["mass"]
+    iou = {method: entries[method]["mean_iou"]["value"] for method in ("upright", *turned)}
+    assert iou.pop("upright") > 0.95 and max(iou.values()) < 0.4
+    assert "li2018" not in entries["upright"]["protocols"] and "Li 2018" not in text
+    assert "Wang 2017" in capsys.readouterr().out
 
 
-def test_nih_list_is_read_as_it_is(tmp_path):
+def test_nih_list_is_read_as_it_is_in_both_spellings(tmp_path):
     boxes = cells(6)
     scaled = [[v * 64.0 for v in box] for box in boxes]
     lines = [f"0000{i // 2}_00{i}.png,Infiltrate,{','.join(map(str, b))},,," for i, b in enumerate(scaled)]
@@ -185,8 +220,9 @@ def test_nih_list_is_read_as_it_is(tmp_path):
     lines += ["00010_000.png,Infiltrate,10.5,20,300,400", "00010_001.png,Mass,10.5,20,300,400"]
     (tmp_path / "BBox_List_2017.csv").write_text("\n".join([NIH_HEADER, *lines]) + "\n")
     names = [f"0000{i // 2}_00{i}.png" for i in range(6)] + ["00000_017.png", "00002_020.png", "00009_000.png"]
-    save(tmp_path, image_id=names, cam=hot([*boxes, *boxes[:3]]))
-    options = ("--maps", "maps.npz", "--boxes", "BBox_List_2017.csv", "--resamples", 20)
+    maps = hot([*boxes, *boxes[:3]])
+    save(tmp_path, image_id=names, cam=maps)
+    options = ("--maps", "maps.npz", "--boxes", "BBox_List_2017.csv", "--resamples", 20, "--frame", 64)
     assert "--findings" in refusal(tmp_path, *options) and "Infiltration, Mass" in refusal(tmp_path, *options)
     scores, rows, _ = evaluate(tmp_path, *options, "--findings", "Infiltration")
     assert list(scores["localization"]) == list(scores["classification"]) == ["Infiltration"]
@@ -198,6 +234,15 @@ def test_nih_list_is_read_as_it_is(tmp_path):
     # AFP divides by all boxes of the images, as Wang et al. do: two masses are on them, too.
     wang = scores["localization"]["Infiltration"]["cam"]["protocols"]["wang2017"]
     assert wang["afp_iou"]["0.1"]["n"] == 8 and wang["acc_iou"]["0.1"]["n"] == 6
+    several = {"image_id": names, "cam": np.stack([maps] * 3, -1)}
+    save(tmp_path, **several, findings=np.array(["Infiltrate", "Mass", "Hernia"]))
+    scores, _, _ = evaluate(tmp_path, *options)
+    assert list(scores["localization"]) == ["Infiltration", "Mass"]
+    assert scores["notes"] == ["no box in BBox_List_2017.csv of Hernia"]
+    message = refusal(tmp_path, *options, "--findings", "Mass", "Hernia")
+    assert "BBox_List_2017.csv: expected boxes of Hernia; found only Infiltration, Mass" in message
+    save(tmp_path, **several, findings=np.array(["Infiltrate", "Mass", "Infiltration"]))
+    assert "maps.npz, findings: expected each once" in refusal(tmp_path, *options)
 
 
 def test_rsna_labels_are_read_as_they_are(tmp_path):
@@ -206,7 +251,7 @@ def test_rsna_labels_are_read_as_they_are(tmp_path):
     lines += ["id-0,700,700,200,200,1", "id-4,,,,,0", "id-5,,,,,0", "id-6,,,,,0"]
     (tmp_path / "labels.csv").write_text("\n".join([RSNA_HEADER, *lines]) + "\n")
     save(tmp_path, image_id=[f"id-{i}" for i in range(6)], cam=hot([*boxes, *boxes[:2]]))
-    options = ("--maps", "maps.npz", "--boxes", "labels.csv", "--resamples", 20)
+    options = ("--maps", "maps.npz", "--boxes", "labels.csv", "--resamples", 20, "--frame", 64)
     scores, rows, _ = evaluate(tmp_path, *options)
     assert scores["counts"]["pneumonia"]["scored_boxes"] == 5 and scores["files"]["negative"] == 2
     assert scores["files"]["negative_images_without_map"] == 1 and scores["n_patients"] == 6
@@ -227,89 +272,180 @@ def test_images_give_sizes_and_galleries(own):
     lines = [f"t{i}.png,mass,{x},{y},{w},{h}" for i, (x, y, w, h) in enumerate(boxes)]
     lines += [f"t{i}.png,mass,,,," for i in range(12, 18)] + ["elsewhere.png,mass,1,1,900,900"]
     (own / "boxes.csv").write_text("\n".join(["image,finding,x,y,w,h", *lines]))
-    change(own, probability=np.linspace(0.9, 0.6, 18))  # every map hits: the misses are the negatives, false alarms
+    change(own, cam=None, probability=np.linspace(0.9, 0.6, 18))  # all hits: the misses are negatives, false alarms
     assert "row 1: expected also the columns image_width, image_height" in refusal(own, *FILES)
     scores, _, _ = evaluate(own, *FILES, "--images", "films", "--seed", 3)
     assert scores["files"]["without_image_file"] == 0 and scores["bootstrap"]["seed"] == 3
     assert scores["files"]["boxed_images_without_map"] == 1  # nobody asks for its file
     assert scores["localization"]["mass"]["infomask"]["mean_iou"]["value"] > 0.9
-    figures = sorted(path.name for path in (own / "evaluation" / "figures").iterdir())
-    assert figures == ["hits.png", "misses.png"]
+    figures = {path.name: path.stat().st_size for path in (own / "evaluation" / "figures").iterdir()}
+    assert figures.keys() == {"hits.png", "misses.png"} and min(figures.values()) > 5000
     (own / "films" / "a" / "t3.png").unlink()
     assert "row 5, x, y, w, h: expected a file of 't3.png'" in refusal(own, *FILES, "--images", "films", "--out", "b")
 
 
-def test_without_probabilities_galleries_judge_the_map(own):
-    change(own, probability=None)
+def test_columns_of_sizes_agree_with_the_files(own, matched):
+    pictures(own, [f"t{i}.png" for i in range(17)], (SIDE // 2, SIDE // 2))
+    matched(*FILES, "--images", "films")  # smaller, of the same shape; t17.png has no file
+    cv2.imwrite(str(own / "films" / "a" / "t3.png"), np.zeros((SIDE, SIDE - 2), np.uint8))
+    wanted = "row 5, x, y, w, h: expected image_width x image_height in the aspect ratio of its file, 158 x 160"
+    assert wanted in refusal(own, *FILES, "--images", "films")
+
+
+def test_a_hidden_twin_of_an_image_is_not_its_file(own):
+    pictures(own, ["t0.png", "re\u0301.png"])
+    (own / "films" / "__MACOSX").mkdir()
+    for twin in ("a/._t0.png", "__MACOSX/t0.png"):
+        (own / "films" / twin).write_bytes(b"\0\5\x16\7")
+    find = galleries.finder(own / "films")
+    assert {find(name).name for name in ("t0", "t0.png", "a/t0.png")} == {"t0.png"}
+    assert find("r\xe9.png").name == "re\u0301.png" and galleries.without_file(find, ["t0", "x"], own) == {"x"}
+    with pytest.raises(ValueError, match=r"--images films: expected files of the images, found none of 'x'"):
+        galleries.without_file(find, ["x"], "films")
+
+
+def test_figures_are_those_of_this_run(own, monkeypatch):
+    """Two findings with one folder's name, without every film; then a drawing that fails; then none drawn."""
     pictures(own, [f"t{i}.png" for i in range(10)])
-    scores, _, _ = evaluate(own, *FILES, "--images", "films")
+    drawn = []
+    monkeypatch.setattr("infomask_jax.report.figures.gallery", lambda films, _: drawn.extend(films) or b"drawn")
+    (own / "boxes.csv").write_text((own / "boxes.csv").read_text().replace(",mass,", ",a/b,"))
+    add_rows(own, *[row(f"t{i}.png", "A_B", box, f"p{i // 2}") for i, box in enumerate(cells())])
+    maps = np.load(own / "maps.npz")["cam"]
+    change(own, cam=maps, zebra=maps, infomask=maps, probability=np.full((18, 2), 0.2))  # every positive is missed
+    options = (*FILES, "--findings", "a/b", "A_B")
+    scores, _, _ = evaluate(own, *options, "--images", "films")
+    figures = own / "evaluation" / "figures"
+    assert {str(path.relative_to(figures)) for path in figures.rglob("*.png")} == {"a_b/misses.png", "A_B_2/misses.png"}
     assert scores["files"]["without_image_file"] == 8
-    assert (own / "evaluation" / "figures" / "hits.png").stat().st_size > 5000
-    assert scores["classification"]["mass"]["auroc"]["reason"] == "no probabilities"
+    assert all(list(film.maps) == ["infomask", "cam", "zebra"] for film in drawn)  # as in the tables
+    assert all(film.caption[:2] in [f"t{i}" for i in range(10)] and len(film.predicted) for film in drawn)
+    (figures / "mine.png").write_bytes(b"")
+    with monkeypatch.context() as patch:
+        patch.setattr("infomask_jax.report.figures.gallery", Mock(side_effect=KeyboardInterrupt))
+        before = {path: path.stat().st_mtime_ns for path in (own / "evaluation").rglob("*")}
+        refusal(own, *options, "--images", "films")
+        assert before == {path: path.stat().st_mtime_ns for path in (own / "evaluation").rglob("*")}
+    evaluate(own, *FILES, "--findings", "a/b", "A_B")
+    assert [path.name for path in figures.rglob("*.png")] == ["mine.png"]
 
 
-def test_maps_of_a_run_work_as_they_are(own):
-    with np.load(own / "maps.npz") as stored:
-        arrays = {name: stored[name].astype(np.float16) for name in ("infomask", "cam")}
-        np.savez_compressed(own / "maps.npz", image_id=stored["image_id"], **arrays)
-    assert evaluate(own, *FILES)[0]["localization"]["mass"]["infomask"]["mean_iou"]["value"] > 0.9
+def test_nothing_is_half_written(tmp_path):
+    write_all({tmp_path / name: "old" for name in "ab"})
+    with pytest.raises(AttributeError):
+        write_all({tmp_path / "a": "new", tmp_path / "b": lambda file: file.write(b"half") and file.no_such_thing})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old", "b": "old"}
 
 
-def test_axes_of_findings_are_picked_by_name(own):
-    """mass is hot where it is; nodule, on the same images, is hot at its mirror image."""
-    with np.load(own / "maps.npz") as stored:
-        mass, names = stored["infomask"], stored["image_id"]
-    lines = (own / "boxes.csv").read_text().splitlines()
-    mirrored = [
-        row(names[i], "nodule", (GRID - x - w, y, w, h), f"p{i // 2}") for i, (x, y, w, h) in enumerate(cells())
-    ]
-    (own / "boxes.csv").write_text("\n".join([*lines, *mirrored]))
-    both = np.stack([mass[..., ::-1], mass], axis=-1)
-    np.savez(own / "maps.npz", image_id=names, cam=both)
+def test_axes_of_findings_are_picked_by_name(own, matched):
+    maps = np.random.default_rng(0).random((18, 2, 3, 2))
+    add_rows(own, *[row(f"t{i}.png", "nodule", (9, 9, 3, 3), f"p{i // 2}") for i in range(12)])
+    change(own, infomask=maps[..., 0], cam=maps, probability=None)
     assert "store their names as `findings`" in refusal(own, *FILES, "--findings", "mass")
     assert "which axis is which finding" in refusal(own, *FILES)
-    by_option, _, _ = evaluate(own, *FILES, "--findings", "nodule", "mass")
-    change(own, findings=np.array(["nodule", "mass"]), probability=np.full((18, 2), 0.5))
-    by_name, _, _ = evaluate(own, *FILES)
-    alone, _, _ = evaluate(own, *FILES, "--findings", "mass")
-    for scores, wanted in ((by_option, 2), (by_name, 2), (alone, 1)):
-        found = {f: e["cam"]["mean_iou"]["value"] for f, e in scores["localization"].items()}
-        assert len(found) == wanted and min(found.values()) > 0.9
-    assert alone["files"]["boxes_of_other_findings"] == 12
+    findings, data, arrays = matched(*FILES, "--findings", "nodule", "mass")
+    assert findings == ["nodule", "mass"] and {*data["boxes"][0][1]} == {0, 1}
+    np.testing.assert_array_equal(arrays["cam"], maps)
+    change(own, findings=np.array(["nodule", "mass"]), probability=np.linspace(0, 1, 36).reshape(18, 2))
+    findings, data, arrays = matched(*FILES, "--findings", "mass")
+    np.testing.assert_array_equal(arrays["cam"], maps[..., 1:])
+    np.testing.assert_array_equal(arrays["infomask"], maps[..., 0])
+    np.testing.assert_array_equal(data["probabilities"][:, 0], np.linspace(0, 1, 36)[1::2])
+    assert findings == ["mass"] and {*data["boxes"][0][1]} == {0, -1}
+    scores, _, _ = evaluate(own, *FILES)
+    assert list(scores["localization"]) == ["nodule", "mass"]
+    assert scores["notes"] == ["maps.npz, cam: of shape (18, 2, 3, 2): the last axis was taken as findings"]
     assert "found masss" in refusal(own, *FILES, "--findings", "masss")
 
 
-def test_labels_of_images_without_boxes_come_from_the_file(own):
+def test_labels_and_patients_come_from_both_files(own, matched):
     lines = (own / "boxes.csv").read_text().splitlines()
     (own / "boxes.csv").write_text("\n".join(line for line in lines if ",,,," not in line))
-    assert evaluate(own, *FILES)[0]["files"]["unknown"] == 6
-    label = np.array([1] * 11 + [-1] + [0] * 4 + [1, -1])
-    change(own, label=label)
-    files = evaluate(own, *FILES)[0]["files"]
-    assert [files[k] for k in ("with_boxes", "negative", "positive_without_box", "unknown")] == [12, 4, 1, 1]
-    change(own, label=np.array([0] * 18))
-    message = refusal(own, *FILES, "--out", "b")
+    assert (matched(*FILES)[1]["labels"][12:] == -1).all()
+    change(own, label=np.array([1] * 11 + [-1] + [0] * 4 + [1, -1]), patient_id=np.array([""] * 13 + ["x"] * 5))
+    data = matched(*FILES)[1]
+    assert data["labels"][:, 0].tolist() == [1] * 12 + [0] * 4 + [1, -1]
+    assert data["patient_id"] == [f"p{i // 2}" for i in range(12)] + [""] + ["x"] * 5
+    counted = {"maps": 18, "with_boxes": 12, "positive_without_box": 1, "negative": 4, "unknown": 1}
+    assert matching.count(data) == counted
+    change(own, label=np.zeros(18))
+    message = refusal(own, *FILES)
     assert "12 problems" in message and "maps.npz, label of t0.png: expected 1 or -1 of mass" in message
 
 
-def test_thresholds_are_fixed_and_said_to_be_where_nothing_can_tune_them(own, capsys):
+def test_patients_are_read_from_names_of_nih_alone(own, matched):
+    (own / "nih.csv").write_text(f"{NIH_HEADER}\n00000001_000.png,Mass,100,100,300,300,,,")
+    (own / "own.csv").write_text(f"{HEADER}\n{row('img_0.png', 'Mass', (1, 1, 4, 4), '')}")
+    save(own, image_id=["00000001_000.png", "00000001_002.png", "img_0.png"], cam=np.zeros((3, 8, 8)))
+    patients = matched("--maps", "maps.npz", "--boxes", "nih.csv", "own.csv")[1]["patient_id"]
+    assert patients[0] == patients[1] != "" and not patients[2]
+
+
+def test_notes_tell_fixed_thresholds_and_names_that_nearly_match(own, capsys):
     lines = (own / "boxes.csv").read_text().splitlines()
     (own / "boxes.csv").write_text("\n".join(line for line in lines if not re.match("v[0-7]", line)))
+    rename(own, "maps.npz", ["t0", "t1", "a/t2.png", *[f"t{i}.png" for i in range(3, 18)]])
     scores, _, text = evaluate(own, *FILES, "--tune-on", "val.npz")
-    note = "no box on the images of val.npz: thresholds are fixed for mass"
-    assert scores["notes"] == [note] and note in text and note in capsys.readouterr().out
+    near, fixed = scores["notes"]
+    assert near.startswith("3 images are not matched, but would be without folder and suffix: 't0' has a map and 't0.p")
+    assert fixed == "no box on the images of val.npz: thresholds are fixed for mass"
+    printed = capsys.readouterr().out
+    assert near in text and fixed in text and fixed in printed and scores["files"]["with_boxes"] == 9
     assert scores["localization"]["mass"]["cam"]["threshold"]["tuned_on"] == "fixed"
 
 
-def test_tuning_on_scored_images_is_refused(own):
-    with np.load(own / "val.npz") as stored:
-        names = stored["image_id"].copy()
-    names[4] = "t7.png"
-    change(own, "val.npz", image_id=names)
-    message = refusal(own, *FILES, "--tune-on", "val.npz")
+def test_maps_to_tune_on_are_of_other_images_of_the_table(own):
+    names, tuned = [f"v{i}.png" for i in range(10)], (*FILES, "--tune-on", "val.npz")
+    rename(own, "val.npz", [*names[:4], "t7.png", *names[5:]])
+    message = refusal(own, *tuned)
     assert "1 of its 10 images" in message and "'t7.png'" in message and "oracle" in message
-    change(own, "val.npz", image_id=np.array([f"v{i}.png" for i in range(10)]), cam=None)
-    assert "expected maps of cam, infomask" in refusal(own, *FILES, "--tune-on", "val.npz")
+    rename(own, "val.npz", [f"w{i}.png" for i in range(10)])
+    wanted = "--tune-on val.npz: no image in common with the boxes: image_id has 'w0.png'"
+    assert wanted in refusal(own, *tuned)
+    rename(own, "val.npz", [f"v{i}" for i in range(10)])
+    assert "'v0' is 'v0.png'" in refusal(own, *tuned)
+    change(own, "val.npz", image_id=np.array(names), cam=np.full((10, 4, 4), np.nan))
+    assert "val.npz: cam maps with NaN, infinity or float16 overflow: v0.png" in refusal(own, *tuned)
+    change(own, "val.npz", cam=None)
+    assert "expected maps of cam, infomask" in refusal(own, *tuned)
+
+
+def rename(own, name, names):
+    change(own, name, image_id=np.array(names))
+
+
+def test_names_match_in_either_unicode_form(own, scored):
+    """Of images, patients, findings and files, some in one form and some in the other; './a.png' is 'a.png'."""
+    forms, before = ("r\xe9", "re\u0301"), scored[0]
+    text = (own / "boxes.csv").read_text().replace("mass", forms[0])
+    for i in range(0, 18, 2):
+        text = text.replace(f"t{i}.png", f"{forms[i // 2 % 2]}{i}.png")
+    (own / "boxes.csv").write_text(text.replace("v3.png", "v\xe93.png"), encoding="utf-8")
+    names = [f"./t{i}.png" if i % 2 else f"{forms[1 - i // 2 % 2]}{i}.png" for i in range(18)]
+    rename(own, "maps.npz", names)
+    rename(own, "val.npz", [f"v{i}.png" if i != 3 else "ve\u03013.png" for i in range(10)])
+    scores, _, _ = evaluate(own, *FILES, "--tune-on", "val.npz", "--findings", forms[1])
+    assert scores["localization"][forms[0]] == before["localization"]["mass"] and not scores["notes"]
+    assert scores["files"] == before["files"]
+    rename(own, "maps.npz", [f"{forms[0]}0.png", f"{forms[1]}0.png", *names[2:]])
+    assert "expected each image once" in refusal(own, *FILES)
+
+
+def test_names_that_would_be_formulas_or_markup_are_only_text_and_files_come_before_the_screen(own, monkeypatch):
+    monkeypatch.setattr("infomask_jax.report.print_scores", Mock(side_effect=BrokenPipeError))
+    name = "=a|b`c`&amp;$x$"
+    text = (own / "boxes.csv").read_text().replace("mass", name).replace("t0.png", "@t0.png")
+    (own / "boxes.csv").write_text(text)
+    rename(own, "maps.npz", ["@t0.png", *[f"t{i}.png" for i in range(1, 18)]])
+    change(own, **{"-cam": np.load(own / "maps.npz")["cam"]})
+    with pytest.raises((BrokenPipeError, SystemExit)):
+        evaluate(own, *FILES)
+    scores, rows, table = written(own)
+    assert name in scores["localization"] and name in markdown_tables(table)["Classification"]
+    assert {row["finding"] for row in rows} == {f"'{name}"} and {"'-cam", "cam"} < {row["method"] for row in rows}
+    assert "'@t0.png" in {row["image_id"] for row in rows}
+    assert r"\=" not in table and r"=a\|b\`c\`\&amp;\$x\$" in table
+    assert r"=a\textbar{}b\`{}c\`{}\&amp;\$x\$" in (own / "evaluation" / "table.tex").read_text()
 
 
 @pytest.mark.parametrize(
@@ -318,7 +454,6 @@ def test_tuning_on_scored_images_is_refused(own):
         ((), "expected a RUN, or --maps with --boxes; found none"),
         (("--maps", "maps.npz"), "found --maps"),
         (("runs/x", "--maps", "maps.npz"), "found both"),
-        ((*FILES, "--data-dir", "data"), "--data-dir: only for a RUN"),
         ((*FILES, "--split", "val", "--dataset", "nih"), "--dataset, --split: only for a RUN"),
         (("runs/x", "--tune-on", "val.npz", "--frame", 64), "--tune-on, --frame: only for --maps"),
         ((*FILES, "--protocol", "wang"), "--protocol: expected some of wang2017"),
@@ -327,11 +462,8 @@ def test_tuning_on_scored_images_is_refused(own):
         ((*FILES, "--images", "nowhere"), "--images: expected a folder"),
         (("--maps", "none.npz", "--boxes", "boxes.csv"), "none.npz: expected a file of maps, found none"),
         (("--maps", ".", "--boxes", "boxes.csv"), "expected a file of maps, found a directory"),
-        ((*FILES[:-1], 4097), "--frame: expected 8 to 4096, found 4097"),
-        ((*FILES, "--seed", -1), "--seed: expected 0 to 4294967295"),
         ((*FILES, "--seed", 2**32), "--seed: expected 0 to 4294967295"),
         ((*FILES, "--resamples", 100_001), "--resamples: expected 1 to 100000"),
-        ((*FILES, "--out", "boxes.csv/x"), "--out: expected a folder"),
         ((*FILES, "--out", "taken"), "--out: expected to write taken/table.md, found a folder"),
         (("--maps", "maps.npz", "--boxes", "none.csv"), "found no file none.csv"),
     ],
@@ -342,157 +474,54 @@ def test_bad_options_are_refused(own, arguments, words):
 
 
 N = 18
-BAD_ARRAYS = {
-    "duplicate ids": ({"image_id": np.array(["a"] * N)}, "image_id: expected each image once, found a"),
-    "bytes ids": ({"image_id": np.array([b"t0.png"] * N)}, "found bytes; write image_id=numpy.array(names, dtype=str)"),
-    "integer ids": ({"image_id": np.arange(N)}, "expected [N] text, found int64"),
-    "0-d ids": ({"image_id": np.array("t0.png")}, "image_id: expected [N] text, found shape ()"),
-    "object ids": ({"image_id": np.array(["t0.png"] * N, object)}, "image_id: expected numbers or text, found Python"),
-    "no ids": ({"image_id": None}, "expected an array image_id, found infomask, cam, probability"),
-    "no maps": ({"infomask": None, "cam": None}, "expected an array of maps"),
-    "0-d map": ({"cam": np.array(1.0)}, "cam: expected shape (18, h, w)"),
-    "fewer maps": ({"cam": np.ones((N - 1, 4, 4))}, "found (17, 4, 4); one map for each of the 18 names"),
-    "channel": ({"cam": np.ones((N, 1, 4, 4))}, "squeeze axis 1: cam[:, 0]"),
-    "channel and a finding": ({"cam": np.ones((N, 1, 4, 1))}, "squeeze axis 1: cam[:, 0]"),
-    "channel of wide maps": ({"cam": np.ones((N, 1, 4, 1)), "findings": np.array(["mass"])}, "squeeze axis 1"),
-    "long double": ({"cam": np.ones((N, 4, 4), np.longdouble)}, "of at most 64 bits, found float128; write"),
-    "long double p": ({"probability": np.ones(N, np.longdouble)}, "probability: expected numbers of shape (18,)"),
-    "misspelled": ({"probabilities": np.ones(N)}, "image_id; other arrays have one of the names image_id, patient_id"),
-    "outside": ({"image_id": np.array(["../a"] * N)}, "image_id: expected the name of an image inside its folder"),
-    "empty name": ({"image_id": np.array([""] * N)}, "image_id: expected the name of an image"),
-    "same once normal": (
-        {"image_id": np.array(["t0.png", "./t0.png", *[f"t{i}" for i in range(2, N)]])},
-        "image_id: expected each image once, found t0.png more",
-    ),
-    "other patients": (
-        {"patient_id": np.array(["p0", "q9"] + [""] * (N - 2))},
-        "patient_id of t1.png: expected 'p0', as the boxes say; found 'q9'",
-    ),
-    "findings first": (
-        {"cam": np.ones((N, 2, 4, 4)), "findings": np.array(["mass", "b"])},
-        "findings come last: cam.transpose(0, 2, 3, 1)",
-    ),
-    "other axes": (
-        {"cam": np.ones((N, 4, 4, 2)), "infomask": np.ones((N, 4, 4, 3))},
-        "expected a last axis of the same",
-    ),
-    "bfloat16": ({"cam": np.zeros((N, 4, 4), "V2")}, "found |V2; write maps.detach().float().cpu().numpy() (bfloat16"),
-    "object": ({"cam": np.array([[None]] * N)}, "cam: expected numbers or text, found Python objects"),
-    "text": (
-        {"view": np.array(["PA"] * N)},
-        "view: expected maps of float or integer numbers of at most 64 bits, found <U2",
-    ),
-    "complex": ({"cam": np.ones((N, 4, 4), complex)}, "found complex128"),
-    "NaN": (
-        {"cam": np.where(np.arange(N) == 5, np.nan, 1.0)[:, None, None] * np.ones((4, 4))},
-        "maps.npz: cam maps with NaN",
-    ),
-    "infinity": ({"cam": np.full((N, 4, 4), np.inf)}, "t0.png, t1.png, t2.png, t3.png, t4.png and 13 more"),
-    "kept name": ({"control/x": np.ones((N, 4, 4))}, "this beginning is kept for our own controls"),
-    "logits": (
-        {"probability": np.linspace(-3, 3, N)},
-        "expected 0 to 1; apply a sigmoid to logits; found -3 of t0.png",
-    ),
-    "NaN label": ({"label": np.full(N, np.nan)}, "label: expected 1 present, 0 absent, -1 unknown; found nan"),
-    "short label": ({"label": np.ones(3)}, "label: expected numbers of shape (18,) or (18, K), found float64 (3,)"),
-    "label against a row": (
-        {"label": np.ones(N)},
-        "label of t12.png: expected 0 or -1 of mass, as the boxes say; found 1",
-    ),
-    "short patients": ({"patient_id": np.array(["a"])}, "patient_id: expected [18] text, found shape (1,)"),
-    "nothing in common": ({"image_id": np.array([f"x{i}" for i in range(N)])}, "image_id has 'x0', they have 't0.png'"),
-    "only stems": ({"image_id": np.array([f"t{i}" for i in range(N)])}, "without folder and suffix 't0' is 't0.png'"),
-}
+BAD_ARRAYS = [
+    ({"image_id": np.array(["a"] * N)}, "image_id: expected each image once, found a"),
+    ({"image_id": np.array([b"t0.png"] * N)}, "found bytes; write image_id=numpy.array(names, dtype=str)"),
+    ({"image_id": np.arange(N)}, "expected [N] text, found int64"),
+    ({"image_id": np.array("t0.png")}, "image_id: expected [N] text, found shape ()"),
+    ({"image_id": None}, "expected an array image_id, found infomask, cam, probability"),
+    ({"image_id": np.array(["../a"] * N)}, "image_id: expected the name of an image inside its folder"),
+    ({"image_id": np.array([f"x{i}" for i in range(N)])}, "image_id has 'x0', they have 't0.png'"),
+    ({"image_id": np.array([f"t{i}" for i in range(N)])}, "without folder and suffix 't0' is 't0.png'"),
+    ({"infomask": None, "cam": None}, "expected an array of maps"),
+    ({"cam": np.array(1.0)}, "cam: expected shape (18, h, w)"),
+    ({"cam": np.ones((N - 1, 4, 4))}, "found (17, 4, 4); one map for each of the 18 names"),
+    ({"cam": np.ones((N, 1, 4, 1)), "findings": np.array(["mass"])}, "squeeze axis 1: cam[:, 0]"),
+    ({"cam": np.ones((N, 2, 4, 4)), "findings": np.array(["mass", "b"])}, "last: cam.transpose(0, 2, 3, 1)"),
+    ({"cam": np.ones((N, 4, 4, 2)), "infomask": np.ones((N, 4, 4, 3))}, "expected a last axis of the same"),
+    ({"cam": np.ones((N, 4, 4), np.longdouble)}, "of at most 64 bits, found float128; write"),
+    ({"cam": np.zeros((N, 4, 4), "V2")}, "found |V2; write maps.detach().float().cpu().numpy() (bfloat16"),
+    ({"cam": np.full((N, 4, 4), np.inf)}, "NaN, infinity or float16 overflow: t0.png, t1.png, t2.png, t3.png, t4"),
+    ({"view": np.array(["PA"] * N)}, "view: expected maps of float or integer numbers of at most 64 bits, found <U2"),
+    ({"control/x": np.ones((N, 4, 4))}, "this beginning is kept for our own controls"),
+    ({"probabilities": np.ones(N)}, "image_id; other arrays have one of the names image_id, patient_id"),
+    ({"probability": np.linspace(-3, 3, N)}, "expected 0 to 1; apply a sigmoid to logits; found -3 of t0.png"),
+    ({"label": np.full(N, np.nan)}, "label: expected 1 present, 0 absent, -1 unknown; found nan"),
+    ({"label": np.ones(3)}, "label: expected numbers of shape (18,) or (18, K), found float64 (3,)"),
+    ({"label": np.ones(N)}, "label of t12.png: expected 0 or -1 of mass, as the boxes say; found 1"),
+    ({"patient_id": np.array(["a"])}, "patient_id: expected [18] text, found shape (1,)"),
+    ({"patient_id": np.array(["p0", "q9"] + [""] * 16)}, "patient_id of t1.png: expected 'p0', as the boxes say"),
+]
 
 
-@pytest.mark.parametrize("case", BAD_ARRAYS)
-def test_bad_arrays_are_named(own, case):
-    arrays, words = BAD_ARRAYS[case]
+@pytest.mark.parametrize(("arrays", "words"), BAD_ARRAYS)
+def test_bad_arrays_are_named(own, arrays, words):
     change(own, **arrays)
     message = refusal(own, *FILES)
     assert words in message and "maps.npz" in message, message
 
 
-def test_bad_maps_to_tune_on_are_named(own):
-    with np.load(own / "val.npz") as stored:
-        cam = stored["cam"].copy()
-    cam[3, 2, 2] = np.nan
-    change(own, "val.npz", cam=cam)
-    assert "val.npz: cam maps with NaN, infinity or float16 overflow: v3.png" in refusal(
-        own, *FILES, "--tune-on", "val.npz"
-    )
-
-
-@pytest.mark.parametrize("kind", ["text", "npy", "empty", "cut", "half", "torch"])
-def test_what_is_no_npz_is_refused(own, kind):
-    path = own / "maps.npz"
-    whole = path.read_bytes()
-    if kind == "npy":
-        np.save(own / "x.npy", np.ones(3))
-        path.write_bytes((own / "x.npy").read_bytes())
-    elif kind == "torch":
-        np.savez(own / "x.npz", **{"archive/data.pkl": np.ones(2)})
-        path.write_bytes((own / "x.npz").read_bytes())
-    elif kind == "half":
-        path.write_bytes(whole[: len(whole) // 2])
-    elif kind == "cut":  # the directory at the end is whole, an array is not
-        at = whole.index(b"cam.npy") + 300
-        path.write_bytes(whole[:at] + b"\xff" * 40 + whole[at + 40 :])
-    else:
-        path.write_bytes({"text": b"image_id", "empty": b""}[kind])
-    message = refusal(own, *FILES)
-    assert "maps.npz" in message and ("write it with numpy.savez" in message or "write it again" in message), message
-    assert {"npy": "found one array (.npy)", "half": "a zip cut short"}.get(kind, "") in message
-
-
-def npy_header(shape):
-    text = repr({"descr": "<f8", "fortran_order": False, "shape": shape}).ljust(117).encode() + b"\n"
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
-
-
-DAMAGED = {
-    "bad header": b"\x93NUMPYgarbage",
-    "no header": b"\x93NUMPY",
-    "unfinished header": npy_header((18, 8, 8)).replace(b"}", b" "),
-    "odd type": npy_header((18, 8, 8)).replace(b"<f8", b"<zz"),
-    "giant": npy_header((10**12, 8, 8)) + b"0" * 99,
-    "cut short": npy_header((18, 8, 8)) + b"0" * 99,
-    "encrypted": npy_header((1,)) + b"0" * 8,
-    "unknown compression": npy_header((1,)) + b"0" * 8,
-}
-
-
-@pytest.mark.parametrize("case", DAMAGED)
-def test_a_damaged_array_is_named_in_one_line(own, case):
-    np.savez(own / "maps.npz", image_id=np.array(["t0.png"]))
-    with zipfile.ZipFile(own / "maps.npz", "a") as stored:
-        stored.writestr("cam.npy", DAMAGED[case])
-    whole = bytearray((own / "maps.npz").read_bytes())
-    entry = whole.rindex(b"PK\x01\x02")  # of cam.npy in the directory
-    whole[entry + 8] |= case == "encrypted"
-    whole[entry + 10] = 97 if case == "unknown compression" else whole[entry + 10]
-    (own / "maps.npz").write_bytes(whole)
-    message = refusal(own, *FILES)
-    assert message.startswith("error: maps.npz, cam: cannot be read, it ") and "\n" not in message, message
-    assert "damaged" in message and "write it again" in message and "Python objects" not in message, message
-
-
-def test_too_little_memory_is_one_line(own, monkeypatch):
-    def full(*_, **__):
-        raise MemoryError
-
-    monkeypatch.setattr("infomask_jax.evaluate.score", full)
+def test_faults_of_the_machine_are_one_line(own, monkeypatch):
+    """Too little memory, a folder that cannot be written, and a file that unpacks to much; the last two before all."""
+    monkeypatch.setattr("infomask_jax.evaluate.score", Mock(side_effect=MemoryError))
     assert refusal(own, *FILES) == "error: out of memory; score fewer images or methods at a time, in a smaller --frame"
-
-
-def test_a_read_only_folder_is_refused_before_scoring(own, monkeypatch):
-    def read_only(**_):
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
-    monkeypatch.delattr("infomask_jax.evaluate.score")
-    message = refusal(own, *FILES)
-    assert "--out: expected a folder that can be written to" in message and "Read-only file system" in message
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.TemporaryFile", Mock(side_effect=OSError(30, "Read-only file system")))
+        message = refusal(own, *FILES)
+        assert "--out: expected a folder that can be written to" in message and "Read-only file system" in message
+    monkeypatch.setattr("infomask_jax.npz.LARGEST", 1 << 16)
+    np.savez_compressed(own / "maps.npz", image_id=np.array(["t0.png"]), cam=np.zeros((1, 200, 200)))
+    assert refusal(own, *FILES).startswith("error: maps.npz: expected arrays that unpack to at most")
 
 
 BAD_ROWS = {
@@ -501,11 +530,9 @@ BAD_ROWS = {
     "t0.png,mass,.1,.1,.5,.5,160,160,p0": "row 30, x, y, w, h: expected pixels, found a box of 0.5 x 0.5",
     "t0.png,mass,1,1,0,5,160,160,p0": "expected a box of some area",
     "t0.png,mass,nan,1,5,5,160,160,p0": "expected four numbers, found 'nan, 1, 5, 5'",
-    "t0.png,mass,1,,5,5,160,160,p0": "expected four numbers, found '1, , 5, 5'",
     "t0.png,mass,1,1,5,5,,,p0": "expected image_width and image_height, found nothing",
     "t0.png,mass,1,1,5,5,320,160,p0": "one size of 't0.png', found 320 x 160, and 160 x 160 in boxes.csv, row 2",
     "t0.png,mass,1,1,5,5,160.5,160,p0": "expected image_width and image_height in pixels, found '160.5, 160'; whole",
-    "t0.png,mass,1,1,5,5,1e7,160,p0": "expected image_width and image_height in pixels, found '1e7, 160'; whole",
     "t0.png,mass,1,1,5,5,wide,160,p0": "expected image_width and image_height in pixels, found 'wide, 160'",
     "t0.png,,1,1,5,5,160,160,p0": "finding: expected the finding of the box, found nothing",
     "t0.png,mass,1,1,5,5,160,160,p7": "patient: expected one patient of 't0.png', found also 'p0'",
@@ -518,44 +545,35 @@ BAD_ROWS = {
 
 @pytest.mark.parametrize("line", BAD_ROWS)
 def test_bad_rows_are_named_together(own, line):
-    with (own / "boxes.csv").open("a") as file:
-        file.write(f"{line}\nt1.png,mass,0,0,-3,3,160,160,p0\n")
+    add_rows(own, line, "t1.png,mass,0,0,-3,3,160,160,p0")
     message = refusal(own, *FILES)
     assert BAD_ROWS[line] in message and "boxes.csv, row" in message and "found x 0, y 0, width -3" in message, message
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("a,b,c\n1,2,3\n", "expected the columns image, finding, x, y, w, h, image_width, image_height, or the header"),
-        ("image,finding,x,y,w\na,b,1,2,3\n", "among them image, finding, x, y, w, h; found image, finding, x, y, w"),
-        (HEADER + "\n", "found only the header"),
-        ("", "found none"),
-        (NIH_HEADER + "\nt0.png,Masss,1,1,5,5\n", "Finding Label: expected one of Atelectasis"),
-        (NIH_HEADER + "\nt0.png,Mass,,,,\n", "expected a box, found nothing"),
-        (NIH_HEADER + "\nt0.png,Mass,1000,1,50,5\n", "inside 1024 x 1024"),
-        (RSNA_HEADER + "\nt0.png,1,1,5,5,0\n", "Target: expected a box with Target 1 and none with 0"),
-        (RSNA_HEADER + "\nt0.png,,,,,1\n", "Target: expected a box with Target 1 and none with 0"),
-        (RSNA_HEADER + "\nt0.png,,,,,\n", "Target: expected 0 or 1"),
-        (RSNA_HEADER + "\nt0.png,,,,,0\nt0.png,1,1,5,5,1\n", "expected no box of an image that is negative"),
-        ("image,finding\xff\n", "boxes.csv"),
-        (HEADER + "\nt0.png,mass,.1,.1,.4,1,160,160,\n", "x, y, w, h: expected pixels, found no box larger than 1"),
-        (
-            NIH_HEADER + "\nt0.png,Mass,.1,.1,.4,.5\n",
-            "Bbox [x,y,w,h]: expected pixels, found no box larger than 0.5; multip",
-        ),
-        (
-            RSNA_HEADER + "\nt0.png,.1,.1,.4,.5,1\n",
-            "expected pixels, found no box larger than 0.5; multiply them by 1024",
-        ),
-        (HEADER + "\nt0.png,m\x1bass,1,1,5,5,160,160,\n", r"row 2, finding: expected printable text, found 'm\x1bass'"),
-        ("image,finding\x1b,x\n", r"among them image, finding, x, y, w, h; found image, finding\x1b, x"),
-        ("patient\x1b,x\n", r"found patient\x1b, x"),
-        (HEADER + "\nt0.png,mass,,,,,,,\n", "boxes.csv: expected a box, found only negative images"),
-    ],
-)
+BAD_TABLES = [
+    ("a,b,c\n1,2,3", "expected the columns image, finding, x, y, w, h, image_width, image_height, or the header"),
+    ("image,finding,x,y,w\na,b,1,2,3", "among them image, finding, x, y, w, h; found image, finding, x, y, w"),
+    ("image,finding\x1b,x", r"among them image, finding, x, y, w, h; found image, finding\x1b, x"),
+    ("image,finding\xff", "boxes.csv"),
+    (HEADER, "found only the header"),
+    ("", "found none"),
+    (f"{HEADER}\nt0.png,mass,.1,.1,.4,1,160,160,", "x, y, w, h: expected pixels, found no box larger than 1"),
+    (f"{HEADER}\nt0.png,m\x1bass,1,1,5,5,160,160,", r"row 2, finding: expected printable text, found 'm\x1bass'"),
+    (f"{HEADER}\nt0.png,mass,,,,,,,", "boxes.csv: expected a box, found only negative images"),
+    (f"{NIH_HEADER}\nt0.png,Masss,1,1,5,5", "Finding Label: expected one of Atelectasis"),
+    (f"{NIH_HEADER}\nt0.png,Mass,,,,", "expected a box, found nothing"),
+    (f"{NIH_HEADER}\nt0.png,Mass,1000,1,50,5", "inside 1024 x 1024"),
+    (f"{NIH_HEADER}\nt0.png,Mass,.1,.1,.4,.5", "Bbox [x,y,w,h]: expected pixels, found no box larger than 0.5; mul"),
+    (f"{RSNA_HEADER}\nt0.png,1,1,5,5,0", "Target: expected a box with Target 1 and none with 0"),
+    (f"{RSNA_HEADER}\nt0.png,,,,,", "Target: expected 0 or 1"),
+    (f"{RSNA_HEADER}\nt0.png,,,,,0\nt0.png,1,1,5,5,1", "expected no box of an image that is negative"),
+    (f"{RSNA_HEADER}\nt0.png,.1,.1,.4,.5,1", "found no box larger than 0.5; multiply them by 1024"),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), BAD_TABLES)
 def test_bad_tables_are_refused(own, text, words):
-    (own / "boxes.csv").write_text(text, encoding="latin-1")
+    (own / "boxes.csv").write_text(text + "\n" * bool(text), encoding="latin-1")
     assert words in refusal(own, *FILES)
 
 
@@ -564,21 +582,12 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("tables")
 
 
-frames = st.tuples(st.integers(1, 5000), st.integers(1, 5000))
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    frames.flatmap(
-        lambda f: st.tuples(
-            st.just(f),
-            *[st.tuples(st.integers(0, n - 1), st.integers(1, n)).filter(lambda p, n=n: sum(p) <= n) for n in f],
-        )
-    ),
-    st.permutations(HEADER.split(",")),
-)
-def test_any_box_inside_its_image_is_read_back(folder, case, columns):
-    (width, height), (x, w), (y, h) = case
+@settings(max_examples=30, deadline=None)
+@given(st.data(), st.permutations(HEADER.split(",")))
+def test_any_box_inside_its_image_is_read_back(folder, data, columns):
+    width, height = data.draw(st.tuples(st.integers(1, 5000), st.integers(1, 5000)))
+    edges = [data.draw(st.sets(st.integers(0, n), min_size=2, max_size=2).map(sorted)) for n in (width, height)]
+    (x, w), (y, h) = [(low, high - low) for low, high in edges]
     cells = {"image": "a/b.png", "finding": "mass", "x": x, "y": y, "w": w, "h": h, "patient": "p"}
     cells |= {"image_width": width, "image_height": height}
     path = folder / "boxes.csv"
@@ -589,12 +598,10 @@ def test_any_box_inside_its_image_is_read_back(folder, case, columns):
     assert finding == "mass" and table.patients == {"a/b.png": "p"}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from([HEADER, NIH_HEADER, RSNA_HEADER, "image,finding"]),
-    st.lists(
-        st.lists(st.text(max_size=8) | st.sampled_from(["1", "-1", "1e400", "nan", "", "Mass", "1024"]), max_size=9)
-    ),
+    st.lists(st.lists(st.text(max_size=8) | st.sampled_from(["1", "-1", "1e400", "nan", "", "Mass"]), max_size=9)),
 )
 def test_no_text_breaks_the_reader(folder, header, rows):
     path = folder / "fuzz.csv"
@@ -608,201 +615,10 @@ def test_no_text_breaks_the_reader(folder, header, rows):
             assert 0 <= ymin < ymax <= 1 and 0 <= xmin < xmax <= 1
 
 
-class Tensor:
-    """Enough of torch for README's lines: numpy() works only once detached from bfloat16 and the GPU."""
+class Tensor(np.ndarray):
+    """Enough of torch for README's lines."""
 
-    def __init__(self, array, at=("detach", "float", "cpu")):
-        self.array, self.at = array, at
-
-    def __getattr__(self, name):
-        assert name in self.at
-        return lambda: Tensor(self.array, [step for step in self.at if step != name])
-
-    def numpy(self):
-        assert not self.at
-        return self.array
-
-
-def rename(own, name, names):
-    change(own, name, image_id=np.array(names))
-
-
-def test_names_are_matched_in_their_normal_form(own):
-    before, _, _ = evaluate(own, *FILES)
-    rename(own, "maps.npz", [f"./t{i}.png" for i in range(18)])
-    scores, _, _ = evaluate(own, *FILES)
-    assert scores["localization"] == before["localization"] and not scores["notes"]
-
-
-def test_names_match_in_either_unicode_form(own):
-    """Of images, patients, findings and files, some in one form and some in the other."""
-    forms = ("r\xe9", "re\u0301")
-    before, _, _ = evaluate(own, *FILES, "--tune-on", "val.npz")
-    text = (own / "boxes.csv").read_text().replace("mass", forms[0])
-    for i in range(0, 18, 2):
-        text = text.replace(f"t{i}.png", f"{forms[i // 2 % 2]}{i}.png")
-    (own / "boxes.csv").write_text(text.replace("v3.png", "v\xe93.png"), encoding="utf-8")
-    names = [f"t{i}.png" if i % 2 else f"{forms[1 - i // 2 % 2]}{i}.png" for i in range(18)]
-    rename(own, "maps.npz", names)
-    rename(own, "val.npz", [f"v{i}.png" if i != 3 else "ve\u03013.png" for i in range(10)])
-    pictures(own, [f"{forms[i // 2 % 2]}{i}.png" if i % 2 == 0 else names[i] for i in range(18)])
-    tuned = ("--tune-on", "val.npz", "--images", "films", "--findings", forms[1])
-    scores, _, _ = evaluate(own, *FILES, *tuned)
-    assert scores["localization"][forms[0]] == before["localization"]["mass"] and not scores["notes"]
-    assert scores["files"] == before["files"] | {"without_image_file": 0}
-    rename(own, "maps.npz", [f"{forms[0]}0.png", f"{forms[1]}0.png", *names[2:]])
-    assert "expected each image once" in refusal(own, *FILES)
-
-
-def test_a_hidden_twin_of_an_image_is_not_its_file(own):
-    pictures(own, [f"t{i}.png" for i in range(18)])
-    (own / "films" / "__MACOSX").mkdir()
-    for i in range(18):
-        (own / "films" / "a" / f"._t{i}.png").write_bytes(b"\0\5\x16\7")
-        (own / "films" / "__MACOSX" / f"t{i}.png").write_bytes(b"\0\5\x16\7")
-    assert evaluate(own, *FILES, "--images", "films")[0]["files"]["without_image_file"] == 0
-
-
-@pytest.mark.parametrize("name", ["maps.npz", "val.npz"])
-def test_small_files_that_unpack_to_much_are_refused(own, monkeypatch, name):
-    monkeypatch.setattr("infomask_jax.npz.LARGEST", 1 << 16)
-    change(own, name, zeros=np.zeros((10, 4, 4, 1)))
-    evaluate(own, *FILES, "--protocol", "rsna") if name == "val.npz" else None
-    with np.load(own / name) as stored:
-        np.savez_compressed(own / name, image_id=stored["image_id"], cam=np.zeros((len(stored["image_id"]), 90, 90)))
-    for path in (own / "evaluation").rglob("*.*"):
-        path.unlink()
-    message = refusal(own, *FILES, "--tune-on", "val.npz")
-    assert message.startswith(f"error: {name}: expected arrays that unpack to at most"), message
-
-
-def test_names_that_would_be_formulas_or_markup_are_only_text(own):
-    name = "=a|b`c`&amp;$x$"
-    text = (own / "boxes.csv").read_text().replace("mass", name).replace("t0.png", "@t0.png")
-    (own / "boxes.csv").write_text(text)
-    rename(own, "maps.npz", ["@t0.png", *[f"t{i}.png" for i in range(1, 18)]])
-    change(own, **{"-cam": np.load(own / "maps.npz")["cam"]})
-    scores, rows, table = evaluate(own, *FILES)
-    assert name in scores["localization"] and name in markdown_tables(table)["Classification"]
-    assert {row["finding"] for row in rows} == {f"'{name}"} and {"'-cam", "cam"} < {row["method"] for row in rows}
-    assert "'@t0.png" in {row["image_id"] for row in rows}
-    assert r"\=" not in table and r"=a\|b\`c\`\&amp;\$x\$" in table
-    assert r"=a\textbar{}b\`{}c\`{}\&amp;\$x\$" in (own / "evaluation" / "table.tex").read_text()
-
-
-def test_names_that_nearly_match_are_noted_first(own):
-    rename(own, "maps.npz", ["t0", "t1", "a/t2.png", *[f"t{i}.png" for i in range(3, 18)]])
-    scores, _, text = evaluate(own, *FILES)
-    note = "3 images are not matched, but would be without folder and suffix: 't0' has a map and 't0.png' a row"
-    assert scores["notes"][0].startswith(note) and note in text
-    assert scores["files"]["with_boxes"] == 9
-
-
-def test_maps_to_tune_on_need_rows_too(own):
-    rename(own, "val.npz", [f"w{i}.png" for i in range(10)])
-    message = refusal(own, *FILES, "--tune-on", "val.npz")
-    assert "--tune-on val.npz: no image in common with the boxes: image_id has 'w0.png'" in message
-    rename(own, "val.npz", [f"v{i}" for i in range(10)])
-    assert "'v0' is 'v0.png'" in refusal(own, *FILES, "--tune-on", "val.npz")
-
-
-def test_patients_of_the_table_fill_empty_ones(own):
-    change(own, patient_id=np.array([""] * 18))
-    assert evaluate(own, *FILES)[0]["n_patients"] == 9
-    change(own, patient_id=np.array(["p0", "p0"] + [""] * 16))
-    assert evaluate(own, *FILES)[0]["n_patients"] == 9
-
-
-def test_patients_are_read_from_names_of_nih_alone(tmp_path):
-    nih = [f"{name},Mass,100,100,300,300,,," for name in ("00000001_000.png", "00000001_001.png")]
-    (tmp_path / "nih.csv").write_text("\n".join([NIH_HEADER, *nih]))
-    own = [row(f"img_{i}.png", "Mass", (1, 1, 4, 4), "") for i in range(3)]
-    (tmp_path / "own.csv").write_text("\n".join([HEADER, *own]))
-    names = ["00000001_000.png", "00000001_001.png", "00000001_002.png", *(f"img_{i}.png" for i in range(3))]
-    save(tmp_path, image_id=names, cam=np.random.default_rng(0).random((6, 8, 8)))
-    assert evaluate(tmp_path, "--maps", "maps.npz", "--boxes", "nih.csv", "own.csv")[0]["n_patients"] == 4
-
-
-def test_files_are_there_where_nothing_can_be_printed(own, monkeypatch):
-    def closed(*_, **__):
-        raise BrokenPipeError
-
-    monkeypatch.setattr("infomask_jax.report.print_scores", closed)
-    with pytest.raises((BrokenPipeError, SystemExit)):
-        evaluate(own, *FILES)
-    assert json.loads((own / "evaluation" / "eval.json").read_text())["localization"]
-
-
-def test_square_arrays_of_findings_are_noted(own):
-    lines = (own / "boxes.csv").read_text().splitlines()
-    (own / "boxes.csv").write_text("\n".join([*lines, row("t0.png", "nodule", (9, 9, 3, 3), "p0")]))
-    change(own, infomask=None, cam=np.random.default_rng(0).random((18, 2, 3, 2)))
-    change(own, probability=None, findings=np.array(["mass", "nodule"]))
-    scores, _, _ = evaluate(own, *FILES)
-    assert scores["notes"] == ["maps.npz, cam: of shape (18, 2, 3, 2): the last axis was taken as findings"]
-
-
-def test_findings_of_nih_are_known_in_both_spellings(tmp_path):
-    lines = [f"0000{i}_000.png,{f},100,100,200,200,,," for i in range(3) for f in ("Infiltrate", "Mass")]
-    (tmp_path / "boxes.csv").write_text("\n".join([NIH_HEADER, *lines]))
-    names, maps = [f"0000{i}_000.png" for i in range(3)], np.random.default_rng(0).random((3, 8, 8, 3))
-    save(tmp_path, image_id=names, cam=maps, findings=np.array(["Infiltrate", "Mass", "Hernia"]))
-    scores, _, _ = evaluate(tmp_path, *FILES)
-    assert list(scores["localization"]) == ["Infiltration", "Mass"]
-    assert "no box in boxes.csv of Hernia" in scores["notes"]
-    for name in ("Infiltrate", "Infiltration"):
-        assert list(evaluate(tmp_path, *FILES, "--findings", name)[0]["localization"]) == ["Infiltration"]
-    message = refusal(tmp_path, *FILES, "--findings", "Mass", "Hernia")
-    assert "boxes.csv: expected boxes of Hernia; found only Infiltration, Mass" in message
-    save(tmp_path, image_id=names, cam=maps, findings=np.array(["Infiltrate", "Mass", "Infiltration"]))
-    assert "maps.npz, findings: expected each once" in refusal(tmp_path, *FILES)
-
-
-def test_columns_of_sizes_agree_with_the_files(own):
-    pictures(own, [f"t{i}.png" for i in range(17)], (SIDE // 2, SIDE // 2))
-    evaluate(own, *FILES, "--images", "films")  # smaller, of the same shape; t17.png has no file
-    cv2.imwrite(str(own / "films" / "a" / "t3.png"), np.zeros((SIDE, SIDE - 2), np.uint8))
-    message = refusal(own, *FILES, "--images", "films")
-    assert (
-        "row 5, x, y, w, h: expected image_width x image_height in the aspect ratio of its file, 158 x 160" in message
-    )
-
-
-def test_figures_are_those_of_this_run(own):
-    """Two findings with one folder's name; then none drawn; then a drawing that fails."""
-    pictures(own, [f"t{i}.png" for i in range(18)])
-    lines = (own / "boxes.csv").read_text().replace(",mass,", ",a/b,").splitlines()
-    lines += [row(f"t{i}.png", "A_B", box, f"p{i // 2}") for i, box in enumerate(cells())]
-    (own / "boxes.csv").write_text("\n".join(lines))
-    change(own, probability=np.full((18, 2), 0.2))  # every positive is missed
-    options = (*FILES, "--findings", "a/b", "A_B")
-    evaluate(own, *options, "--images", "films")
-    figures = own / "evaluation" / "figures"
-    drawn = {str(path.relative_to(figures)) for path in figures.rglob("*.png")}
-    assert drawn == {f"{folder}/misses.png" for folder in ("a_b", "A_B_2")}
-    (figures / "mine.png").write_bytes(b"")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-        refusal(own, *options, "--images", "films", "--out", "b")
-        before = {path: path.stat().st_mtime_ns for path in (own / "evaluation").rglob("*")}
-        refusal(own, *options, "--images", "films")
-        assert before == {path: path.stat().st_mtime_ns for path in (own / "evaluation").rglob("*")}
-    change(own, probability=None)
-    evaluate(own, *FILES, "--findings", "a/b")
-    assert [path.name for path in figures.rglob("*.png")] == ["mine.png"]
-
-
-def test_galleries_show_methods_in_the_order_of_the_tables(own, monkeypatch):
-    pictures(own, ["t0.png"])
-    with np.load(own / "maps.npz") as stored:
-        arrays = {name: stored[name] for name in ("cam", "infomask")}
-    save(own, image_id=[f"t{i}.png" for i in range(18)], zebra=arrays["cam"], **arrays)
-    drawn = []
-    monkeypatch.setattr(
-        "infomask_jax.score_files.galleries.galleries", lambda _, maps, *a: drawn.append(list(maps)) or {}
-    )
-    evaluate(own, *FILES, "--images", "films")
-    assert drawn == [["infomask", "cam", "zebra"]]
+    detach = float = cpu = numpy = lambda self: self
 
 
 def test_lines_of_the_readme_work(tmp_path, monkeypatch):
@@ -811,12 +627,13 @@ def test_lines_of_the_readme_work(tmp_path, monkeypatch):
     (line,) = re.findall(r"python -m infomask_jax (evaluate .*)", section)
     table = [line.strip() for line in section.splitlines() if line.startswith("    ")]
     assert table[0] == HEADER and len([line for line in code.splitlines() if line]) == 3
+    assert code.count(".detach().float().cpu().numpy()") == 3  # of bfloat16 on a GPU, too
     (tmp_path / "boxes.csv").write_text("\n".join([*table, "v.png,mass,1,1,50,50,1024,1024,p3"]))
     monkeypatch.chdir(tmp_path)
     for name, ids in (("val.npz", ["v.png"]), ("maps.npz", ["0001.png", "0002.png"])):
         n = len(ids)
-        tensors = {"cam": Tensor(hot([(8, 5, 1, 1)] * n)), "gradcam": Tensor(hot([(0, 5, 1, 1)] * n))}
-        exec(code, {"names": ids, "p": Tensor(np.linspace(0.9, 0.1, n)), **tensors})
+        tensors = {"cam": hot([(8, 5, 1, 1)] * n), "gradcam": hot([(0, 5, 1, 1)] * n), "p": np.linspace(0.9, 0.1, n)}
+        exec(code, {"names": ids} | {name: array.view(Tensor) for name, array in tensors.items()})
         (tmp_path / "maps.npz").rename(tmp_path / name)
     pictures(tmp_path, ["0001.png", "0002.png"])
     scores, _, _ = evaluate(tmp_path, *line.replace("DIR", "films").split()[1:], "--resamples", 20)
@@ -824,43 +641,7 @@ def test_lines_of_the_readme_work(tmp_path, monkeypatch):
     assert found["cam"] == 1.0 and found["gradcam"] == 0.0 and scores["files"]["negative"] == 1
 
 
-def test_nothing_is_half_written(own, monkeypatch):
-    evaluate(own, *FILES)
-    before = {path: path.read_bytes() for path in (own / "evaluation").iterdir()}
-
-    def full(path, *_, **__):
-        if path.name.startswith("per_image"):
-            raise OSError(28, "No space left on device")
-        return original(path, *_, **__)
-
-    original = type(own).write_bytes
-    monkeypatch.setattr(type(own), "write_bytes", full)
-    with pytest.raises(OSError):
-        write_all({path: "new" for path in sorted(before)})
-    with pytest.raises(AttributeError):
-        write_all({own / "evaluation" / "eval.json": lambda file: file.write(b"half") and file.no_such_thing})
-    assert {path: path.read_bytes() for path in (own / "evaluation").iterdir()} == before
-
-
 def test_scoring_files_needs_no_jax(own):
     code = "import sys; from infomask_jax.__main__ import main; main(); sys.exit('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, "evaluate", *map(str, FILES)], cwd=own, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
-    failed = subprocess.run(
-        [sys.executable, "-m", "infomask_jax", "evaluate", "--maps", "x"], cwd=own, capture_output=True, text=True
-    )
-    assert failed.returncode == 1 and failed.stderr.startswith("error: expected") and "Traceback" not in failed.stderr
-
-
-@pytest.mark.parametrize("positives", [2, 300, 1900])
-def test_galleries_choose_from_both_kinds(monkeypatch, tmp_path, positives):
-    """However rare one of them is."""
-    monkeypatch.setattr(galleries.images, "decode", lambda path: np.zeros((8, 8), np.uint8))
-    n = 2000
-    data = {"image_id": [str(i) for i in range(n)], "probabilities": np.zeros((n, 1))}
-    data["labels"] = np.arange(n)[::-1, None] < positives
-    data["boxes"] = [((), (0,) if label else ()) for label in data["labels"][:, 0]]
-    index, pixels = galleries.choose(data, ["mass"], lambda image: tmp_path, 8, tmp_path)["mass"]
-    chosen = int(data["labels"][index, 0].sum())
-    assert len(index) == len(pixels) == galleries.POOL and (np.diff(index) > 0).all()
-    assert chosen == {2: 2, 300: 200, 1900: 300}[positives]

@@ -5,8 +5,8 @@ import numpy as np
 
 from infomask_jax.evaluate.shares import REGIONS
 from infomask_jax.localize import resize_map
-from infomask_jax.report.figures import HEAT, NAMES, as_png
-from infomask_jax.report.sheet import INTERVALS, Cell, Row, Sheet, score_cell
+from infomask_jax.report.figures import HEAT, NAMES, TRUE, as_png
+from infomask_jax.report.sheet import INTERVALS, Row, Sheet, score_cell
 
 GROUPS = {
     "positive": "positive images",
@@ -19,6 +19,7 @@ SCORES = {
     "auroc_of_openness": "of the mask's mean alone",
     "auroc_of_shuffled_mask": "with each mask shuffled",
 }
+LEFT_OUT = {"positive_without_lesion": "positive without box or mask", "unknown": "of unknown label"}
 SIDE = 256  # pixels of a drawn mean map
 
 
@@ -29,27 +30,28 @@ def audit_sheets(result: dict) -> tuple[str, list[Sheet], list[str]]:
         rows = []
         for group in [name for name in GROUPS if name in found]:
             own, heading = found[group], f"{GROUPS[group]} ({found[group]['images']})"
-            rows.append(Row("area", _cells({}, own["area"], {}), heading))
-            for method in [name for name in own if name not in ("images", "area")]:
-                entry = own[method]
-                cells = _cells(entry["total"], entry["shares"], entry["over_area"])
-                rows.append(Row(NAMES.get(method, method), cells, heading))
-        headings = ("", "total", *REGIONS, *(f"{region} / area" for region in REGIONS))
+            for method in [name for name in own if name != "images"]:
+                entry = own[method] if method != "area" else {"total": {}, "shares": own["area"], "over_area": {}}
+                values = [entry["total"], *(entry[each].get(r) for each in ("shares", "over_area") for r in REGIONS)]
+                rows.append(Row(NAMES.get(method, method), tuple(map(score_cell, values)), heading))
         notes = [
             INTERVALS,
             "total: bits (mask: open cells) per image; lung: without the lesion; / area: 1 is no preference",
         ]
-        if left_out := _left_out(found["counts"]):
+        counts = {text: found["counts"][name] for name, text in LEFT_OUT.items()}
+        if left_out := ", ".join(f"{count} {text}" for text, count in counts.items() if count):
             notes.append(f"not in the shares of lesions: {left_out}")
+        headings = ("", "total", *REGIONS, *(f"{region} / area" for region in REGIONS))
         sheets.append(Sheet("audit", f"Where the bits of {finding} are", headings, tuple(rows), tuple(notes)))
     names = [name for name in SCORES if any(name in found for found in result["findings"].values())]
     rows = [Row(finding, tuple(score_cell(found[s]) for s in names)) for finding, found in result["findings"].items()]
     notes = (
+        INTERVALS,
         "the mean alone: high is expected of a mask that opens only for disease",
         "shuffled: the same representation behind a mask of the same values in other cells",
     )
     headings = ("finding", *(SCORES[name] for name in names))
-    sheets.append(Sheet("audit", "What the pattern of the mask tells", headings, tuple(rows), (INTERVALS, *notes)))
+    sheets.append(Sheet("audit", "What the pattern of the mask tells", headings, tuple(rows), notes))
     lines = [f"lung: {result['lung_from']}"]
     if result["n_images_without_lung"]:
         lines.append(f"images without a pixel of lung: {result['n_images_without_lung']}")
@@ -106,15 +108,5 @@ def _mean(ax, means: dict) -> None:
     drawn = ax.imshow(resize_map(bits, SIDE, SIDE), cmap=HEAT, vmin=0)
     lung = resize_map(means["lung"], SIDE, SIDE)
     if lung.min() < 0.5 < lung.max():
-        ax.contour(lung, [0.5], colors="#35d04a", linewidths=0.8)
+        ax.contour(lung, [0.5], colors=TRUE, linewidths=0.8)
     ax.figure.colorbar(drawn, ax=ax, shrink=0.85)
-
-
-def _cells(total: dict, shares: dict, over: dict) -> tuple[Cell, ...]:
-    values = [total, *(shares.get(r) for r in REGIONS), *(over.get(r) for r in REGIONS)]
-    return tuple(score_cell(v) if v else Cell("-") for v in values)
-
-
-def _left_out(counts: dict) -> str:
-    what = {"positive_without_lesion": "positive without box or mask", "unknown": "of unknown label"}
-    return ", ".join(f"{counts[name]} {text}" for name, text in what.items() if counts[name])

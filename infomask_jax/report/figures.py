@@ -8,6 +8,8 @@ A figure is the bytes of a PNG; `system.write_all` writes it.
 import io
 import re
 import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -17,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from infomask_jax.localize import prepare_map
+from infomask_jax.localize import of_finding, prepare_map
 from infomask_jax.system import read_json_lines
 
 DRAWN = ("infomask", "infomask_bits", "vib_bits", "cam")  # the maps of a run that are drawn, with boxes of the first
@@ -31,174 +33,177 @@ NAMES = {
     "cam": "CAM",
     "gradcam": "Grad-CAM",
 }
+SIGN = {1: "positive", 0: "negative"}
+ROWS = 6  # of a gallery
+KINDS = {"hits": ("hit",), "misses": ("miss", "missed positive", "false alarm")}  # outcomes that are drawn
+PANELS = {  # of training curves, heading: ({metric: (label, line style)}, log axis); rates are in bits
+    "loss (nats)": ({"loss": ("loss", "-"), "nll": ("nll", "--")}, False),
+    "rate (bits per image)": ({"rate_z": ("representation", "-"), "rate_m": ("mask", "--")}, True),
+    "mean of the mask": ({"mask_mean": ("", "-")}, False),
+    "gradient norm": ({"grad_norm": ("", "-")}, True),
+}
 
 
-def points_at_truth(heat: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> bool:
-    """Whether the maximum of the map, resized to (height, width), lies in a box; of tied maxima, the first."""
-    height, width = size
-    row, column = np.unravel_index(np.argmax(prepare_map(heat, height, width)), size)
-    y, x = (row + 0.5) / height, (column + 0.5) / width
-    return any(ymin <= y <= ymax and xmin <= x <= xmax for ymin, xmin, ymax, xmax in np.reshape(boxes, (-1, 4)))
+@dataclass(frozen=True)
+class Film:
+    """One row of a gallery."""
+
+    image: np.ndarray  # [S,S], any range
+    maps: dict[str, np.ndarray]  # {method: [h,w]}
+    true: np.ndarray  # boxes [n,4]
+    predicted: np.ndarray  # boxes [n,4] of the first method
+    caption: str
 
 
-def outcomes(images, heat, truth_boxes, probabilities, labels) -> list[str]:
-    """What happened to each image, one word or two.
+def draw(
+    output: Path,
+    scores: dict,
+    examples: dict,
+    maps: dict[str, np.ndarray],
+    detections: list[dict],
+    image_of: Callable[[int], np.ndarray],
+    curves: dict[str, Path],
+) -> dict[Path, bytes | None]:
+    """The pictures of a scored run: figures/hits.png and misses.png of every localized finding (see `galleries`), in a
+    folder each if there are several, and figures/training.png.
 
-    Positive at probability >= .5: "hit" if the map peaks in a true box, "miss" if outside, "found" if there is no box.
-    Positive below: "missed positive", whatever its map. Negative (or unknown): "false alarm" or "rejected".
+    Args:
+      output: folder that figures/ is in.
+      scores, examples: what `evaluate.score` returns, and the split as it takes it, with `probabilities` and `sizes`
+        [N,2]; findings in the same order.
+      maps: {method: [N,h,w,M]}; those of `DRAWN` are drawn.
+      detections: COCO detections (see `localize.detections`) of the first of them.
+      image_of: image i of the split, [S,S], any range; called only for the films that are drawn.
+      curves: {label: metrics.jsonl} of the runs to compare.
+    """
+    predicted = {}
+    for box in detections:
+        name = str(box.get("file_name", box["image_id"]))  # older runs have the name as image_id
+        predicted.setdefault((box["category"], name), []).append(box["bbox"])
+
+    def boxes_of(finding: str, i: int) -> np.ndarray:
+        return unit_boxes(predicted.get((finding, str(examples["image_id"][i])), []), *examples["sizes"][i])
+
+    own = {method: maps[method] for method in DRAWN if method in maps}
+    figures = galleries(output / "figures", scores, examples, own, boxes_of, image_of)
+    return figures | {output / "figures" / "training.png": training_curves(curves)}
+
+
+def drawn_method(maps) -> str:
+    """Of the maps of a run or of a model the one whose boxes are written and drawn."""
+    return next(name for name in DRAWN if name in maps)
+
+
+def unit_boxes(boxes: list[list[float]], height: int, width: int) -> np.ndarray:
+    """COCO [x, y, w, h] in pixels -> [n, 4] (ymin, xmin, ymax, xmax) in 0..1."""
+    x, y, w, h = np.reshape(boxes, (-1, 4)).T
+    return np.stack([y / height, x / width, (y + h) / height, (x + w) / width], axis=-1)
+
+
+def galleries(
+    folder: Path, scores: dict, examples: dict, maps: dict, boxes_of: Callable, image_of: Callable
+) -> dict[Path, bytes | None]:
+    """hits.png and misses.png of every localized finding: evenly spaced examples, judged by the first method of `maps`.
+
+    Misses are maps that peak outside every true box, missed positives and false alarms, in turn.
+
+    Args:
+      folder: of the pictures; of several findings each has a sub-folder.
+      scores, examples, maps, image_of: as of `draw`; `probabilities` may be missing.
+      boxes_of: predicted boxes [n,4] of a finding on image i by the first method.
+    Returns: {path: PNG, or None where there is no example}.
+    """
+    first, names, figures = next(iter(maps)), folders(scores["localization"]), {}
+    for finding, sub_folder in names.items():
+        k = list(scores["classification"]).index(finding)
+        own = {method: of_finding(array, k) for method, array in maps.items()}
+        true = [np.reshape(boxes, (-1, 4))[np.asarray(at) == k] for boxes, at in examples["boxes"]]
+        labels, given = np.asarray(examples["labels"])[:, k], examples.get("probabilities") is not None
+        p = np.asarray(examples["probabilities"])[:, k] if given else np.full(len(labels), np.nan)
+        found = np.array(outcomes(own[first], true, p, labels, scores["frame"]))
+        what = f"{scores['dataset']} / {scores['split']}, {finding}" + ("" if given else ", no probabilities given")
+        for name, kinds in KINDS.items():
+            films = []
+            for i in map(int, _choose(found, kinds)):
+                chance = f", p = {p[i]:.2f}" if given else ""
+                caption = f"{str(examples['image_id'][i])[:22]}\n{SIGN[int(labels[i])]}{chance}: {found[i]}"
+                heats = {method: array[i] for method, array in own.items()}
+                films.append(Film(image_of(i), heats, true[i], boxes_of(finding, i), caption))
+            path = folder / (sub_folder if len(names) > 1 else "") / f"{name}.png"
+            title = f"{what}: {name} judged by {_name(first)} ({len(films)} of {np.isin(found, kinds).sum()})"
+            figures[path] = gallery(films, title) if films else None
+    return figures
+
+
+def outcomes(maps, true, probabilities, labels, frame: int) -> list[str]:
+    """What happened to each image, one word or two: maps [N,h,w], their peaks looked for in a frame of that side.
+
+    Positive at probability >= .5, or without one: "hit" if the map peaks in a true box, "miss" if outside, "found" if
+    there is no box. Positive below: "missed positive", whatever its map. Negative: "false alarm" or "rejected".
     """
     out = []
-    for image, s, boxes, p, label in zip(images, heat, truth_boxes, probabilities, labels, strict=True):
+    for heat, boxes, p, label in zip(maps, true, probabilities, labels, strict=True):
         if label != 1:
-            out.append("false alarm" if p >= 0.5 else "rejected")
+            out.append("unknown" if label == -1 else "false alarm" if p >= 0.5 else "rejected")
         elif p < 0.5:
             out.append("missed positive")
         elif not len(boxes):
             out.append("found")
         else:
-            out.append("hit" if points_at_truth(s, boxes, image.shape[:2]) else "miss")
+            out.append("hit" if points_at(heat, boxes, (frame, frame)) else "miss")
     return out
 
 
-@matplotlib.rc_context({"text.parse_math": False})
-def gallery(images, maps, truth_boxes, predicted_boxes, probabilities, labels, ids, title="", notes=None) -> bytes:
-    """One row an image: the image with true boxes, then each method's map over it with true and predicted boxes.
+def points_at(heat: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> bool:
+    """Whether the maximum of the map, resized to (height, width), lies in a box; of tied maxima, the first."""
+    height, width = size
+    row, column = np.unravel_index(np.argmax(prepare_map(heat, height, width)), size)
+    y, x = (row + 0.5) / height, (column + 0.5) / width
+    return any(ymin <= y <= ymax and xmin <= x <= xmax for ymin, xmin, ymax, xmax in boxes)
 
-    Args:
-      images: [N,H,W] any range. maps: {method: [N,h,w]}. truth_boxes: [N] of [n,4].
-      predicted_boxes: {method: [N] of [n,4]}, methods may be absent. probabilities, labels, ids: [N].
-      notes: [N], the outcome to print in place of hit or miss.
-    """
-    n, methods = len(images), list(maps)
-    if not n:
-        raise ValueError("no images to draw")
-    notes = notes or outcomes(images, maps[methods[0]], truth_boxes, probabilities, labels)
-    columns = 1 + len(methods)
+
+def _choose(found: np.ndarray, kinds: tuple[str, ...]) -> np.ndarray:
+    """Positions of at most ROWS outcomes of these kinds, each evenly spaced; the rarer kinds first have their share."""
+    places = [np.flatnonzero(found == kind) for kind in kinds]
+    shares = np.array([min(len(those), ROWS) for those in places])
+    while shares.sum() > ROWS:  # take from the largest
+        shares[shares.argmax()] -= 1
+    evenly = [np.linspace(0, len(those) - 1, n).round().astype(int) for those, n in zip(places, shares, strict=True)]
+    return np.concatenate([those[at] for those, at in zip(places, evenly, strict=True)])
+
+
+@matplotlib.rc_context({"text.parse_math": False})
+def gallery(films: list[Film], title: str) -> bytes:
+    """One row a film: the image with true boxes, then each method's map over it with true and predicted boxes."""
+    methods = list(films[0].maps)
+    n, columns = len(films), 1 + len(methods)
     fig, axes = plt.subplots(n, columns, figsize=(2.3 * columns, 2.65 * n + 0.8), squeeze=False, layout="constrained")
-    for row in range(n):
-        image = np.asarray(images[row], np.float32)
-        height, width = image.shape[:2]
-        for column, method in enumerate([None, *methods]):
-            ax = axes[row, column]
-            extent = (0, width, height, 0)  # box edges are continuous: pixel i covers [i,i+1)
-            ax.imshow(image, cmap="gray", extent=extent)
+    for film, row in zip(films, axes, strict=True):
+        height, width = film.image.shape
+        extent = (0, width, height, 0)  # box edges are continuous: pixel i covers [i,i+1)
+        for ax, method in zip(row, [None, *methods], strict=True):
+            ax.imshow(film.image, cmap="gray", extent=extent)
             if method:
-                heat = prepare_map(maps[method][row], height, width)
+                heat = prepare_map(film.maps[method], height, width)
                 ax.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=0.15 + 0.5 * heat, extent=extent)
-                _draw(ax, predicted_boxes.get(method, [()] * n)[row], height, width, PREDICTED)
-                if len(truth_boxes[row]):
-                    inside = points_at_truth(maps[method][row], truth_boxes[row], (height, width))
+                _outline(ax, film.predicted if method == methods[0] else [], height, width, PREDICTED)
+                if len(film.true):
+                    inside = points_at(film.maps[method], film.true, (height, width))
                     ax.set_xlabel("peak inside" if inside else "peak outside", fontsize=8)
-            _draw(ax, truth_boxes[row], height, width, TRUE)
+            _outline(ax, film.true, height, width, TRUE)
             ax.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
-            if row == 0 and method:
-                ax.set_title(textwrap.fill(_name(method), 24), fontsize=10)
-        sign = {1: "positive", 0: "negative"}.get(int(labels[row]), "unknown")
-        chance = "" if np.isnan(probabilities[row]) else f", p = {probabilities[row]:.2f}"
-        axes[row, 0].set_xlabel(f"{str(ids[row])[:22]}\n{sign}{chance}: {notes[row]}", fontsize=8)
-    axes[0, 0].set_title("image", fontsize=10)
+        row[0].set_xlabel(film.caption, fontsize=8)
+    for ax, heading in zip(axes[0], ["image", *map(_name, methods)], strict=True):
+        ax.set_title(textwrap.fill(heading, 24), fontsize=10)
     fig.suptitle(textwrap.fill(title, 24 * columns), fontsize=11)
     handles = [Rectangle((0, 0), 1, 1, fill=False, ec=color, lw=1.8) for color in (TRUE, PREDICTED)]
     fig.legend(handles, ["true box", "predicted box"], loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     return as_png(fig)
 
 
-def galleries(
-    images, maps, truth_boxes, predicted_boxes, probabilities, labels, ids, folder, title="", rows=6
-) -> dict[Path, bytes | None]:
-    """hits.png and misses.png in `folder`: evenly spaced examples, judged by the first method of `maps`.
-
-    Misses are maps that peak outside every true box, missed positives and false alarms, in turn. None: no example.
-    """
-    first = next(iter(maps))
-    notes = np.array(outcomes(images, maps[first], truth_boxes, probabilities, labels))
-    kinds = [np.flatnonzero(notes == kind) for kind in ("miss", "missed positive", "false alarm")]
-    shares = np.array([len(k) for k in kinds])
-    while shares.sum() > rows:  # take from the largest
-        shares[shares.argmax()] -= 1
-    chosen = {
-        "hits": _spread(np.flatnonzero(notes == "hit"), rows),
-        "misses": np.concatenate([_spread(kind, share) for kind, share in zip(kinds, shares, strict=True)]),
-    }
-    out = {}
-    for name, pick in chosen.items():
-        drawn = {m: [boxes[i] for i in pick] for m, boxes in predicted_boxes.items()}
-        count = f"{len(pick)} of {_total(notes, name)}"
-        heading = f"{title + ': ' if title else ''}{name} judged by {_name(first)} ({count})"
-        out[Path(folder) / f"{name}.png"] = None
-        if not len(pick):
-            continue
-        out[Path(folder) / f"{name}.png"] = gallery(
-            [images[i] for i in pick],
-            {m: [heat[i] for i in pick] for m, heat in maps.items()},
-            [truth_boxes[i] for i in pick],
-            drawn,
-            [probabilities[i] for i in pick],
-            [labels[i] for i in pick],
-            [ids[i] for i in pick],
-            heading,
-            [str(notes[i]) for i in pick],
-        )
-    return out
-
-
-def read_metrics(path) -> dict[str, np.ndarray]:
-    """metrics.jsonl -> {"step": [n], name: [n]}, ascending in step.
-
-    A resumed run repeats steps (the last line of a step wins) and a killed one ends in a torn line (skipped). A value
-    that is absent, null or not a number becomes NaN. ValueError naming the line that is damaged.
-    """
-    lines = read_json_lines(Path(path), {"step": int}, "take it from a copy of the run, or move it away")
-    rows = {row["step"]: row for row in lines}
-    steps = sorted(rows)
-    names = dict.fromkeys(name for step in steps for name in rows[step])
-    return {name: np.array([_as_float(rows[step].get(name)) for step in steps]) for name in names}
-
-
-def training_curves(paths) -> bytes:
-    """Loss, rates, mask mean and gradient norm over steps; one line a run.
-
-    Args:
-      paths: one metrics.jsonl, or {label: metrics.jsonl} to compare runs. rate_z and rate_m are bits there.
-    """
-    runs = paths if isinstance(paths, dict) else {"": paths}
-    panels = [  # heading, {metric: (label, line style)}, log axis
-        ("loss (nats)", {"loss": ("loss", "-"), "nll": ("nll", "--")}, False),
-        ("rate (bits per image)", {"rate_z": ("representation", "-"), "rate_m": ("mask", "--")}, True),
-        ("mean of the mask", {"mask_mean": ("", "-")}, False),
-        ("gradient norm", {"grad_norm": ("", "-")}, True),
-    ]
-    fig, axes = plt.subplots(1, len(panels), figsize=(13, 3))
-    colors = plt.get_cmap("tab10").colors
-    for number, (run, source) in enumerate(runs.items()):
-        metrics = read_metrics(source)
-        for ax, (_, lines, _) in zip(axes, panels, strict=True):
-            for k, (name, (label, style)) in enumerate(lines.items()):
-                if name in metrics and np.isfinite(metrics[name]).any():
-                    color = colors[(2 * number + k if len(runs) == 1 else number) % 10]
-                    text = " ".join(part for part in (run, label) if part)
-                    ax.plot(metrics["step"], metrics[name], style, color=color, lw=1.3, label=text)
-    for ax, (heading, _, log) in zip(axes, panels, strict=True):
-        ax.set_title(heading, fontsize=10)
-        ax.set_xlabel("step", fontsize=9)
-        ax.tick_params(which="both", labelsize=8)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(alpha=0.2)
-        values = np.concatenate([line.get_ydata() for line in ax.lines]) if ax.lines else np.zeros(0)
-        if log and (values > 0).any():
-            ax.set_yscale("log")
-        if not ax.lines:
-            ax.text(0.5, 0.5, "not logged", transform=ax.transAxes, ha="center", color="gray")
-        elif any(line.get_label() and not line.get_label().startswith("_") for line in ax.lines):
-            ax.legend(fontsize=8, frameon=False)
-    axes[2].set_ylim(0, 1)
-    fig.tight_layout()
-    return as_png(fig)
-
-
-def _draw(ax, boxes, height: int, width: int, color: str) -> None:
-    for ymin, xmin, ymax, xmax in np.reshape(boxes, (-1, 4)):
+def _outline(ax, boxes, height: int, width: int, color: str) -> None:
+    for ymin, xmin, ymax, xmax in boxes:
         corner, size = (xmin * width, ymin * height), ((xmax - xmin) * width, (ymax - ymin) * height)
         ax.add_patch(Rectangle(corner, *size, fill=False, ec=color, lw=1.6))
 
@@ -207,17 +212,43 @@ def _name(method: str) -> str:
     return NAMES.get(method, method)[:60]
 
 
-def _spread(pick: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` of pick, evenly spaced."""
-    return pick[np.linspace(0, len(pick) - 1, min(count, len(pick))).round().astype(int)]
+def read_metrics(path: Path) -> dict[str, np.ndarray]:
+    """metrics.jsonl -> {"step": [n], name: [n]}, ascending in step.
+
+    A resumed run repeats steps (the last line of a step wins) and a killed one ends in a torn line (skipped). A value
+    that is absent, null or not a number becomes NaN. ValueError naming the line that is damaged.
+    """
+    lines = read_json_lines(path, {"step": int}, "take it from a copy of the run, or move it away")
+    rows = dict(sorted({line["step"]: line for line in lines}.items()))
+    names = dict.fromkeys(name for row in rows.values() for name in row)
+    columns = {name: [row.get(name) for row in rows.values()] for name in names}
+    return {n: np.array([v if isinstance(v, int | float) else np.nan for v in c], float) for n, c in columns.items()}
 
 
-def _total(notes: np.ndarray, name: str) -> int:
-    return int(np.isin(notes, ["hit"] if name == "hits" else ["miss", "missed positive", "false alarm"]).sum())
-
-
-def _as_float(value) -> float:
-    return float(value) if isinstance(value, int | float) else np.nan
+def training_curves(paths: dict[str, Path]) -> bytes:
+    """Loss, rates, mask mean and gradient norm over steps, of {label: metrics.jsonl}; a colour a run."""
+    runs = {run: read_metrics(path) for run, path in paths.items()}
+    fig, axes = plt.subplots(1, len(PANELS), figsize=(13, 3))
+    for ax, (heading, (lines, log)) in zip(axes, PANELS.items(), strict=True):
+        for number, (run, metrics) in enumerate(runs.items()):
+            for k, (name, (label, style)) in enumerate(lines.items()):
+                if name in metrics and np.isfinite(metrics[name]).any():
+                    color = f"C{(2 * number + k if len(runs) == 1 else number) % 10}"
+                    ax.plot(metrics["step"], metrics[name], style, color=color, lw=1.3, label=f"{run} {label}".strip())
+        ax.set_title(heading, fontsize=10)
+        ax.set_xlabel("step", fontsize=9)
+        ax.tick_params(which="both", labelsize=8)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.2)
+        if log and any((line.get_ydata() > 0).any() for line in ax.lines):
+            ax.set_yscale("log")
+        if ax.lines:
+            ax.legend(fontsize=8, frameon=False)
+        else:
+            ax.text(0.5, 0.5, "not logged", transform=ax.transAxes, ha="center", color="gray")
+    axes[2].set_ylim(0, 1)
+    fig.tight_layout()
+    return as_png(fig)
 
 
 def as_png(fig) -> bytes:
@@ -232,13 +263,13 @@ def as_png(fig) -> bytes:
 
 def folders(findings) -> dict[str, str]:
     """A folder's name for each finding, different ones even where letter case does not count."""
-    out = {}
+    out, taken = {}, set()
     for finding in findings:
         name = base = re.sub(r"[^\w-]+", "_", finding)[:60] or "_"
-        taken = {other.casefold() for other in out.values()}
         number = 1
         while name.casefold() in taken:
             number += 1
             name = f"{base}_{number}"
+        taken.add(name.casefold())
         out[finding] = name
     return out

@@ -41,8 +41,7 @@ def overlay(film: np.ndarray, name: str, maps: list[tuple[str, np.ndarray, np.nd
             cv2.rectangle(panel, *corners, tuple(bytes.fromhex(PREDICTED[1:])), 2)
         panels.append((caption, panel))
     columns = min(len(panels), COLUMNS)
-    rows = -(-len(panels) // columns)
-    page = Image.new("RGB", (columns * width, rows * (height + STRIP)), "white")
+    page = Image.new("RGB", (columns * width, -(-len(panels) // columns) * (height + STRIP)), "white")
     font, pen = _font(), ImageDraw.Draw(page)
     for i, (caption, panel) in enumerate(panels):
         left, top = i % columns * width, i // columns * (height + STRIP)

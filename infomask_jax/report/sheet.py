@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
-UNTRAINED, CEILING = "controls, untrained", "ceiling of the map's grid: knows the true boxes"
+GROUPS = {
+    "control/": "controls, untrained",
+    "ceiling/": "ceiling of the map's grid: knows the true boxes",
+}
 SOURCES = {
     "val": "val: tuned on validation",
     "fixed": "fixed: not tuned",
@@ -35,7 +38,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Sheet:
-    """One table. `kind`: classification, headline, protocol, differences, faithfulness, counts or files."""
+    """One table. `kind`: classification, headline, protocol, differences, faithfulness, counts, files or audit."""
 
     kind: str
     title: str
@@ -53,70 +56,62 @@ def number(x: float | None, sign: bool = False) -> str:
     return text.replace("0.", ".", 1) if places == 3 else text
 
 
+def score_cell(v: dict | None, bold: bool = False, mark: str = "") -> Cell:
+    """{"value", "ci95"} as a cell."""
+    v = v or {"value": None}  # undefined
+    below = "–".join(map(number, v.get("ci95") or ()))
+    return Cell(number(v["value"]), below, mark if v["value"] is not None else "", bold)
+
+
 def method_sheet(kind: str, title: str, entries: dict, columns: dict, thresholds: dict, notes, ranked=True) -> Sheet:
     """Methods, controls and ceilings by scores: columns {heading: {method: V or None}}, and where maps are cut.
 
     Bold: the best of methods and controls, if `ranked` (larger is better); never a ceiling.
     """
-    is_map = {m: entry["threshold"]["value"] is not None for m, entry in entries.items()}
+    maps = [m for m, entry in entries.items() if entry["threshold"]["value"] is not None]
     contest = [m for m in entries if not m.startswith("ceiling/")]
-    best = {
-        h: max((_value(column[m]) for m in contest), default=0)
-        for h, column in columns.items()
-        if ranked and h != BOXES
-    }
-    rows = []
-    for method in sorted(entries, key=rank):
-        cells = []
-        for h, column in columns.items():
-            v = column[method] or {"value": None}
-            oracle = is_map[method] and v.get("tuned_on") == "oracle"
-            bold = method in contest and 0 < best.get(h, 0) <= _value(v)
-            cells.append(score_cell(v, bold=bold, mark="*" if oracle else ""))
-        group, name = group_of(method)
-        rows.append(Row(name, (*cells, _threshold(thresholds[method], is_map[method])), group))
-    sources = dict.fromkeys(thresholds[m]["tuned_on"] for m in entries if is_map[m] and thresholds[m]["value"])
-    marked = any(cell.mark for row in rows for cell in row.cells)
+    best = {h: max((_value(v[m]) for m in contest), default=0) for h, v in columns.items() if ranked and h != BOXES}
+    cells = {method: [] for method in entries}
+    for method, own in cells.items():
+        for heading, column in columns.items():
+            v = column[method]
+            starred = method in maps and (v or {}).get("tuned_on") == "oracle"
+            bold = method in contest and 0 < best.get(heading, 0) <= _value(v)
+            own.append(score_cell(v, bold, "*" if starred else ""))
+        own.append(_cut(thresholds[method]) if method in maps else Cell("-"))
+    sources = dict.fromkeys(thresholds[m]["tuned_on"] for m in maps if thresholds[m]["value"])
     legend = [f"cut at: {'; '.join(SOURCES.get(s, s) for s in sources)}"] if sources else []
-    lines = (*legend, *([STARRED] if marked else []), *notes)
-    return Sheet(kind, title, ("method", *columns, "cut at"), tuple(rows), lines)
+    legend += [STARRED] if any(cell.mark for own in cells.values() for cell in own) else []
+    return Sheet(kind, title, ("method", *columns, "cut at"), method_rows(cells), (*legend, *notes))
 
 
-def score_cell(v: dict, bold: bool = False, mark: str = "", sign: bool = False, verdict: str = "") -> Cell:
-    """{"value", "ci95"} as a cell."""
-    below = ""
-    if v.get("ci95"):
-        low, high = (number(x, sign) for x in v["ci95"])
-        below = f"{low} {high}" if sign else f"{low}–{high}"
-    return Cell(number(v["value"], sign), below, mark if v["value"] is not None else "", bold, verdict)
+def method_rows(cells: dict[str, list[Cell]]) -> tuple[Row, ...]:
+    """Rows of methods in the order of all tables, each under the heading of its group."""
+    rows = []
+    for method in sorted(cells, key=rank):
+        prefix = method[:8] if method[:8] in GROUPS else ""
+        rows.append(Row(method.removeprefix(prefix), tuple(cells[method]), GROUPS.get(prefix, "")))
+    return tuple(rows)
 
 
-def _threshold(threshold: dict, is_map: bool) -> Cell:
+def rank(method: str) -> tuple:
+    """InfoMask's maps first, then CAM, then the rest by name; controls and ceilings last, as they come."""
+    group = [*GROUPS].index(method[:8]) + 1 if method[:8] in GROUPS else 0
+    return (group, not method.startswith("infomask"), method != "cam", "" if group else method)
+
+
+def _cut(threshold: dict) -> Cell:
+    """The threshold of a map, or its thresholds, and where they are from."""
     value = threshold["value"]
-    if isinstance(value, dict) and "tuned" in value:
-        value = value["tuned"]
-    if not is_map or value is None:
+    if isinstance(value, dict):
+        value = value["tuned"] if "tuned" in value else list(value.values())
+    if value is None:
         return Cell("-")
-    values = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
-    texts = [number(x) for x in values]
-    if threshold.get("confidence") is not None:
-        texts.append(f"p≥{number(threshold['confidence']['value'])} ({threshold['confidence']['tuned_on']})")
+    texts = [number(x) for x in (value if isinstance(value, list) else [value])]
+    if confidence := threshold.get("confidence"):
+        texts.append(f"p≥{number(confidence['value'])} ({confidence['tuned_on']})")
     return Cell(" ".join(texts), threshold["tuned_on"])
 
 
 def _value(v: dict | None) -> float:
     return (v or {}).get("value") or 0.0
-
-
-def rank(method: str) -> tuple:
-    """InfoMask's maps first, then CAM, then the rest by name; controls and ceilings last, as they come."""
-    group = ("control/", "ceiling/").index(method[:8]) + 1 if method[:8] in ("control/", "ceiling/") else 0
-    return (group, not method.startswith("infomask"), method != "cam", "" if group else method)
-
-
-def group_of(method: str) -> tuple[str, str]:
-    """The group under which a method stands, and its name there."""
-    for prefix, group in (("control/", UNTRAINED), ("ceiling/", CEILING)):
-        if method.startswith(prefix):
-            return group, method.removeprefix(prefix)
-    return "", method

@@ -1,19 +1,11 @@
 """Tables of one eval/SPLIT.json, as rows and headings of text: computed here once, drawn by render.py three times."""
 
-from infomask_jax.report.sheet import (
-    BOXES,
-    INTERVALS,
-    Cell,
-    Row,
-    Sheet,
-    group_of,
-    method_sheet,
-    number,
-    rank,
-    score_cell,
-)
+from functools import reduce
+from operator import getitem
 
-COLUMNS = {  # heading: path of the score in a method's entry
+from infomask_jax.report.sheet import BOXES, INTERVALS, Cell, Row, Sheet, method_rows, method_sheet, number, score_cell
+
+COLUMNS = {  # of the headline, heading: path of the score in a method's entry
     "PxAP": ("pxap",),
     "pointing": ("pointing_game",),
     "mean IoU": ("mean_iou",),
@@ -22,14 +14,21 @@ COLUMNS = {  # heading: path of the score in a method's entry
     "Acc IoU>.3": ("acc_iou", "0.3"),
     "Acc IoU>.5": ("acc_iou", "0.5"),
 }
-SHORT = {
+METRIC = {  # of protocols and differences
     "pxap": "PxAP",
     "pointing_game": "pointing",
     "mean_iou": "mean IoU",
+    "max_box_acc": "MaxBoxAcc",
     "max_box_acc_v2": "MaxBoxAccV2",
-    "acc_iou/0.1": "IoU>.1",
-    "acc_iou/0.3": "IoU>.3",
-    "acc_iou/0.5": "IoU>.5",
+    **{f"acc_iou/0.{i}": f"IoU>.{i}" for i in (1, 3, 5)},
+    "boxes_per_image": BOXES,
+    "mean_iou_otsu": "mean IoU, Otsu",
+    "mean_iou_fixed": "mean IoU, cut at .5",
+    "mean_iou_tuned": "mean IoU, tuned",
+    "hit_rate": "hit rate",
+    "map": "mean TP/(TP+FP+FN)",
+    "pooled": "pixels pooled",
+    "per_image": "mean of images",
 }
 PROTOCOL = {
     "wang2017": "Wang 2017 (ChestX-ray8)",
@@ -39,27 +38,14 @@ PROTOCOL = {
     "rsna": "RSNA challenge 2018",
     "pixel_auprc": "Pixel AUPRC (Arun 2021)",
 }
+AFP = "AFP, false boxes per true box of any finding"
 MEASURE = {  # of the scores with levels: their name, and how a level is compared
     "wang2017/acc_iou": ("Acc, share of boxes hit", "IoU>"),
-    "wang2017/afp_iou": ("AFP, false boxes per true box of any finding", "IoU>"),
+    "wang2017/afp_iou": (AFP, "IoU>"),
     "wang2017/acc_iobb": ("Acc, share of boxes hit", "IoBB>"),
-    "wang2017/afp_iobb": ("AFP, false boxes per true box of any finding", "IoBB>"),
+    "wang2017/afp_iobb": (AFP, "IoBB>"),
     "li2018/acc_iou": ("share of images", "IoU≥"),
     "li2018/acc_ior": ("share of images", "IoR≥"),
-}
-METRIC = {
-    "boxes_per_image": BOXES,
-    "max_box_acc": "MaxBoxAcc",
-    "max_box_acc_v2": "MaxBoxAccV2",
-    "pxap": "PxAP",
-    "mean_iou_otsu": "mean IoU, Otsu",
-    "mean_iou_fixed": "mean IoU, cut at .5",
-    "mean_iou_tuned": "mean IoU, tuned",
-    "hit_rate": "hit rate",
-    "map": "mean TP/(TP+FP+FN)",
-    "pooled": "pixels pooled",
-    "per_image": "mean of images",
-    "pointing_game": "pointing",
 }
 FILES = {
     "maps": "images with a map",
@@ -76,28 +62,23 @@ FILES = {
 }
 
 
-def sheets(result: dict) -> list[Sheet]:
-    """Every table of one eval/SPLIT.json, in reading order."""
-    out = [_classification(result)]
-    for finding, entries in result["localization"].items():
-        out.append(_headline(result, finding))
-        out += [sheet for p in _protocols(entries) for sheet in _protocol(entries, finding, p)]
-        out += _differences(result, finding)
-        out += _faithfulness(result, finding)
-    return [*out, *_counts(result)]
-
-
-def heading(result: dict) -> str:
-    """What was scored, in a line."""
+def document(result: dict) -> tuple[str, list[Sheet], list[str]]:
+    """Of one eval/SPLIT.json what was scored, in a line; every table, in reading order; and lines that belong to none:
+    findings without a table, and notes of `score_files`."""
     counts = f"{result['n_images']} images, {result['n_boxed_images']} with boxes"
-    return f"{result['dataset']} / {result['split']}: {counts}"
-
-
-def remarks(result: dict) -> list[str]:
-    """Lines that belong to no table: findings without one, and notes of `score_files`."""
-    missing = [f for f in result["classification"] if f not in result["localization"]]
+    sheets = [_classification(result)]
+    for finding, entries in result["localization"].items():
+        sheets.append(_headline(result, finding, entries))
+        for protocol in dict.fromkeys(name for entry in entries.values() for name in entry.get("protocols", {})):
+            sheets += _protocol(entries, finding, protocol)
+        if differences := result.get("differences", {}).get(finding):
+            sheets.append(_differences(differences, finding))
+        if measured := result.get("faithfulness", {}).get(finding):
+            sheets.append(_faithfulness(measured, finding))
+    missing = [finding for finding in result["classification"] if finding not in result["localization"]]
     lines = [f"Not localized (no positive image has a box): {', '.join(missing)}"] if missing else []
-    return [*lines, *result.get("notes", [])]
+    title = f"{result['dataset']} / {result['split']}: {counts}"
+    return title, [*sheets, *_counts(result)], [*lines, *result.get("notes", [])]
 
 
 def _classification(result: dict) -> Sheet:
@@ -107,7 +88,7 @@ def _classification(result: dict) -> Sheet:
     entries += [(n, f"{n}, plain classifier", row) for n, row in result.get("classification_plain", {}).items()]
     rows = []
     for finding, name, row in entries:
-        scores = [score_cell(row[m]) if m in row else Cell("-") for m in metrics]
+        scores = [score_cell(row.get(metric)) for metric in metrics]
         if row["auroc"]["value"] is None:
             scores[0] = Cell(row["auroc"].get("reason", "undefined"))
         counts = result["counts"][finding]
@@ -119,91 +100,74 @@ def _classification(result: dict) -> Sheet:
     return Sheet("classification", "Classification", headings, tuple(rows), notes)
 
 
-def _headline(result: dict, finding: str) -> Sheet:
-    entries, counts = result["localization"][finding], result["counts"][finding]
-    scores = {h: {m: _look(entries[m], path) for m in entries} for h, path in COLUMNS.items()}
-    scores[BOXES] = {m: {"value": entry["boxes_per_image"]} for m, entry in entries.items()}
+def _headline(result: dict, finding: str, entries: dict) -> Sheet:
+    counts = result["counts"][finding]
+    columns = {h: {m: reduce(getitem, path, entry) for m, entry in entries.items()} for h, path in COLUMNS.items()}
+    columns[BOXES] = {m: {"value": entry["boxes_per_image"]} for m, entry in entries.items()}
+    thresholds = {m: entry["threshold"] for m, entry in entries.items()}
     notes = [INTERVALS, f"mean boxes from {result['mean_boxes_from'][finding]}; frame {result['frame']} px"]
-    left_out = {
-        "positive without a box": counts["skipped_positive_without_box"],
-        "boxed but not positive": counts["skipped_boxed_not_positive"],
-    }
-    if skipped := ", ".join(f"{n} {why}" for why, n in left_out.items() if n):
+    left_out = [(counts["skipped_positive_without_box"], "positive without a box")]
+    left_out.append((counts["skipped_boxed_not_positive"], "boxed but not positive"))
+    if skipped := ", ".join(f"{n} {why}" for n, why in left_out if n):
         notes.append(f"not scored: {skipped}")
     title = f"Localization of {finding}: {counts['scored_boxes']} boxes on {counts['scored_images']} images"
-    return method_sheet("headline", title, entries, scores, {m: e["threshold"] for m, e in entries.items()}, notes)
-
-
-def _protocols(entries: dict) -> list[str]:
-    return list(dict.fromkeys(name for entry in entries.values() for name in entry.get("protocols", {})))
+    return method_sheet("headline", title, entries, columns, thresholds, notes)
 
 
 def _protocol(entries: dict, finding: str, protocol: str) -> list[Sheet]:
     """A sheet for each score with levels, the scores without beside the first; or one of these alone."""
     blocks = {m: entry["protocols"][protocol] for m, entry in entries.items()}
     thresholds = {m: block["threshold"] for m, block in blocks.items()}
-    metrics = list(dict.fromkeys(name for block in blocks.values() for name in block if name != "threshold"))
     title, flat, levelled = f"{PROTOCOL.get(protocol, protocol)}, {finding}", {}, {}
-    for metric in metrics:
+    for metric in dict.fromkeys(name for block in blocks.values() for name in block if name != "threshold"):
         found = {m: block.get(metric) for m, block in blocks.items()}
         first = next(v for v in found.values() if v is not None)
         if isinstance(first, dict) and "value" not in first:
             name, compared = MEASURE.get(f"{protocol}/{metric}", (metric, ">"))
-            columns = {
-                f"{compared}{t.removeprefix('0')}": {m: (v or {}).get(t) for m, v in found.items()} for t in first
+            levelled[f"{title}: {name}, {compared[:-1]}"] = {
+                compared + level.removeprefix("0"): {m: (v or {}).get(level) for m, v in found.items()}
+                for level in first
             }
-            levelled[f"{title}: {name}, {compared[:-1]}"] = columns, not metric.startswith("afp")
         else:
-            oracle = {
-                m: t["tuned_on"] == "oracle" and bool(t["value"]) and metric != "pxap" for m, t in thresholds.items()
-            }
-            flat[METRIC.get(metric, metric)] = {
-                m: {**(v if isinstance(v, dict) else {"value": v}), **({"tuned_on": "oracle"} if oracle[m] else {})}
-                for m, v in found.items()
-            }
-    if not levelled:
-        levelled = {title: ({}, True)}
-    notes = [INTERVALS]
+            column = flat[METRIC.get(metric, metric)] = {}
+            for m, v in found.items():
+                column[m] = v if isinstance(v, dict) else {"value": v}
+                if thresholds[m]["tuned_on"] == "oracle" and thresholds[m]["value"] and metric != "pxap":
+                    column[m] = column[m] | {"tuned_on": "oracle"}
+    notes, sheets = [INTERVALS], []
     if protocol == "chexlocalize":
         notes.append("cut at: of the tuned score; Otsu's threshold is each map's own, .5 is fixed")
-    out = []
-    for i, (name, (columns, ranked)) in enumerate(levelled.items()):
-        out.append(
-            method_sheet("protocol", name, entries, columns | (flat if i == 0 else {}), thresholds, notes, ranked)
-        )
-    return out
+    for name, columns in (levelled or {title: {}}).items():
+        columns = columns if sheets else columns | flat
+        sheets.append(method_sheet("protocol", name, entries, columns, thresholds, notes, ranked=AFP not in name))
+    return sheets
 
 
-def _differences(result: dict, finding: str) -> list[Sheet]:
-    """Every method minus CAM and minus the best control, paired; nothing where there is no rival."""
-    differences = result.get("differences", {}).get(finding)
-    if not differences:
-        return []
-    metrics = list(next(iter(differences.values())))
-    rows = tuple(
-        Row(name, tuple(score_cell(row[m], sign=True, verdict=_verdict(row[m])) for m in metrics))
-        for name, row in differences.items()
-    )
-    controls = {m: v["control"] for row in differences.values() for m, v in row.items() if "control" in v}
-    best = ", ".join(f"{SHORT.get(m, m)} {name.removeprefix('control/')}" for m, name in controls.items())
+def _differences(differences: dict, finding: str) -> Sheet:
+    """Every method minus CAM and minus the best control, paired."""
+    metrics, rows, controls = list(next(iter(differences.values()))), [], {}
+    for name, row in differences.items():
+        rows.append(Row(name, tuple(_difference(row[metric]) for metric in metrics)))
+        controls |= {metric: v["control"].removeprefix("control/") for metric, v in row.items() if "control" in v}
     notes = ["paired 95% interval; green or red on screen: it excludes 0"]
-    notes += [f"best control, chosen for each column: {best}"] if best else []
-    headings = ("difference", *(SHORT.get(m, m) for m in metrics))
-    return [Sheet("differences", f"Paired differences, {finding}", headings, rows, tuple(notes))]
+    if best := ", ".join(f"{METRIC.get(metric, metric)} {name}" for metric, name in controls.items()):
+        notes.append(f"best control, chosen for each column: {best}")
+    headings = ("difference", *(METRIC.get(metric, metric) for metric in metrics))
+    return Sheet("differences", f"Paired differences, {finding}", headings, tuple(rows), tuple(notes))
 
 
-def _faithfulness(result: dict, finding: str) -> list[Sheet]:
-    """Deletion and insertion of a run's maps, where they were measured."""
-    methods = result.get("faithfulness", {}).get(finding)
-    if not methods:
-        return []
-    metrics = {"deletion": "deletion (low is good)", "insertion": "insertion (high is good)"}
-    rows = []
-    for method in sorted(methods, key=rank):
-        group, name = group_of(method)
-        rows.append(Row(name, tuple(score_cell(methods[method][m]) for m in metrics), group))
-    title = f"Faithfulness to the model, {finding}"
-    return [Sheet("faithfulness", title, ("method", *metrics.values()), tuple(rows), (INTERVALS,))]
+def _difference(v: dict) -> Cell:
+    low, high = v["ci95"] or (0, 0)
+    verdict = "" if low <= 0 <= high else "green" if v["value"] > 0 else "red"
+    below = f"{number(low, sign=True)} {number(high, sign=True)}" if v["ci95"] else ""
+    return Cell(number(v["value"], sign=True), below, verdict=verdict)
+
+
+def _faithfulness(methods: dict, finding: str) -> Sheet:
+    """Deletion and insertion of a run's maps."""
+    headings = ("method", "deletion (low is good)", "insertion (high is good)")
+    rows = method_rows({m: [score_cell(v["deletion"]), score_cell(v["insertion"])] for m, v in methods.items()})
+    return Sheet("faithfulness", f"Faithfulness to the model, {finding}", headings, rows, (INTERVALS,))
 
 
 def _counts(result: dict) -> list[Sheet]:
@@ -215,27 +179,12 @@ def _counts(result: dict) -> list[Sheet]:
         rows.append(Row(finding, tuple(Cell(str(v)) for v in values)))
     headings = ("finding", "positive", "negative", "unknown", "scored images", "scored boxes")
     headings += ("positive without box", "boxed, not positive")
-    out = [Sheet("counts", "Images counted", headings, tuple(rows))]
+    sheets = [Sheet("counts", "Images counted", headings, tuple(rows))]
     if files := result.get("files"):
-        rows = [Row(_file_name(name), (Cell(str(count)),)) for name, count in files.items()]
-        out.append(Sheet("files", "Files matched", ("", "count"), tuple(rows)))
-    return out
-
-
-def _file_name(name: str) -> str:
-    prefix = "tune_on_"
-    if name.startswith(prefix):
-        return f"--tune-on: {FILES.get(name.removeprefix(prefix), name).strip()}"
-    return FILES.get(name, name)
-
-
-def _look(row: dict, path: tuple[str, ...]) -> dict:
-    for name in path:
-        row = row[name]
-    return row
-
-
-def _verdict(v: dict) -> str:
-    if not v["ci95"] or v["ci95"][0] <= 0 <= v["ci95"][1]:
-        return ""
-    return "green" if v["value"] > 0 else "red"
+        rows = []
+        for name, count in files.items():
+            told = FILES.get(name.removeprefix("tune_on_"), name)
+            told = f"--tune-on: {told.strip()}" if name.startswith("tune_on_") else told
+            rows.append(Row(told, (Cell(str(count)),)))
+        sheets.append(Sheet("files", "Files matched", ("", "count"), tuple(rows)))
+    return sheets

@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 
 from infomask_jax import evaluate, report
-from infomask_jax.report.figures import folders
 from infomask_jax.score_files import box_tables, galleries, map_file, matching
 from infomask_jax.system import write_all
 from infomask_jax.text import normal
@@ -45,61 +44,46 @@ def score_files(
     Returns: what eval.json holds: the dict of `evaluate.score`, `inputs`, `files` (how many images have what), `notes`.
     Raises: ValueError naming file, array or row, what was expected, what was found and what to do. Nothing is written.
     """
-    _check_options(protocols, frame=frame, seed=seed, resamples=resamples)
     out = Path(out)
+    _check_options(protocols, frame=frame, seed=seed, resamples=resamples)
     _check_out(out)
-    file, find = map_file.read(maps), None if images is None else galleries.finder(Path(images))
-    val_file = None if tune_on is None else map_file.read(tune_on)
-    ids = dict.fromkeys([*file.ids, *(val_file.ids if val_file else ())])
-    table = box_tables.read(boxes, None if find is None else galleries.size_of(find), ids)
+    file, val_file = map_file.read(maps), map_file.read(tune_on) if tune_on else None
+    ids, tables = dict.fromkeys([*file.ids, *(val_file.ids if val_file else ())]), ", ".join(map(str, boxes))
+    find = galleries.finder(Path(images)) if images else None
+    table = box_tables.read(boxes, galleries.size_of(find) if find else None, ids)
     if not table.boxed:
-        raise ValueError(f"{', '.join(map(str, boxes))}: expected a box, found only negative images")
+        raise ValueError(f"{tables}: expected a box, found only negative images")
     matching.check_ids(file, val_file, table)
-    file, wanted = matching.spelled(file, table), tuple(table.spellings.get(f, f) for f in map(normal, findings))
-    chosen, axes = matching.findings_of(file, table, wanted, boxes)
-    notes = matching.check_boxed(chosen, bool(findings), table, boxes) + matching.ambiguous(file, axes)
-    if odd := matching.misspelled(ids, {**table.boxes, **table.negative}):
-        what = f"{odd[0][0]!r} has a map and {odd[0][1]!r} a row in the boxes"
-        notes.insert(0, f"{len(odd)} images are not matched, but would be without folder and suffix: {what}")
+    wanted = [table.spellings.get(name, name) for name in map(normal, findings)]
+    chosen, axes, notes = matching.findings_of(file, table, wanted, tables)
+    notes = matching.nearly_matched(ids, table) + matching.without_box(chosen, bool(findings), table, tables) + notes
     data, arrays = matching.split_of(file, table, chosen, axes)
     val = val_maps = None
     if val_file:
-        val_file = matching.spelled(val_file, table)
-        val_axes = matching.findings_of(val_file, table, tuple(chosen), boxes)[1]
+        _, val_axes, more = matching.findings_of(val_file, table, chosen, tables)
         val, val_maps = matching.split_of(val_file, table, chosen, val_axes)
-        notes += matching.ambiguous(val_file, val_axes)
-        lacking = [f for k, f in enumerate(chosen) if not any(k in own for _, own in val["boxes"])]
-        if lacking:
+        notes += more
+        if lacking := [f for k, f in enumerate(chosen) if not any(k in own for _, own in val["boxes"])]:
             notes.append(f"no box on the images of {val_file.path.name}: thresholds are fixed for {', '.join(lacking)}")
         if shared := {*data["patient_id"]} & {*val["patient_id"]} - {""}:
             notes.append(f"{len(shared)} patients are in {val_file.path.name} too: tuned thresholds have seen them")
-    pool = {} if find is None else galleries.choose(data, chosen, find, frame, images)
-    result, rows = evaluate.score(
-        chosen,
-        data,
-        arrays,
-        frame=frame,
-        val=val,
-        val_maps=val_maps,
-        dataset=", ".join(Path(path).name for path in boxes),
-        split=file.path.name,
-        seed=seed,
-        resamples=resamples,
-        protocols=tuple(protocols) or evaluate.PROTOCOLS,
-    )
+    missing = galleries.without_file(find, file.ids, images) if find else set()
+    names = {"dataset": ", ".join(Path(path).name for path in boxes), "split": file.path.name}
+    options = {"frame": frame, "val": val, "val_maps": val_maps, "seed": seed, "resamples": resamples}
+    options["protocols"] = tuple(protocols) or evaluate.PROTOCOLS
+    result, rows = evaluate.score(chosen, data, arrays, **names, **options)
     result["inputs"] = {"maps": str(maps), "boxes": [str(path) for path in boxes]}
     result["inputs"] |= {"tune_on": str(tune_on)} if tune_on else {}
-    result["files"] = matching.count(data, table, chosen, set(ids))
-    if val is not None:
-        result["files"] |= {f"tune_on_{name}": n for name, n in matching.count(val, table, chosen, None).items()}
-    if find is not None:
-        result["files"]["without_image_file"] = sum(not galleries.has_file(find, i) for i in file.ids)
+    result["files"] = matching.count(data) | matching.count_boxes(data, table, chosen, ids)
+    if val:
+        result["files"] |= {f"tune_on_{name}": n for name, n in matching.count(val).items()}
+    if find:
+        result["files"]["without_image_file"] = len(missing)
     result["notes"] = notes
     content = {out / FILES[ending]: text for ending, text in report.render(result, rows).items()}
     content |= dict.fromkeys(galleries.old(out / "figures"))
-    for finding, name in folders(pool).items():
-        folder = out / "figures" / (name if len(pool) > 1 else "")
-        content |= galleries.draw(result, finding, chosen.index(finding), data, arrays, pool[finding], folder)
+    if find:
+        content |= galleries.draw(out / "figures", result, data, arrays, find, missing)
     console, paths = report.console(), write_all(content)
     report.print_scores(result, console, protocols=bool(protocols))
     console.print("written:", *map(str, paths), sep="\n  ", soft_wrap=True, markup=False, highlight=False)

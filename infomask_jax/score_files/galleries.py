@@ -1,4 +1,4 @@
-"""Galleries of anyone's maps: the files of images by their names, which of them to draw, and the drawing."""
+"""Galleries of anyone's maps: the files of images by their names, and the drawing."""
 
 import os
 from collections.abc import Callable
@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from infomask_jax.datasets import images, lookup
-from infomask_jax.localize import boxes_from_map
-from infomask_jax.report.figures import galleries
+from infomask_jax.localize import boxes_from_map, four_axes, of_finding
+from infomask_jax.report import figures
 from infomask_jax.report.sheet import rank
-
-POOL = 400  # images that a gallery chooses from; of more, evenly spaced ones
 
 
 def finder(folder: Path) -> Callable[[str], Path]:
@@ -38,66 +36,41 @@ def size_of(find: Callable[[str], Path]) -> Callable[[str], tuple[int, int]]:
     return cache(lambda image: images.decode(find(image)).shape)
 
 
-def has_file(find: Callable[[str], Path], image: str) -> bool:
-    """Whether an image has a file."""
-    try:
-        return bool(find(image))
-    except LookupError:
-        return False
-
-
-def choose(data: dict, chosen, find, frame: int, folder: Path) -> dict[str, tuple[np.ndarray, list]]:
-    """For each finding, images that its galleries choose from: positions, and gray [frame,frame] arrays.
-
-    Scored positives, and negatives where there are probabilities to reject them. ValueError if no file is there at all.
-    """
-    there = np.array([has_file(find, i) for i in data["image_id"]])
-    if not there.any():
-        raise ValueError(f"--images {folder}: expected files of the images, found none of {data['image_id'][0]!r}")
-    out, cut = {}, cache(lambda i: images.resize(images.decode(find(data["image_id"][i])), frame))
-    for k, finding in enumerate(chosen):
-        positive = np.array([k in at for _, at in data["boxes"]])
-        if not positive.any():
-            continue
-        negative = ~positive & (data["labels"][:, k] == 0) & ("probabilities" in data)
-        few, many = sorted((np.flatnonzero(positive & there), np.flatnonzero(negative & there)), key=len)
-        few = spread(few, POOL // 2)  # each its half, so that the rarer kind is not lost among the other
-        index = np.sort(np.r_[few, spread(many, POOL - len(few))])
-        out[finding] = index, [cut(int(i)) for i in index]
-    return out
-
-
-def spread(index: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` of the positions, evenly spread."""
-    return index[np.unique(np.linspace(0, len(index) - 1, min(count, len(index))).astype(int))]
+def without_file(find: Callable[[str], Path], ids: list[str], folder: Path) -> set[str]:
+    """The images that have no file. ValueError if none has one."""
+    missing = set()
+    for image in ids:
+        try:
+            find(image)
+        except LookupError:
+            missing.add(image)
+    if len(missing) == len(ids):
+        raise ValueError(f"--images {folder}: expected files of the images, found none of {ids[0]!r}")
+    return missing
 
 
 def draw(
-    result: dict, finding: str, k: int, data: dict, maps: dict, chosen: tuple, folder: Path
+    folder: Path, result: dict, data: dict, maps: dict[str, np.ndarray], find: Callable[[str], Path], missing: set[str]
 ) -> dict[Path, bytes | None]:
-    """hits.png and misses.png of a finding, by the tables' first method; its boxes are drawn at the scored threshold.
+    """hits.png and misses.png of every finding (see `report.figures.galleries`), by the tables' first method, with its
+    boxes at the scored threshold.
 
     Args:
-      result, data, maps: of `evaluate.score`; `finding` is number k. chosen: of `choose`.
-    Returns: as `report.figures.galleries`.
+      result, data, maps: of `evaluate.score`. missing: images without a file, which are not drawn.
     """
-    index, pixels = chosen
-    methods = sorted(maps, key=rank)
-    frame, first = (result["frame"],) * 2, methods[0]
-    own = {m: (maps[m] if maps[m].ndim == 3 else maps[m][..., k])[index] for m in methods}
-    threshold = result["localization"][finding][first]["threshold"]["value"]
-    given = "probabilities" in data
-    return galleries(
-        pixels,
-        own,
-        [data["boxes"][i][0][data["boxes"][i][1] == k] for i in index],
-        {first: [boxes_from_map(heat, threshold, frame)[0] for heat in own[first]]},
-        data["probabilities"][index, k] if given else np.full(len(index), np.nan),
-        data["labels"][index, k],
-        [data["image_id"][i] for i in index],
-        folder,
-        f"{result['split']}, {finding}, {len(index)} images" + ("" if given else ", no probabilities given"),
-    )
+    methods, size = sorted(maps, key=rank), result["frame"]
+    own = {method: four_axes(maps[method]) for method in methods}
+
+    def boxes_of(finding: str, i: int) -> np.ndarray:
+        heat = of_finding(own[methods[0]], list(result["classification"]).index(finding))[i]
+        return boxes_from_map(heat, result["localization"][finding][methods[0]]["threshold"]["value"], (size, size))[0]
+
+    def image_of(i: int) -> np.ndarray:
+        return images.resize(images.decode(find(data["image_id"][i])), size)
+
+    here = np.array([image not in missing for image in data["image_id"]])
+    shown = {**data, "labels": np.where(here[:, None], data["labels"], -1)}  # of what is unknown nothing is drawn
+    return figures.galleries(folder, result, shown, own, boxes_of, image_of)
 
 
 def old(folder: Path) -> list[Path]:

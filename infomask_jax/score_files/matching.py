@@ -1,7 +1,6 @@
 """Files of maps and tables of boxes, matched by the names of images and findings."""
 
 import re
-from dataclasses import replace
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -17,10 +16,10 @@ def check_ids(file: MapFile, val_file: MapFile | None, table: BoxTable) -> None:
     """Raise unless images of each file have rows, and none is in both; BadMaps names an example."""
     listed = {**table.boxes, **table.negative}
     for each in (file, val_file) if val_file else (file,):
-        if listed.keys() & set(each.ids):
+        if listed.keys() & {*each.ids}:
             continue
         own, other, hint = each.ids[0], next(iter(listed), "nothing"), "spell image_id as the boxes do"
-        if same := misspelled(each.ids, listed):
+        if same := _misspelled(each.ids, listed):
             hint = f"without folder and suffix {same[0][0]!r} is {same[0][1]!r}: {hint}"
         elif each is val_file:
             hint += ", or leave --tune-on out"
@@ -28,18 +27,25 @@ def check_ids(file: MapFile, val_file: MapFile | None, table: BoxTable) -> None:
         raise BadMaps(f"{where}: no image in common with the boxes: image_id has {own!r}, they have {other!r}; {hint}")
     if val_file is None:
         return
-    scored = set(file.ids)
+    scored = {*file.ids}
     if shared := [i for i in val_file.ids if i in scored]:
         what = f"{len(shared)} of its {len(val_file.ids)} images are in {file.path} too, for example {shared[0]!r}"
         raise BadMaps(f"--tune-on {val_file.path}: {what}; thresholds tuned on scored images would be an oracle")
-    if set(val_file.maps) != set(file.maps):
+    if val_file.maps.keys() != file.maps.keys():
         own, other = (", ".join(sorted(f.maps)) for f in (file, val_file))
         raise BadMaps(f"--tune-on {val_file.path}: expected maps of {own}, as in {file.path}; found {other}")
 
 
-def misspelled(ids, listed) -> list[tuple[str, str]]:
+def nearly_matched(ids, table: BoxTable) -> list[str]:
+    """A note on images of the maps that only their folder or suffix keeps from a row in the boxes."""
+    odd = _misspelled(ids, {**table.boxes, **table.negative})
+    what = f"{odd[0][0]!r} has a map and {odd[0][1]!r} a row in the boxes" if odd else ""
+    return [f"{len(odd)} images are not matched, but would be without folder and suffix: {what}"] if odd else []
+
+
+def _misspelled(ids, listed) -> list[tuple[str, str]]:
     """Of names in only one of two lists, the pairs that are one name but for folder and suffix."""
-    ids, listed = dict.fromkeys(ids), dict.fromkeys(listed)
+    ids = dict.fromkeys(ids)
     stems = {_stem(name): name for name in listed if name not in ids}
     return [(name, stems[_stem(name)]) for name in ids if name not in listed and _stem(name) in stems]
 
@@ -48,41 +54,18 @@ def _stem(name: str) -> str:
     return re.sub(r"\.[a-z]\w{0,4}$", "", PurePosixPath(name).name, flags=re.IGNORECASE)
 
 
-def spelled(file: MapFile, table: BoxTable) -> MapFile:
-    """The file with its findings as the tables spell them."""
-    if file.findings is None:
-        return file
-    findings = [table.spellings.get(name, name) for name in file.findings]
-    if len(set(findings)) < len(findings):
-        raise BadMaps(f"{file.path}, findings: expected each once, found two spellings among {', '.join(findings)}")
-    return replace(file, findings=findings)
+def findings_of(file: MapFile, table: BoxTable, wanted, tables: str) -> tuple[list[str], list[str], list[str]]:
+    """The findings to score, as the tables spell them, the names of the last axes of the file's arrays, and notes.
 
-
-def check_boxed(chosen, asked: bool, table: BoxTable, boxes) -> list[str]:
-    """Notes on findings without a box. ValueError if they were asked for by name, or if none has a box."""
-    boxed, tables = table.boxed, ", ".join(map(str, boxes))
-    lacking = [name for name in chosen if name not in boxed]
-    if not lacking:
-        return []
-    if asked or lacking == list(chosen):
-        hint = "; leave it out (names of axes: store them all as `findings`)" if asked else ""
-        raise ValueError(f"{tables}: expected boxes of {', '.join(lacking)}; found only {', '.join(boxed)}{hint}")
-    return [f"no box in {tables} of {', '.join(lacking)}"]
-
-
-def ambiguous(file: MapFile, axes) -> list[str]:
-    """Notes on arrays whose second axis might be the findings, too."""
-    k = len(axes)
-    odd = [name for name, array in file.maps.items() if array.ndim == 4 and array.shape[1] == k == array.shape[3]]
-    what = f"of shape {file.maps[odd[0]].shape}: the last axis was taken as findings" if odd else ""
-    return [f"{file.path.name}, {', '.join(odd)}: {what}"] if odd else []
-
-
-def findings_of(file: MapFile, table: BoxTable, wanted: tuple[str, ...], boxes) -> tuple[list[str], list[str]]:
-    """The findings to score, and the names of the last axes of the file's arrays."""
-    tables, known = ", ".join(map(str, boxes)), table.findings
-    axes = file.findings
-    if axes is None and file.axes is not None:
+    Args:
+      wanted: the findings that were asked for; none: all. tables: names of the files of the table, for messages.
+    """
+    known, axes = table.findings, None
+    if file.findings is not None:
+        axes = [table.spellings.get(name, name) for name in file.findings]
+        if len({*axes}) < len(axes):
+            raise BadMaps(f"{file.path}, findings: expected each once, found two spellings among {', '.join(axes)}")
+    elif file.axes is not None:
         axes = list(wanted) or known
         if len(axes) != file.axes:
             found = f"--findings {' '.join(wanted)}" if wanted else f"{tables} with {', '.join(known) or 'no finding'}"
@@ -92,77 +75,87 @@ def findings_of(file: MapFile, table: BoxTable, wanted: tuple[str, ...], boxes) 
             wish = f"store `findings`, or pass --findings with the {len(axes)} names in the order of the axes"
             raise BadMaps(f"{file.path}: expected to be told which axis is which finding, found no names; {wish}")
     chosen = list(wanted) or axes or known
-    if axes is None:
-        if len(chosen) > 1 and not wanted:
-            wish = "pass --findings, or store maps as [N,h,w,K] with `findings`"
-            raise BadMaps(f"{file.path}: one map an image, but boxes of several findings ({', '.join(chosen)}); {wish}")
-        axes = chosen
-    if len(set(chosen)) < len(chosen):
+    if axes is None and len(chosen) > 1 and not wanted:
+        wish = "pass --findings, or store maps as [N,h,w,K] with `findings`"
+        raise BadMaps(f"{file.path}: one map an image, but boxes of several findings ({', '.join(chosen)}); {wish}")
+    if len({*chosen}) < len(chosen):
         raise ValueError(f"--findings: expected each finding once, found {', '.join(chosen)}")
-    if unknown := [name for name in chosen if name not in (file.findings or known)]:
-        where = file.path if file.findings else tables
-        some = ", ".join(file.findings or known)
+    there = axes if file.findings else known
+    if unknown := [name for name in chosen if name not in there]:
+        some, where = ", ".join(there), file.path if file.findings else tables
         raise ValueError(f"--findings: expected some of {some}, as {where} has; found {', '.join(unknown)}")
+    axes = axes or chosen
     for name in ("probability", "label"):
         array = getattr(file, name)
         if array is not None and array.shape[1] != len(axes):
             raise BadMaps(f"{file.path}, {name}: expected a column for each of {', '.join(axes)}; found {array.shape}")
-    return chosen, axes
+    k = len(axes)
+    odd = [name for name, array in file.maps.items() if array.ndim == 4 and array.shape[1] == k == array.shape[3]]
+    what = f"of shape {file.maps[odd[0]].shape}: the last axis was taken as findings" if odd else ""
+    return chosen, axes, [f"{file.path.name}, {', '.join(odd)}: {what}"] if odd else []
+
+
+def without_box(chosen: list[str], asked: bool, table: BoxTable, tables: str) -> list[str]:
+    """A note on findings without a box. ValueError if they were asked for by name, or if none has a box."""
+    boxed = table.boxed
+    if not (lacking := [name for name in chosen if name not in boxed]):
+        return []
+    if asked or lacking == chosen:
+        hint = "; leave it out (names of axes: store them all as `findings`)" if asked else ""
+        raise ValueError(f"{tables}: expected boxes of {', '.join(lacking)}; found only {', '.join(boxed)}{hint}")
+    return [f"no box in {tables} of {', '.join(lacking)}"]
 
 
 def split_of(file: MapFile, table: BoxTable, chosen, axes) -> tuple[dict, dict[str, np.ndarray]]:
     """Split and maps as `evaluate.score` takes them."""
     n, pick = len(file.ids), [axes.index(name) for name in chosen]
     labels = np.full((n, len(chosen)), -1) if file.label is None else file.label[:, pick].astype(int)
-    boxes, problems = [], []
+    boxes, patients, problems = [], [], []
+
+    def told(name: str, wanted: str, found) -> None:
+        problems.append(Problem(file.path.name, None, name, f"expected {wanted}, as the boxes say; found {found}"))
+
     for i, image in enumerate(file.ids):
-        own = table.boxes.get(image, [])
-        boxed, negative = {finding for finding, _ in own}, table.negative.get(image, set())
+        own, negative = table.boxes.get(image, []), table.negative.get(image, set())
         for k, finding in enumerate(chosen):
-            says = 1 if finding in boxed else 0 if {finding, ALL} & negative else -1
+            says = 1 if any(finding == name for name, _ in own) else 0 if {finding, ALL} & negative else -1
             if says >= 0:
                 if labels[i, k] == 1 - says:
-                    reason = f"expected {says} or -1 of {finding}, as the boxes say; found {1 - says}"
-                    problems.append(Problem(file.path.name, None, f"label of {image}", reason))
+                    told(f"label of {image}", f"{says} or -1 of {finding}", 1 - says)
                 labels[i, k] = says
         at = [chosen.index(finding) if finding in chosen else -1 for finding, _ in own]
         boxes.append((np.array([box for _, box in own], np.float32).reshape(-1, 4), np.array(at, int)))
-    patients, patient_of = [], table.patient_of or (lambda image: "")
-    for image, own in zip(file.ids, file.patients or [""] * n, strict=True):
-        told = table.patients.get(image)
-        if own and told and own != told:
-            reason = f"expected {told!r}, as the boxes say; found {own!r}"
-            problems.append(Problem(file.path.name, None, f"patient_id of {image}", reason))
-        patients.append(own or told or patient_of(image))
+        known, given = table.patients.get(image), file.patients[i] if file.patients else ""
+        if known and given and known != given:
+            told(f"patient_id of {image}", repr(known), repr(given))
+        patients.append(given or known or (table.patient_of(image) if table.patient_of else ""))
     if problems:
         raise BadData(schema.describe(problems))
     data = {"image_id": file.ids, "patient_id": patients, "labels": labels, "boxes": boxes}
     if file.probability is not None:
         data["probabilities"] = file.probability[:, pick]
-    maps = {}
-    for method, array in file.maps.items():
-        if array.ndim == 4 and len(chosen) == 1:
-            array = array[..., pick[0]]
-        elif array.ndim == 4:
-            array = array[..., pick]
-        maps[method] = array
+    maps = {method: array if array.ndim == 3 else array[..., pick] for method, array in file.maps.items()}
     check_maps(maps, data, chosen, file.path.name)
     return data, maps
 
 
-def count(data: dict, table: BoxTable, chosen, ids: set[str] | None) -> dict[str, int]:
-    """Images by what is known of the chosen findings (each in one group), and, with `ids`, boxes that have no map."""
+def count(data: dict) -> dict[str, int]:
+    """Images by what is known of their findings, each in one group."""
     labels, boxed = data["labels"], np.array([np.any(at >= 0) for _, at in data["boxes"]])
-    positive = ~boxed & (labels == 1).any(1)
-    negative = ~boxed & (labels == 0).all(1)
+    positive, negative = ~boxed & (labels == 1).any(1), ~boxed & (labels == 0).all(1)
     out = {"maps": len(labels), "with_boxes": int(boxed.sum()), "positive_without_box": int(positive.sum())}
-    out |= {"negative": int(negative.sum()), "unknown": int((~boxed & ~positive & ~negative).sum())}
-    if ids is not None:
-        own = {i: sum(finding in chosen for finding, _ in boxes) for i, boxes in table.boxes.items()}
-        missed = [i for i, count in own.items() if count and i not in ids]
-        out["boxes"] = int(sum((at >= 0).sum() for _, at in data["boxes"]))
-        out["boxes_of_other_findings"] = int(sum(len(at) for _, at in data["boxes"])) - out["boxes"]
-        out["boxed_images_without_map"] = len(missed)
-        out["boxes_without_map"] = sum(own[i] for i in missed)
-        out["negative_images_without_map"] = len(table.negative.keys() - table.boxes.keys() - ids)
-    return out
+    return out | {"negative": int(negative.sum()), "unknown": int((~boxed & ~positive & ~negative).sum())}
+
+
+def count_boxes(data: dict, table: BoxTable, chosen, ids) -> dict[str, int]:
+    """Boxes of the scored images, and what the tables have of images that are not among the `ids`."""
+    own = {i: sum(finding in chosen for finding, _ in boxes) for i, boxes in table.boxes.items()}
+    missed = [i for i, count in own.items() if count and i not in ids]
+    kinds = np.concatenate([at for _, at in data["boxes"]])
+    return {
+        "boxes": int((kinds >= 0).sum()),
+        "boxes_of_other_findings": int((kinds < 0).sum()),
+        "boxed_images_without_map": len(missed),
+        "boxes_without_map": sum(own[i] for i in missed),
+        "negative_images_without_map": len(table.negative.keys() - table.boxes.keys() - ids.keys()),
+    }

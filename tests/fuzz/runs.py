@@ -19,8 +19,9 @@ import numpy as np
 from fuzz import mutators, tables
 from fuzz.workers import Bad
 
-from infomask_jax import checkpoint, datasets, experiment, pipeline, predict, report
+from infomask_jax import checkpoint, datasets, experiment, pipeline, predict
 from infomask_jax.config import Config, DataConfig, MachineConfig, ModelConfig, OptimizerConfig
+from infomask_jax.report import figures
 from infomask_jax.train import create_state
 
 VALUES = (
@@ -148,8 +149,8 @@ class Json(Runs):
 
     def report(self) -> None:
         drawn = {"galleries": {}, "training_curves": b""}  # which takes long, and reads nothing more
-        with mock.patch.multiple(report, **{name: mock.Mock(return_value=value) for name, value in drawn.items()}):
-            report.report(self.folder / "run", "test")
+        with mock.patch.multiple(figures, **{name: mock.Mock(return_value=value) for name, value in drawn.items()}):
+            experiment.redraw(self.folder / "run", "test")
 
 
 def damaged_json(rng: np.random.Generator, data: bytes) -> bytes:
