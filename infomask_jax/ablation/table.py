@@ -3,18 +3,18 @@
 import numpy as np
 import scipy.special
 
-from infomask_jax.ablation.predictions import Split
+from infomask_jax.ablation.predictions import Predicted, Split
 from infomask_jax.ablation.variants import Variant
-from infomask_jax.config import Config
 from infomask_jax.evaluate import bootstrap, pixels, ranking, scoring
 from infomask_jax.evaluate.bootstrap import Estimate, average
 from infomask_jax.evaluate.truth import patients_of
+from infomask_jax.localize import of_finding
 
 RESAMPLES = 1000
 MAP_SCORES, MODEL_SCORES = ("pxap", "pointing_game", "mean_iou"), ("auroc", "nll", "rate_z", "rate_m")
 
 
-def shown(v: Variant, config: Config, maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def shown(v: Variant, pooling: str, maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The maps of a run that are rows of the table, by row: the mask, of the default its bits and evidence, too; the
     evidence of the others, with the bits of a bottleneck and the weights of attention pooling.
 
@@ -22,27 +22,23 @@ def shown(v: Variant, config: Config, maps: dict[str, np.ndarray]) -> dict[str, 
     image's min-max (prepare_maps) changes little. A mask that beats the evidence but not this wins by its range alone.
     Evidence whose mean is pooled, weighed or not, is no logit of a cell and has no such row.
     """
+    name = v.name
     if v.method:
-        return {v.name: maps[v.method]}
-    if config.model.kind == "infomask":
-        rows = {v.name: maps["infomask"]}
+        return {name: maps[v.method]}
+    if "infomask" in maps:
         both = {"default/bits": maps["infomask_bits"], "default/evidence": maps["infomask_evidence"]}
-        return rows | both if v.name == "default" else rows
-    evidence = maps["vib_evidence" if config.model.kind == "vib" else "cam"]
-    if config.model.kind == "vib":
-        rows = {f"{v.name}/bits": maps["vib_bits"], f"{v.name}/evidence": evidence}
-    elif "attention" in maps:
-        rows = {f"{v.name}/weights": maps["attention"], f"{v.name}/evidence": evidence}
+        return {name: maps["infomask"]} | (both if name == "default" else {})
+    if "attention" in maps:
+        return {f"{name}/weights": maps["attention"], f"{name}/evidence": maps["cam"]}
+    if "vib_bits" in maps:
+        evidence = maps["vib_evidence"]
+        rows = {f"{name}/bits": maps["vib_bits"], f"{name}/evidence": evidence}
     else:
-        rows = {v.name: evidence}
-    if config.model.pooling != "mean" and "attention" not in maps:
-        rows[f"{v.name}/probability"] = scipy.special.expit(np.asarray(evidence, np.float32))
+        evidence = maps["cam"]
+        rows = {name: evidence}
+    if pooling != "mean":
+        rows[f"{name}/probability"] = scipy.special.expit(np.asarray(evidence, np.float32))
     return rows
-
-
-def of_finding(maps: np.ndarray, k: int) -> np.ndarray:
-    """Maps of finding k [N, h, w], of [N, h, w, K] or, shared by all, [N, h, w]."""
-    return maps if maps.ndim == 3 else maps[..., k]
 
 
 def resampled_patients(split: Split, k: int) -> dict[str, tuple]:
@@ -52,27 +48,21 @@ def resampled_patients(split: Split, k: int) -> dict[str, tuple]:
     return {name: bootstrap.patient_weights(those, RESAMPLES) for name, those in over.items()}
 
 
-def add_rows(table: dict, v: Variant, config: Config, predicted: list, splits: list[Split], k: int, weights) -> None:
-    """Score the maps of one run (`predicted`: of each split) and add them to the table of finding k.
+def add_run(table: dict, v: Variant, maps: list[dict], of_run: Predicted, splits: list[Split], k: int, weights) -> None:
+    """Score one run and add its rows to the table of finding k, {row: {"method", "group", "changes", "threshold": [of
+    each seed], "seeds": [{metric: Estimate} of each seed]}}.
 
-    A row: {"method", "group", "changes", "threshold": [of each seed], "seeds": [{metric: Estimate} of each seed]}.
+    Args:
+      maps: what is `shown` of each split. of_run: its logits and rates on the scored split.
+      weights: see `resampled_patients`.
     """
     if v.method:
         model = {name: table["cam"]["seeds"][-1][name] for name in MODEL_SCORES}
     else:
-        model = model_scores(predicted[0][1], splits[0].examples["labels"][:, k], k, weights)
-    maps = [shown(v, config, arrays) for arrays, _ in predicted]
+        model = model_scores(of_run, splits[0].examples["labels"][:, k], k, weights)
     for name in maps[0]:
         pair = [scoring.Prediction(of_finding(m[name], k)) for m in maps]
         _add(table, name, v.group, v.changes, (*pair, None)[:2], model, splits, k, weights)
-
-
-def merge(table: dict, rows: dict) -> None:
-    """Add the rows of one run, as `add_rows` makes them, to the table of a finding."""
-    for name, row in rows.items():
-        own = table.setdefault(name, row | {"threshold": [], "seeds": []})
-        own["threshold"] += row["threshold"]
-        own["seeds"] += row["seeds"]
 
 
 def add_controls(table: dict, splits: list[Split], k: int, weights: dict) -> None:
@@ -97,8 +87,7 @@ def map_scores(pair, splits: list[Split], k: int, weights) -> tuple[dict[str, Es
     The threshold is the best on validation, .5 where nothing can be tuned there, None of boxes. `pair`: the predictions
     of both splits, the second None without `val` and of boxes.
     """
-    truth = splits[0].truths[k]
-    threshold = None if pair[0].maps is None else scoring.FIXED_THRESHOLD
+    truth, threshold = splits[0].truths[k], None if pair[0].maps is None else scoring.FIXED_THRESHOLD
     frame = truth.mask.shape[1]
     if pair[1] is not None and len(splits[1].truths[k].scored):
         val = splits[1].truths[k]
@@ -113,17 +102,17 @@ def map_scores(pair, splits: list[Split], k: int, weights) -> tuple[dict[str, Es
     return {name: bootstrap.estimate(s, *weights) for name, s in scores.items()}, threshold
 
 
-def model_scores(numbers: dict, labels: np.ndarray, k: int, weights: dict) -> dict[str, Estimate]:
-    """MODEL_SCORES of finding k from the `numbers` of a run and labels [N]: AUROC, NLL (nats an image with a known
-    label), rates (bits an image)."""
+def model_scores(predicted: Predicted, labels: np.ndarray, k: int, weights: dict) -> dict[str, Estimate]:
+    """MODEL_SCORES of finding k from what a run predicts and labels [N]: AUROC, NLL (nats an image with a known label),
+    rates (bits an image)."""
     known = labels != -1
-    y, logits = labels[known] == 1, np.array(numbers["logits"])[known, k]
+    y, logits = labels[known] == 1, np.asarray(predicted.logits, float)[known, k]
     out = {"nll": bootstrap.estimate(average(np.logaddexp(0, np.where(y, -logits, logits))), *weights["known"])}
     out["auroc"] = Estimate(np.nan, np.full(RESAMPLES, np.nan), len(y), "one class only")
     if 0 < y.sum() < len(y):
         samples = ranking.resampled_classification(y, logits, *weights["known"])[0]
         out["auroc"] = Estimate(ranking.classification(y, logits)[0], samples, len(y))
-    for name, rates in zip(("rate_z", "rate_m"), np.array(numbers["rates"], float).T, strict=True):
+    for name, rates in zip(("rate_z", "rate_m"), np.asarray(predicted.rates, float).T, strict=True):
         out[name] = bootstrap.estimate(average(rates), *weights["all"])
     return out
 
@@ -141,9 +130,8 @@ def as_row(row: dict, default: dict, seeds: int) -> dict:
             "by_seed": [round(float(value), 6) for value in values],
         }
         if row is not default:
-            pairs = [
-                bootstrap.difference(a[metric], b) for a, b in zip(default["seeds"], _for_each(own, seeds), strict=True)
-            ]
+            own = own * seeds if len(own) == 1 else own  # a control, which no seed changes, stands for every seed
+            pairs = [bootstrap.difference(a[metric], b) for a, b in zip(default["seeds"], own, strict=True)]
             out["default_minus"][metric] = bootstrap.as_json(over_seeds(pairs))
     return out
 
@@ -157,8 +145,3 @@ def over_seeds(estimates: list[Estimate]) -> Estimate:
     draws = np.random.default_rng([0, 1]).multinomial(count, np.full(count, 1 / count), size=resamples)
     samples = np.einsum("rs,sr->r", draws, np.stack([e.samples for e in estimates])) / count
     return Estimate(float(np.mean([e.value for e in estimates])), samples, estimates[0].n)
-
-
-def _for_each(own: list[Estimate], seeds: int) -> list[Estimate]:
-    """What does not depend on the seed, a control, stands for every seed."""
-    return own * seeds if len(own) == 1 else own

@@ -21,13 +21,9 @@ from infomask_jax.explain.readout import Readout
 from infomask_jax.losses import BITS
 from infomask_jax.model import build
 
-METHODS: dict[str, Callable[..., jax.Array]] = {
-    method.__name__: method
-    for method in (
-        *(cam, gradcam, gradcam_plus_plus, hirescam, layercam, eigencam, scorecam, iba),  # on the latent grid
-        *(gradient, smoothgrad, integrated_gradients, occlusion, rise),  # on the pixels
-    )
-}
+ON_GRID = (cam, gradcam, gradcam_plus_plus, hirescam, layercam, eigencam, scorecam, iba)  # [B, h, w], of the latents
+ON_PIXELS = (gradient, smoothgrad, integrated_gradients, occlusion, rise)  # [B, H, W]
+METHODS: dict[str, Callable[..., jax.Array]] = {method.__name__: method for method in (*ON_GRID, *ON_PIXELS)}
 
 
 def attribution(

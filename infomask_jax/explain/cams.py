@@ -24,11 +24,10 @@ def feature_gradients(model: Readout, images: jax.Array) -> tuple[jax.Array, jax
     return features, jax.grad(lambda a: model.classify(a)[0].sum())(features)
 
 
-def gradcam(model: Readout, images: jax.Array, *, rectify: bool = True) -> jax.Array:
+def gradcam(model: Readout, images: jax.Array) -> jax.Array:
     """Grad-CAM (Selvaraju et al. 2017): relu(sum_d w_d A_d), w_d the gradient's mean over cells."""
     features, gradients = feature_gradients(model, images)
-    maps = jnp.einsum("bijd,bd->bij", features, gradients.mean(axis=(1, 2)))
-    return jax.nn.relu(maps) if rectify else maps
+    return jax.nn.relu(jnp.einsum("bijd,bd->bij", features, gradients.mean(axis=(1, 2))))
 
 
 def gradcam_plus_plus(model: Readout, images: jax.Array) -> jax.Array:
