@@ -58,16 +58,6 @@ def normalise(heat: np.ndarray) -> np.ndarray:
     return ((heat - low) / (high - low)).astype(np.float32)
 
 
-def four_axes(maps: np.ndarray) -> np.ndarray:
-    """Maps [N,h,w], which all findings share, or [N,h,w,M] -> [N,h,w,M]."""
-    return maps if np.ndim(maps) == 4 else np.asarray(maps)[..., None]
-
-
-def of_finding(maps: np.ndarray, k: int) -> np.ndarray:
-    """The maps [N,h,w] of finding k, of [N,h,w,M] with one map for all findings or one for each."""
-    return maps[..., min(k, maps.shape[-1] - 1)]
-
-
 def boxes_from_map(heat: np.ndarray, threshold: float, frame: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Tight boxes of the connected regions {s >= threshold} of s = the map, resized to `frame`, then min-maxed.
 

@@ -10,48 +10,21 @@ import jax
 import numpy as np
 import scipy.special
 
-from infomask_jax import checkpoint, experiment, manifest, pipeline
+from infomask_jax import checkpoint, inference, pipeline
 from infomask_jax.ablation.variants import Variant
 from infomask_jax.config import FREE, Config, leaves
 from infomask_jax.datasets import Prepared
 from infomask_jax.evaluate.truth import Truth, finding_truth
 from infomask_jax.explain import METHODS, ON_PIXELS, attribution, shifted_heat_maps
 from infomask_jax.explain.bottleneck import feature_statistics
+from infomask_jax.inference import Predicted
 from infomask_jax.localize import four_axes
-from infomask_jax.system import read_json
+from infomask_jax.run import claim
+from infomask_jax.system import read_json, write_json
 from infomask_jax.train import train
 
 STORED = 5  # raise it when what a run predicts changes for the same parameters
 WITHOUT_EFFECT = {*FREE} - {"map_shifts"}  # on maps and logits
-
-
-class Predicted(NamedTuple):
-    logits: Any
-    maps: dict
-    rates: Any
-
-
-class inference:  # noqa: N801
-    @staticmethod
-    def predict(config, params, source, findings):
-        import jax.numpy as jnp
-
-        from infomask_jax.losses import BITS
-        from infomask_jax.model import build
-
-        logits, maps = experiment.predict(config, params, source, findings)
-        if config.model.kind not in ("infomask", "vib"):
-            return Predicted(logits, maps, np.full((len(source), 2), np.nan))
-        model = build(config.model, findings)
-
-        @jax.jit
-        def rates(params, images):
-            out = model.apply({"params": params}, images, train=False)[1]
-            return jnp.stack([out["kl_z"].sum(axis=(1, 2)), out["kl_m"].sum(axis=(1, 2, 3))], axis=-1) * BITS
-
-        batches = pipeline.eval_batches(source, config.data.image_size, config.data.batch_size)
-        found = np.concatenate([jax.device_get(rates(params, b["image"]))[b["valid"] > 0] for b in batches])
-        return Predicted(logits, maps, found)
 
 
 class Split(NamedTuple):
@@ -59,14 +32,14 @@ class Split(NamedTuple):
 
     data: Prepared
     name: str
-    examples: dict  # see experiment.read_examples
+    examples: dict  # see inference.read_examples
     truths: list[Truth]  # of each finding
 
 
 def read_splits(data: Prepared, split: str, frame: int) -> list[Split]:
     """The scored split and, if there is one beside it, `val`."""
     names, findings = [split, *(["val"] if "val" in data.splits and split != "val" else [])], list(data.findings)
-    examples = [experiment.read_examples(data, name, findings) for name in names]
+    examples = [inference.read_examples(data, name, findings) for name in names]
     return [
         Split(data, name, e, [finding_truth(e, k, frame) for k in range(len(findings))])
         for name, e in zip(names, examples, strict=True)
@@ -76,7 +49,7 @@ def read_splits(data: Prepared, split: str, frame: int) -> list[Split]:
 def trained(config: Config, data: Prepared) -> Any:
     """Parameters of a run, trained first if it is not finished. ValueError if its folder is another run's."""
     if (Path(config.workdir) / "config.json").exists():
-        with manifest.claim(config, data), contextlib.suppress(OSError):  # then `train` takes an older checkpoint
+        with claim(config, data), contextlib.suppress(OSError):  # then `train` takes an older checkpoint
             params, step = checkpoint.load_params(config.workdir)
             if step == config.train.steps:
                 return params
@@ -122,14 +95,13 @@ def _kept(path: Path, key: str) -> Predicted | None:
 
 
 def _keep(path: Path, key: str, image_ids: list[str], found: Predicted) -> None:
-    arrays = {name: m[..., 0] if m.shape[-1] == 1 else m for name, m in found.maps.items()}
-    numbers = {}
+    arrays, numbers = dict(found.maps), {}
     if found.logits is not None:
         arrays["probability"] = scipy.special.expit(np.asarray(found.logits, float))
-        rates = np.where(np.isfinite(found.rates), found.rates, None)
+        rates = np.where(np.isnan(found.rates), None, found.rates)
         numbers = {"logits": found.logits.tolist(), "rates": rates.tolist()}
-    experiment.save_maps(path, image_ids, arrays)
-    manifest.write_json(path.with_suffix(".json"), {"key": key, "sha256": _sum(path, numbers), "numbers": numbers})
+    inference.save_maps(path, image_ids, arrays)
+    write_json(path.with_suffix(".json"), {"key": key, "sha256": _sum(path, numbers), "numbers": numbers})
 
 
 def _sum(path: Path, numbers: dict) -> str:
@@ -152,16 +124,17 @@ def attribute(method: str, config: Config, params, trained_on: Prepared, split: 
     side = size if on_pixels else size // stride * config.map_shifts
     out = np.zeros((len(source), side, side, findings), np.float16)
 
-    def maps_of(images, k):
+    @jax.jit
+    def maps_of(variables, images, k):
         if on_pixels:
             return explain(variables, images, k)
-        forward = lambda x: {method: explain(variables, x, k)[..., None]}  # noqa: E731
-        return shifted_heat_maps(forward, images, stride, config.map_shifts)[method][..., 0]
+        forward = lambda x: (None, {method: explain(variables, x, k)[..., None]})  # noqa: E731
+        return shifted_heat_maps(forward, images, stride, config.map_shifts)[1][method][..., 0]
 
     for k, truth in enumerate(split.truths):
         if len(truth.scored):
             batches = pipeline.eval_batches([source[int(i)] for i in truth.scored], size, config.data.batch_size)
-            maps = np.concatenate([np.asarray(maps_of(b["image"], k))[b["valid"] > 0] for b in batches])
+            maps = np.concatenate([np.asarray(maps_of(variables, b["image"], k))[b["valid"] > 0] for b in batches])
             largest = np.abs(maps).max(axis=(1, 2), keepdims=True)
             out[truth.scored, ..., k] = maps / np.maximum(largest, np.finfo(np.float32).tiny)
     return out

@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from infomask_jax import checkpoint, command, manifest, monitor, parallel, pipeline
+from infomask_jax import checkpoint, command, monitor, parallel, pipeline
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
+from infomask_jax.run import claim
 from infomask_jax.train import first_state, make_train_step
 
 
@@ -55,11 +56,11 @@ def train_together(configs: list[Config], data: Prepared) -> None:
                 steps.append(program)
         steps, logs = [program.result() for program in steps], []
         for config, read in zip(configs, weights, strict=True):
-            claimed.enter_context(manifest.claim(config, data, read))
+            claimed.enter_context(claim(config, data, read))
             logs.append(monitor.MetricsLog(Path(config.workdir) / "metrics.jsonl", 0, config.data.batch_size))
         progress.update(task, description=f"{len(configs)} runs together")
         done, broken = 0, {}
-        while done < total and not broken and not stop.requested:
+        while done < total and not broken and not (done and stop.requested):
             if done:
                 started = time.perf_counter()
                 batches = {seed: next(stream) for seed, stream in streams.items()}
@@ -72,8 +73,6 @@ def train_together(configs: list[Config], data: Prepared) -> None:
             if done % every == 0 or done == total:
                 broken = _flush(logs)
                 progress.update(task, completed=done, status=str(first.workdir))
-        if not done:
-            raise command.Stopped(f"stopped before step 1 of {total}: nothing to save. The same command begins again.")
         broken = _flush(logs)
         for i, (config, state) in enumerate(zip(configs, states, strict=True)):
             if i not in broken:
