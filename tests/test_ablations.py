@@ -163,7 +163,7 @@ def test_maps_that_a_variant_shows(name, expected):
         "attention_mil": ("cam", "attention"),
     }.get(config.model.kind, ("cam",))
     maps = {method: np.full((1, 2, 2, 1), 3 + at, np.float16) for at, method in enumerate(known)}
-    found = table.shown(v, config.model.pooling, maps)
+    found = table.shown(v, config.model, maps)
     assert list(found) == expected
     if f"{name}/probability" in found:
         logits = maps["vib_evidence" if config.model.kind == "vib" else "cam"].astype(float)

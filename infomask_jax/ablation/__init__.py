@@ -15,10 +15,11 @@ import json
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from infomask_jax import pipeline, report
-from infomask_jax.ablation.predictions import Split, predicted, read_splits, trained
-from infomask_jax.ablation.table import RESAMPLES, add_controls, add_run, as_row, resampled_patients, shown
+from infomask_jax.ablation.predictions import predicted, read_splits, trained
+from infomask_jax.ablation.table import RESAMPLES, Table, add_controls, add_run, as_row, shown, tables
 from infomask_jax.ablation.together import train_together
 from infomask_jax.ablation.variants import Variant, config_of, select, variants
 from infomask_jax.config import Config
@@ -62,8 +63,8 @@ def run(
     for name, why in skipped.items():
         console.print(f"skipped {name}: {why}")
     splits = read_splits(scored, split, base.data.image_size)
-    weights = {k: resampled_patients(splits[0], k) for k, t in enumerate(splits[0].truths) if len(t.scored)}
-    if not weights:
+    of_findings, strips = tables(splits), {}
+    if not of_findings:
         raise ValueError(f"{scored.directory}: expected boxes of a finding on images of {split}, found none to score")
     runs = {}  # {folder: its config and the variants that share it}
     for seed in seeds:
@@ -72,23 +73,20 @@ def run(
             runs.setdefault(config.workdir, (config, []))[1].append(v)
     if together:
         train_together([config for config, _ in runs.values()], data)
-    tables, strips = {k: {} for k in weights}, {k: {} for k in weights}
-    seed = seeds[0]
     for number, (config, those) in enumerate(runs.values(), 1):
-        if config.seed != seed:
+        if number > 1 and those[0].name == "default":  # the next seed
             jax.clear_caches()  # so that memory does not grow with the seeds
-            seed = config.seed
-        told = f"[{number}/{len(runs)}] {those[0].name} seed {seed}"
+        told = f"[{number}/{len(runs)}] {those[0].name} seed {config.seed}"
         console.print(told, markup=False, highlight=False)
         params = trained(config, data)
         for v in those:
             asked = dataclasses.replace(config, map_shifts=v.changes.get("map_shifts", config.map_shifts))
             found = [predicted(v, asked, params, data, part) for part in splits]
-            maps = [shown(v, asked.model.pooling, f.maps) for f in found]
-            for k in weights:
-                add_run(tables[k], v, maps, found[0], splits, k, weights[k])
-                if seed == seeds[0] and v.group in ("default", "beta"):
-                    strips[k][v.name] = of_finding(maps[0][v.name], k)[splits[0].truths[k].scored[0]]
+            maps = [shown(v, asked.model, f.maps) for f in found]
+            for table in of_findings:
+                add_run(table, v, maps, found[0])
+            if config.seed == seeds[0] and v.group in ("default", "beta"):
+                strips[v.name] = maps[0][v.name]
     result = {
         "command": command,
         "dataset": scored.name,
@@ -100,15 +98,17 @@ def run(
         "skipped": skipped,
         "findings": {},
     }
-    for k, table in tables.items():
-        add_controls(table, splits, k, weights[k])
-        rows = [as_row(row, table["default"], len(seeds)) for row in table.values()]
-        result["findings"][data.findings[k]] = {"rows": rows}
-    files = {
-        folder / "ablations.json": json.dumps(result, indent=1, allow_nan=False) + "\n",
-        folder / "ablations.md": drawing.markdown(result),
-    }
-    written = write_all(files | _figures(folder / "figures", result["findings"], splits[0], base, strips))
+    files = {}
+    for table in of_findings:
+        add_controls(table)
+        rows = [as_row(row, table.rows["default"], len(seeds)) for row in table.rows.values()]
+        result["findings"][data.findings[table.k]] = {"rows": rows}
+        suffix = f"-{folders(data.findings)[data.findings[table.k]]}" if len(of_findings) > 1 else ""
+        for name, picture in _figures(table, rows, strips, base.data.image_size).items():
+            files[folder / "figures" / f"{name}{suffix}.png"] = picture
+    files[folder / "ablations.json"] = json.dumps(result, indent=1, allow_nan=False) + "\n"
+    files[folder / "ablations.md"] = drawing.markdown(result)
+    written = write_all(files)
     console.print(drawing.markdown(result), markup=False, highlight=False, soft_wrap=True)
     console.print("written:", *map(str, written), sep="\n  ", soft_wrap=True)
     return result
@@ -128,18 +128,13 @@ def _check(base: Config, data: Prepared, scored: Prepared, split: str, seeds: tu
         raise ValueError(f"seeds: expected different numbers, found {seeds}")
 
 
-def _figures(folder: Path, findings: dict, split: Split, base: Config, strips: dict) -> dict[Path, bytes]:
-    """A forest of each finding that is scored and, of several betas, its curve of rate and distortion."""
-    figures, names = {}, folders(split.data.findings)
-    for k, strip in strips.items():
-        name = split.data.findings[k]
-        rows, suffix = findings[name]["rows"], f"-{names[name]}" if len(strips) > 1 else ""
-        figures[folder / f"forest{suffix}.png"] = drawing.forest(rows, name)
-        if len(strip) > 1:
-            truth = split.truths[k]
-            image = pipeline.decode_gray(split.data.source(split.name)[int(truth.scored[0])]["image"])
-            image = pipeline.fit(image, base.data.image_size)
-            figures[folder / f"rate_distortion{suffix}.png"] = drawing.rate_distortion(
-                rows, image, truth.mask[0], strip
-            )
+def _figures(table: Table, rows: list[dict], strips: dict[str, np.ndarray], size: int) -> dict[str, bytes]:
+    """The forest of a finding and, of several betas, rate and distortion with their masks of the first scored image."""
+    split, k = table.splits[0], table.k
+    figures = {"forest": drawing.forest(rows, split.data.findings[k])}
+    if len(strips) > 1:
+        first = int(split.truths[k].scored[0])
+        image = pipeline.fit(pipeline.decode_gray(split.data.source(split.name)[first]["image"]), size)
+        masks = {name: of_finding(maps, k)[first] for name, maps in strips.items()}
+        figures["rate_distortion"] = drawing.rate_distortion(rows, image, split.truths[k].mask[0], masks)
     return figures

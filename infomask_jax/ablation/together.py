@@ -40,11 +40,10 @@ def train_together(configs: list[Config], data: Prepared) -> None:
     with contextlib.ExitStack() as claimed, monitor.Stop() as stop, monitor.progress_bar() as progress:
         task = progress.add_task(f"compiling for {len(configs)} runs", total=total, status="")
         batches = {seed: next(stream) for seed, stream in streams.items()}
-        states, weights, steps, programs = [], [], [], {}
+        states, steps, logs, programs = [], [], [], {}
         with ThreadPoolExecutor() as compiling:
             for config in configs:
-                state, read = first_state(config, len(data.findings))
-                weights.append(read)
+                state, weights = first_state(config, len(data.findings))
                 same = dataclasses.replace(config, seed=0, workdir=first.workdir, map_shifts=1)  # as to the program
                 if same not in programs:
                     step = parallel.jitted(make_train_step(config), replicated)
@@ -54,10 +53,9 @@ def train_together(configs: list[Config], data: Prepared) -> None:
                 state = state.replace(apply_fn=of_program.apply_fn, tx=of_program.tx)
                 states.append(parallel.place(state, replicated))
                 steps.append(program)
-        steps, logs = [program.result() for program in steps], []
-        for config, read in zip(configs, weights, strict=True):
-            claimed.enter_context(claim(config, data, read))
-            logs.append(monitor.MetricsLog(Path(config.workdir) / "metrics.jsonl", 0, config.data.batch_size))
+                claimed.enter_context(claim(config, data, weights))
+                logs.append(monitor.MetricsLog(Path(config.workdir) / "metrics.jsonl", 0, config.data.batch_size))
+        steps = [program.result() for program in steps]
         progress.update(task, description=f"{len(configs)} runs together")
         done, broken = 0, {}
         while done < total and not broken and not (done and stop.requested):
