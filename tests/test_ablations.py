@@ -306,11 +306,14 @@ def test_markdown_shows_what_the_json_holds_and_figures_are_pictures(base, rows)
 
 
 def test_a_second_call_only_scores_and_writes_the_same_bytes(base, monkeypatch):
-    before = written(base)
+    """Runs in lockstep, if they are asked for, come first, and all at once."""
+    before, asked = written(base), []
     stamps = {path: path.stat().st_mtime_ns for path in base.workdir.rglob("checkpoints/**/*")}
     for module, name in ((predictions, "train"), (inference, "predict"), (predictions, "attribute")):
         monkeypatch.setattr(module, name, lambda *_, name=name: pytest.fail(f"{name} was called"))
-    run(base)
+    monkeypatch.setattr(ablation, "train_together", lambda configs, data: asked.extend(configs))
+    run(base, together=True)
+    assert [f"{config.workdir.parent.name}/seed{config.seed}" for config in asked] == RUNS
     assert written(base) == before
     assert stamps == {path: path.stat().st_mtime_ns for path in base.workdir.rglob("checkpoints/**/*")}
 
@@ -462,13 +465,6 @@ def test_a_run_that_diverges_in_lockstep_costs_no_other(base, tmp_path):
     with pytest.raises(FloatingPointError, match=r"(?s)a: step \d.*other runs have saved at step"):
         ablation.train_together(configs, loaded(base))
     assert checkpoint.load_params(configs[1].workdir)[1] > 0 and not list(configs[0].workdir.glob("checkpoints/*"))
-
-
-def test_together_is_asked_of_every_run(base, monkeypatch):
-    asked = []
-    monkeypatch.setattr(ablation, "train_together", lambda configs, data: asked.extend(configs))
-    run(base, together=True)
-    assert [str(config.workdir.relative_to(base.workdir)) for config in asked] == RUNS
 
 
 def test_script_lists_variants_and_takes_steps(capsys, monkeypatch, tmp_path):
