@@ -9,8 +9,8 @@ nothing twice. Writes WORKDIR/ablations.json, ablations.md and figures/; with --
 on fresh images, into WORKDIR/on-NAME-FINGERPRINT/.
 
 Hardware and time: a run takes about 8 minutes of one CPU core, one with one view half of that, so `--only rivals` 40
-minutes a seed. Score-CAM and RISE take longest of the attributions, about 500 passes an image. On several cores train
-one seed on each, then score all (a run belongs to one process at a time, any other is refused):
+minutes a seed. Score-CAM and RISE take about 500 passes an image. On several cores train one seed on each, then score
+all; a run belongs to one process at a time, any other is refused:
 
     options="--base synthetic --data-dir data --workdir runs/ablations --only rivals"
     for s in 0 1 2; do taskset -c $s python experiments/ablations.py $options --seeds $s > seed$s.log 2>&1 & done; wait
@@ -18,7 +18,6 @@ one seed on each, then score all (a run belongs to one process at a time, any ot
 """
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -41,7 +40,7 @@ BASES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Ablations:
     """What is trained and scored."""
 
@@ -62,8 +61,7 @@ class Ablations:
     """Split to score: train, val or test."""
     scored_dir: Path | None = None
     """Folder given to `prepare` for fresh images of the same data set (phantoms, implanted opacities: of another
-    --seed): their split is scored in place of DATA_DIR's, their val tunes thresholds. The table goes to
-    WORKDIR/on-NAME-FINGERPRINT/."""
+    --seed): their split is scored in place of DATA_DIR's, their val tunes thresholds."""
     steps: int | None = None
     """Optimizer steps in place of the base config's."""
     together: bool = False
