@@ -390,6 +390,8 @@ def test_shifts_resolve_what_a_cell_cannot():
     image = np.zeros((1, 32, 32, 1), np.float32)
     image[0, 12:14, 20:22] = 1  # in the upper left quarter of cell (3, 5) of 4 pixels
     fine = shifted_heat_maps(cell_means(4), jnp.asarray(image), 4, 4)[1]["m"][0, ..., 0]
-    at = np.arange(32) + 0.5
-    centre = np.asarray([(fine.sum(1) * at).sum(), (fine.sum(0) * at).sum()]) / fine.sum()
+    at, share = np.arange(32) + 0.5, np.stack([fine.sum(1), fine.sum(0)]) / fine.sum()
+    centre = share @ at
     np.testing.assert_allclose(centre, [13, 21], atol=0.3)
+    spread = (share * (at - centre[:, None]) ** 2).sum(axis=1)  # of a square, the mean of a cell and its interpolation
+    np.testing.assert_allclose(spread, 2**2 / 12 + 4**2 / 12 + 4**2 / 6, rtol=0.1)
