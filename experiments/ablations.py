@@ -8,13 +8,16 @@ Every run is an ordinary run in WORKDIR/VARIANT/seedS: the same command again co
 nothing twice. Writes WORKDIR/ablations.json, ablations.md and figures/; with --scored-dir, which scores the same runs
 on fresh images, into WORKDIR/on-NAME-FINGERPRINT/.
 
-Hardware and time: a run takes about 8 minutes of one CPU core, one with one view half of that. So `--only rivals` with
-`--jobs 2` on two cores takes 20 minutes a seed. Score-CAM and RISE take longest of the attributions, about 500 passes
-an image.
+Hardware and time: a run takes about 8 minutes of one CPU core, one with one view half of that, so `--only rivals` 40
+minutes a seed. Score-CAM and RISE take about 500 passes an image. On several cores train one seed on each, then score
+all; a run belongs to one process at a time, any other is refused:
+
+    options="--base synthetic --data-dir data --workdir runs/ablations --only rivals"
+    for s in 0 1 2; do taskset -c $s python experiments/ablations.py $options --seeds $s > seed$s.log 2>&1 & done; wait
+    python experiments/ablations.py $options --seeds 0 1 2
 """
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -37,7 +40,7 @@ BASES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Ablations:
     """What is trained and scored."""
 
@@ -58,13 +61,9 @@ class Ablations:
     """Split to score: train, val or test."""
     scored_dir: Path | None = None
     """Folder given to `prepare` for fresh images of the same data set (phantoms, implanted opacities: of another
-    --seed): their split is scored in place of DATA_DIR's, their val tunes thresholds. The table goes to
-    WORKDIR/on-NAME-FINGERPRINT/."""
+    --seed): their split is scored in place of DATA_DIR's, their val tunes thresholds."""
     steps: int | None = None
     """Optimizer steps in place of the base config's."""
-    jobs: int = 1
-    """Runs at once, each in a process with its share of the cores, on which its rounding depends; not beside an
-    accelerator. What they print goes to WORKDIR/logs."""
     together: bool = False
     """Train the runs that have not begun in lockstep in one process, each batch read once: for an accelerator. Saves
     at the end, and when told to stop."""
@@ -86,12 +85,10 @@ def main(arguments: Ablations) -> None:
             print(f"{v.group:13}{v.name:28}{f'skipped: {v.skip}' if v.skip else changes}")
         return
     flags = {f"--{name.replace('_', '-')}": value for name, value in vars(arguments).items() if name != "list"}
-    flags |= {"--only": arguments.only or None, "--jobs": arguments.jobs if arguments.jobs > 1 else None}
-    told = command_line("experiments/ablations.py", flags)
+    told = command_line("experiments/ablations.py", flags | {"--only": arguments.only or None})
     data = datasets.load(base.dataset, base.data_dir)
     scored = arguments.scored_dir and datasets.load(base.dataset, arguments.scored_dir)
-    options = {"jobs": arguments.jobs, "together": arguments.together, "scored": scored}
-    ablation.run(base, data, only, arguments.seeds, arguments.split, told, **options)
+    ablation.run(base, data, only, arguments.seeds, arguments.split, told, arguments.together, scored)
 
 
 if __name__ == "__main__":

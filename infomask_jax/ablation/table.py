@@ -1,129 +1,125 @@
 """The table of an ablation: every map and classifier scored on the same images, and paired with the default."""
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import scipy.special
 
-from infomask_jax.ablation.predictions import Split
+from infomask_jax.ablation.predictions import Predicted, Split
 from infomask_jax.ablation.variants import Variant
-from infomask_jax.config import Config
+from infomask_jax.config import ModelConfig
 from infomask_jax.evaluate import bootstrap, pixels, ranking, scoring
 from infomask_jax.evaluate.bootstrap import Estimate, average
 from infomask_jax.evaluate.truth import patients_of
+from infomask_jax.localize import of_finding
 
 RESAMPLES = 1000
 MAP_SCORES, MODEL_SCORES = ("pxap", "pointing_game", "mean_iou"), ("auroc", "nll", "rate_z", "rate_m")
+SHOWN = {  # of each kind of model the ends of its rows' names, and their maps
+    "infomask": {"": "infomask"},
+    "vib": {"/bits": "vib_bits", "/evidence": "vib_evidence"},
+    "attention_mil": {"/weights": "attention", "/evidence": "cam"},
+    "plain": {"": "cam"},
+}
+SHOWN_OF_DEFAULT = SHOWN["infomask"] | {"/bits": "infomask_bits", "/evidence": "infomask_evidence"}
 
 
-def shown(v: Variant, config: Config, maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The maps of a run that are rows of the table, by row: the mask, of the default its bits and evidence, too; the
-    evidence of the others, with the bits of a bottleneck and the weights of attention pooling.
+class Table(NamedTuple):
+    """Of one finding."""
 
-    `probability` is that evidence through a sigmoid, as a mask is: it saturates where a cell is sure, so that each
-    image's min-max (prepare_maps) changes little. A mask that beats the evidence but not this wins by its range alone.
-    Evidence whose mean is pooled, weighed or not, is no logit of a cell and has no such row.
+    k: int  # the finding
+    splits: list[Split]  # the scored one, and `val` if there is one
+    weights: dict[str, tuple]  # resamples of the patients of the images that each kind of score is over
+    rows: dict[str, dict[str, Any]]  # "method", "group", "changes"; of each seed "threshold" and "seeds", its Estimates
+
+
+def tables(splits: list[Split]) -> list[Table]:
+    """An empty one for every finding that has a scored image."""
+    found, patients = [], patients_of(splits[0].examples)
+    for k, truth in enumerate(splits[0].truths):
+        known = splits[0].examples["labels"][:, k] != -1
+        over = {"scored": patients[truth.scored], "known": patients[known], "all": patients}
+        if len(truth.scored):
+            weights = {name: bootstrap.patient_weights(those, RESAMPLES) for name, those in over.items()}
+            found.append(Table(k, splits, weights, {}))
+    return found
+
+
+def shown(v: Variant, model: ModelConfig, maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The maps of a run that are rows of the table, by row, see SHOWN.
+
+    `probability` is evidence through a sigmoid, as a mask is: it saturates where a cell is sure, so that each image's
+    min-max (prepare_maps) changes little. A mask that beats the evidence but not this wins by its range alone. Evidence
+    whose mean is pooled, weighed or not, is no logit of a cell and has no such row.
     """
     if v.method:
         return {v.name: maps[v.method]}
-    if config.model.kind == "infomask":
-        rows = {v.name: maps["infomask"]}
-        both = {"default/bits": maps["infomask_bits"], "default/evidence": maps["infomask_evidence"]}
-        return rows | both if v.name == "default" else rows
-    evidence = maps["vib_evidence" if config.model.kind == "vib" else "cam"]
-    if config.model.kind == "vib":
-        rows = {f"{v.name}/bits": maps["vib_bits"], f"{v.name}/evidence": evidence}
-    elif "attention" in maps:
-        rows = {f"{v.name}/weights": maps["attention"], f"{v.name}/evidence": evidence}
-    else:
-        rows = {v.name: evidence}
-    if config.model.pooling != "mean" and "attention" not in maps:
+    names = SHOWN_OF_DEFAULT if v.name == "default" else SHOWN[model.kind]
+    rows = {v.name + end: maps[method] for end, method in names.items()}
+    if model.kind in ("vib", "plain") and model.pooling != "mean":
+        evidence = maps["vib_evidence" if model.kind == "vib" else "cam"]
         rows[f"{v.name}/probability"] = scipy.special.expit(np.asarray(evidence, np.float32))
     return rows
 
 
-def of_finding(maps: np.ndarray, k: int) -> np.ndarray:
-    """Maps of finding k [N, h, w], of [N, h, w, K] or, shared by all, [N, h, w]."""
-    return maps if maps.ndim == 3 else maps[..., k]
+def add_run(table: Table, v: Variant, maps: list[dict], of_run: Predicted) -> None:
+    """Score one run and add its rows.
 
-
-def resampled_patients(split: Split, k: int) -> dict[str, tuple]:
-    """Resamples of the patients of the images that each kind of score of finding k is over; the same for every row."""
-    patients, known = patients_of(split.examples), split.examples["labels"][:, k] != -1
-    over = {"scored": patients[split.truths[k].scored], "known": patients[known], "all": patients}
-    return {name: bootstrap.patient_weights(those, RESAMPLES) for name, those in over.items()}
-
-
-def add_rows(table: dict, v: Variant, config: Config, predicted: list, splits: list[Split], k: int, weights) -> None:
-    """Score the maps of one run (`predicted`: of each split) and add them to the table of finding k.
-
-    A row: {"method", "group", "changes", "threshold": [of each seed], "seeds": [{metric: Estimate} of each seed]}.
+    Args:
+      maps: what is `shown` of each split. of_run: its logits and rates on the scored split.
     """
     if v.method:
-        model = {name: table["cam"]["seeds"][-1][name] for name in MODEL_SCORES}
+        model = {name: table.rows["cam"]["seeds"][-1][name] for name in MODEL_SCORES}
     else:
-        model = model_scores(predicted[0][1], splits[0].examples["labels"][:, k], k, weights)
-    maps = [shown(v, config, arrays) for arrays, _ in predicted]
+        model = model_scores(table, of_run)
     for name in maps[0]:
-        pair = [scoring.Prediction(of_finding(m[name], k)) for m in maps]
-        _add(table, name, v.group, v.changes, (*pair, None)[:2], model, splits, k, weights)
+        pair = [scoring.Prediction(of_finding(m[name], table.k)) for m in maps]
+        _add(table, name, v.group, v.changes, (*pair, None)[:2], model)
 
 
-def merge(table: dict, rows: dict) -> None:
-    """Add the rows of one run, as `add_rows` makes them, to the table of a finding."""
-    for name, row in rows.items():
-        own = table.setdefault(name, row | {"threshold": [], "seeds": []})
-        own["threshold"] += row["threshold"]
-        own["seeds"] += row["seeds"]
+def add_controls(table: Table) -> None:
+    """Add the controls, which no seed changes."""
+    own, truth = table.splits[0].examples, table.splits[0].truths[table.k]
+    tuned = [(val.examples, val.truths[table.k]) for val in table.splits[1:] if len(val.truths[table.k].scored)]
+    for name, pair in scoring.predictions({}, {}, own, table.k, truth, *(tuned or [(None, None)])[0], 0):
+        _add(table, name, "controls", {}, pair, {})
 
 
-def add_controls(table: dict, splits: list[Split], k: int, weights: dict) -> None:
-    """Add the controls of finding k, which no seed changes."""
-    tuned = len(splits) > 1 and len(splits[1].truths[k].scored) > 0
-    reference = (splits[1].examples, splits[1].truths[k]) if tuned else (None, None)
-    for name, pair in scoring.predictions({}, {}, splits[0].examples, k, splits[0].truths[k], *reference, 0):
-        _add(table, name, "controls", {}, pair, {}, splits, k, weights)
-
-
-def _add(table, name, group, changes, pair, model, splits, k, weights) -> None:
-    found, threshold = map_scores(pair, splits, k, weights["scored"])
-    row = {"method": name, "group": group, "changes": changes, "threshold": [], "seeds": []}
-    row = table.setdefault(name, row)
-    row["threshold"].append(threshold)
-    row["seeds"].append(found | model)
-
-
-def map_scores(pair, splits: list[Split], k: int, weights) -> tuple[dict[str, Estimate], float | None]:
-    """MAP_SCORES of a prediction of finding k on the scored split, and its threshold.
+def _add(table: Table, name: str, group: str, changes: dict, pair: tuple, model: dict[str, Estimate]) -> None:
+    """Add MAP_SCORES of a prediction of the scored split, and `model`, those of its classifier.
 
     The threshold is the best on validation, .5 where nothing can be tuned there, None of boxes. `pair`: the predictions
     of both splits, the second None without `val` and of boxes.
     """
-    truth = splits[0].truths[k]
     threshold = None if pair[0].maps is None else scoring.FIXED_THRESHOLD
-    frame = truth.mask.shape[1]
-    if pair[1] is not None and len(splits[1].truths[k].scored):
-        val = splits[1].truths[k]
-        prepared = pair[1].prepared(val.scored, frame, splits[1].examples["image_id"])
-        threshold = pixels.tune_threshold(pixels.iou_curve(prepared, val.mask))
-    prepared = pair[0].prepared(truth.scored, frame, splits[0].examples["image_id"])
+    truths = [split.truths[table.k] for split in table.splits]
+    frame, names = truths[0].mask.shape[1], [split.examples["image_id"] for split in table.splits]
+    if pair[1] is not None and len(truths[1].scored):
+        prepared = pair[1].prepared(truths[1].scored, frame, names[1])
+        threshold = pixels.tune_threshold(pixels.iou_curve(prepared, truths[1].mask))
+    prepared, mask = pair[0].prepared(truths[0].scored, frame, names[0]), truths[0].mask
     scores = {
-        "pxap": pixels.pxap(prepared, truth.mask),
-        "pointing_game": average(pixels.pointing_game(prepared, truth.mask)),
-        "mean_iou": average(pixels.region_overlap(prepared, truth.mask, threshold or 0.5)[0]),  # boxes, drawn: 0 and 1
+        "pxap": pixels.pxap(prepared, mask),
+        "pointing_game": average(pixels.pointing_game(prepared, mask)),
+        "mean_iou": average(pixels.region_overlap(prepared, mask, threshold or 0.5)[0]),  # boxes, drawn: 0 and 1
     }
-    return {name: bootstrap.estimate(s, *weights) for name, s in scores.items()}, threshold
+    row = {"method": name, "group": group, "changes": changes, "threshold": [], "seeds": []}
+    row = table.rows.setdefault(name, row)
+    row["threshold"].append(threshold)
+    row["seeds"].append({n: bootstrap.estimate(s, *table.weights["scored"]) for n, s in scores.items()} | model)
 
 
-def model_scores(numbers: dict, labels: np.ndarray, k: int, weights: dict) -> dict[str, Estimate]:
-    """MODEL_SCORES of finding k from the `numbers` of a run and labels [N]: AUROC, NLL (nats an image with a known
-    label), rates (bits an image)."""
+def model_scores(table: Table, predicted: Predicted) -> dict[str, Estimate]:
+    """MODEL_SCORES of a run: AUROC, NLL (nats an image with a known label), rates (bits an image)."""
+    labels, weights = table.splits[0].examples["labels"][:, table.k], table.weights
     known = labels != -1
-    y, logits = labels[known] == 1, np.array(numbers["logits"])[known, k]
+    y, logits = labels[known] == 1, np.asarray(predicted.logits, float)[known, table.k]
     out = {"nll": bootstrap.estimate(average(np.logaddexp(0, np.where(y, -logits, logits))), *weights["known"])}
     out["auroc"] = Estimate(np.nan, np.full(RESAMPLES, np.nan), len(y), "one class only")
     if 0 < y.sum() < len(y):
         samples = ranking.resampled_classification(y, logits, *weights["known"])[0]
         out["auroc"] = Estimate(ranking.classification(y, logits)[0], samples, len(y))
-    for name, rates in zip(("rate_z", "rate_m"), np.array(numbers["rates"], float).T, strict=True):
+    for name, rates in zip(("rate_z", "rate_m"), np.asarray(predicted.rates, float).T, strict=True):
         out[name] = bootstrap.estimate(average(rates), *weights["all"])
     return out
 
@@ -141,9 +137,8 @@ def as_row(row: dict, default: dict, seeds: int) -> dict:
             "by_seed": [round(float(value), 6) for value in values],
         }
         if row is not default:
-            pairs = [
-                bootstrap.difference(a[metric], b) for a, b in zip(default["seeds"], _for_each(own, seeds), strict=True)
-            ]
+            own = own * seeds if len(own) == 1 else own  # a control, which no seed changes, stands for every seed
+            pairs = [bootstrap.difference(a[metric], b) for a, b in zip(default["seeds"], own, strict=True)]
             out["default_minus"][metric] = bootstrap.as_json(over_seeds(pairs))
     return out
 
@@ -157,8 +152,3 @@ def over_seeds(estimates: list[Estimate]) -> Estimate:
     draws = np.random.default_rng([0, 1]).multinomial(count, np.full(count, 1 / count), size=resamples)
     samples = np.einsum("rs,sr->r", draws, np.stack([e.samples for e in estimates])) / count
     return Estimate(float(np.mean([e.value for e in estimates])), samples, estimates[0].n)
-
-
-def _for_each(own: list[Estimate], seeds: int) -> list[Estimate]:
-    """What does not depend on the seed, a control, stands for every seed."""
-    return own * seeds if len(own) == 1 else own

@@ -5,52 +5,45 @@ import dataclasses
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 
-from infomask_jax import checkpoint, command, manifest, monitor, parallel, pipeline
+from infomask_jax import checkpoint, command, monitor, parallel, pipeline
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
+from infomask_jax.run import claim
 from infomask_jax.train import first_state, make_train_step
-
-SAME = attrgetter("data", "train.steps", "machine")  # of runs that train together
 
 
 def train_together(configs: list[Config], data: Prepared) -> None:
-    """Train those of the runs that have no checkpoint yet, all at once; where they end, each is what `train` makes of
-    it, but for times: each one's images_per_s is in the time of all.
+    """Train those runs of one base that have no checkpoint yet, all at once; where they end, each is what `train` makes
+    of it, but for times: each one's images_per_s is in the time of all.
 
     Runs of one seed take the same batches, which are read once, and the seeds of a variant the same program. Programs
     are compiled side by side. A checkpoint is written at the end and when told to stop (then command.Stopped is
-    raised), not in between. ValueError if the runs do not agree in data settings, steps and machine, or a folder is
-    another run's; FloatingPointError if a loss stops being finite: the other runs are saved.
+    raised), not in between. ValueError if a folder is another run's; FloatingPointError if a loss stops being finite:
+    the other runs are saved.
     """
     configs = [c for c in configs if not (Path(c.workdir) / "checkpoints").exists()]
     if not configs:
         return
-    first = configs[0]
-    for config in configs:
-        if SAME(config) != SAME(first) or config.machine.parallel != "jit":
-            raise ValueError(
-                f"{config.workdir}: runs that train together need the same data settings, steps and machine, and "
-                "parallel jit"
-            )
+    first = configs[0]  # of whose data settings, steps and machine all are
+    total, every = first.train.steps, first.machine.log_every
     replicated, split = parallel.shardings(first.data.batch_size)
-    to_devices, source = partial(parallel.to_devices, split=split), data.source("train", pipeline.FIELDS)
+    source = data.source("train", pipeline.FIELDS)
     if not first.machine.workers:  # loader processes share nothing
         source = pipeline.Decoded(source, first.machine.cache_gib)
+    to_devices = partial(parallel.to_devices, split=split)
     streams = {
         seed: pipeline.train_batches(source, first.data, seed, first.machine, to_devices)
         for seed in {c.seed for c in configs}
     }
-    total, every = first.train.steps, first.machine.log_every
     with contextlib.ExitStack() as claimed, monitor.Stop() as stop, monitor.progress_bar() as progress:
-        states, weights, programs, compiled, logs = [], [], {}, [], []
-        batches = {seed: next(stream) for seed, stream in streams.items()}
         task = progress.add_task(f"compiling for {len(configs)} runs", total=total, status="")
+        batches = {seed: next(stream) for seed, stream in streams.items()}
+        states, steps, logs, programs = [], [], [], {}
         with ThreadPoolExecutor() as compiling:
             for config in configs:
-                state, read = first_state(config, len(data.findings))
+                state, weights = first_state(config, len(data.findings))
                 same = dataclasses.replace(config, seed=0, workdir=first.workdir, map_shifts=1)  # as to the program
                 if same not in programs:
                     step = parallel.jitted(make_train_step(config), replicated)
@@ -59,15 +52,13 @@ def train_together(configs: list[Config], data: Prepared) -> None:
                 of_program, program = programs[same]
                 state = state.replace(apply_fn=of_program.apply_fn, tx=of_program.tx)
                 states.append(parallel.place(state, replicated))
-                weights.append(read)
-                compiled.append(program)
-            steps = [program.result() for program in compiled]
-        for config, read in zip(configs, weights, strict=True):
-            claimed.enter_context(manifest.claim(config, data, read))
-            logs.append(monitor.MetricsLog(Path(config.workdir) / "metrics.jsonl", 0, config.data.batch_size))
+                steps.append(program)
+                claimed.enter_context(claim(config, data, weights))
+                logs.append(monitor.MetricsLog(Path(config.workdir) / "metrics.jsonl", 0, config.data.batch_size))
+        steps = [program.result() for program in steps]
         progress.update(task, description=f"{len(configs)} runs together")
-        done, finite = 0, True
-        while done < total and finite and not stop.requested:
+        done, broken = 0, {}
+        while done < total and not broken and not (done and stop.requested):
             if done:
                 started = time.perf_counter()
                 batches = {seed: next(stream) for seed, stream in streams.items()}
@@ -78,26 +69,27 @@ def train_together(configs: list[Config], data: Prepared) -> None:
                 states[i], metrics = steps[i](states[i], batches[config.seed])
                 logs[i].add(done, metrics)
             if done % every == 0 or done == total:
-                try:
-                    rows = [log.flush() for log in logs]
-                except FloatingPointError:  # raised again below
-                    finite = False
-                else:
-                    progress.update(task, completed=done, status=f"{first.workdir} {monitor.status(rows[0])}")
-        if not done:
-            raise command.Stopped(f"stopped before step 1 of {total}: nothing to save. The same command begins again.")
-        broken = []
-        for config, state, log in zip(configs, states, logs, strict=True):
-            try:
-                if log.pending:
-                    log.flush()
-            except FloatingPointError as error:
-                broken.append(f"{config.workdir}: {error}")
-                continue
-            with checkpoint.manager(config.workdir) as checkpoints:
-                checkpoint.save(checkpoints, done, state, streams[config.seed])
-                checkpoint.wait(checkpoints)
+                broken = _flush(logs)
+                progress.update(task, completed=done, status=str(first.workdir))
+        broken = _flush(logs)
+        for i, (config, state) in enumerate(zip(configs, states, strict=True)):
+            if i not in broken:
+                with checkpoint.manager(config.workdir) as checkpoints:
+                    checkpoint.save(checkpoints, done, state, streams[config.seed])
+                    checkpoint.wait(checkpoints)
     if broken:
-        raise FloatingPointError("\n".join([*broken, f"The other runs have saved at step {done}."]))
+        told = [f"{configs[i].workdir}: {error}" for i, error in broken.items()]
+        raise FloatingPointError("\n".join([*told, f"The other runs have saved at step {done}."]))
     if done < total:
         raise command.Stopped(f"stopped at step {done} of {total}; saved. The same command continues from there.")
+
+
+def _flush(logs: list[monitor.MetricsLog]) -> dict[int, FloatingPointError]:
+    """Write the lines that are due; the logs, by number, whose metrics are not finite."""
+    broken = {}
+    for i, log in enumerate(logs):
+        try:
+            log.flush()
+        except FloatingPointError as error:
+            broken[i] = error
+    return broken

@@ -1,7 +1,6 @@
 """The named variants of a config, and the choice among them."""
 
 import dataclasses
-import json
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,11 +40,9 @@ def variants(base: Config, findings: int) -> list[Variant]:
     """
     base = dataclasses.replace(base, baseline=False)
     model, loss, size = base.model, base.loss, base.data.image_size
-    strides = _choices("stride")
-    near = [
-        strides[i] for i in (strides.index(model.stride) - 1, strides.index(model.stride) + 1) if 0 <= i < len(strides)
-    ]
-    factors = (0.0625, 0.25, 4.0, 16.0)
+    strides, factors = _choices("stride"), (0.0625, 0.25, 4.0, 16.0)
+    at = strides.index(model.stride)
+    near = [*strides[max(at - 1, 0) : at], *strides[at + 1 : at + 2]]
     groups = {
         "default": {"default": {}},
         "terms": {
@@ -88,10 +85,10 @@ def variants(base: Config, findings: int) -> list[Variant]:
             **{f"mask_samples_{v}": {"model.mask_samples": v} for v in (1, 16)},
         },
     }
-    found, known = [], {}
+    before, found, known = _fields(base), [], {}
     for group, members in groups.items():
         for name, changes in members.items():
-            changes = {k: v for k, v in changes.items() if _fields(base)[k] != v}
+            changes = {k: v for k, v in changes.items() if before[k] != v}
             skip = twin = ""
             if name == "mask_per_finding" and findings == 1:
                 skip = "the data has one finding, so one mask is all there is"
@@ -99,9 +96,8 @@ def variants(base: Config, findings: int) -> list[Variant]:
                 skip = f"images of {size} px do not divide into such cells"
             else:
                 try:
-                    settings = json.dumps(_fields(changed(base, changes)), default=str)
-                    twin = known.setdefault(settings, name)
-                    skip, twin = (f"the settings of {twin}", twin) if twin != name else ("", "")
+                    first = known.setdefault(changed(base, changes), name)
+                    skip, twin = ("", "") if first == name else (f"the settings of {first}", first)
                 except ValueError as error:
                     skip = " ".join(str(error).split())
             found.append(Variant(name, group, changes, SHARED.get(name, ""), skip=skip, twin=twin))

@@ -18,39 +18,25 @@ from infomask_jax.explain.bottleneck import iba
 from infomask_jax.explain.cams import cam, eigencam, gradcam, gradcam_plus_plus, hirescam, layercam
 from infomask_jax.explain.gradients import gradient, integrated_gradients, smoothgrad
 from infomask_jax.explain.perturbations import occlusion, rise, scorecam
+from infomask_jax.explain.readout import Readout
 from infomask_jax.losses import BITS
 from infomask_jax.model import build
 
-METHODS: dict[str, Callable[..., jax.Array]] = {
-    # On the latent grid, [B, h, w]:
-    "cam": cam,
-    "gradcam": gradcam,
-    "gradcam_plus_plus": gradcam_plus_plus,
-    "hirescam": hirescam,
-    "layercam": layercam,
-    "eigencam": eigencam,
-    "scorecam": scorecam,
-    "iba": iba,
-    # On the pixels, [B, H, W]:
-    "gradient": gradient,
-    "smoothgrad": smoothgrad,
-    "integrated_gradients": integrated_gradients,
-    "occlusion": occlusion,
-    "rise": rise,
-}
+ON_GRID = (cam, gradcam, gradcam_plus_plus, hirescam, layercam, eigencam, scorecam, iba)  # [B, h, w], of the latents
+ON_PIXELS = (gradient, smoothgrad, integrated_gradients, occlusion, rise)  # [B, H, W]
+METHODS: dict[str, Callable[..., jax.Array]] = {method.__name__: method for method in (*ON_GRID, *ON_PIXELS)}
 
 
 def attribution(
     method: str, config: ModelConfig, findings: int, **options
 ) -> Callable[[dict, jax.Array, int], jax.Array]:
-    """The compiled function maps(variables, images, finding) of an attribution method.
+    """The compiled function maps(variables, images, finding) of an attribution method; the model is in evaluation mode.
 
     variables: {"params": ...} as trained; `iba` also wants "feature_statistics", see explain/bottleneck.py. images:
-    [B, H, W, 1], standardised as the pipeline gives them. finding: index, 0 .. findings - 1; another index does not
-    compile again. Returns float32 [B, h, w] on the latent grid or [B, H, W] on the pixels, see METHODS. The map of an
-    image does not depend on the other images of its batch. The model is in evaluation mode; methods that draw at random
-    draw the same for every image and call, from their option `seed`. Memory does not grow with the number of
-    perturbations.
+    [B, H, W, 1], standardised. finding: index; another one does not compile again. Returns float32 [B, h, w] on the
+    latent grid or [B, H, W] on the pixels, see METHODS. The map of an image does not depend on the others of its batch;
+    methods that draw at random draw the same for every image and call, from their option `seed`. Memory does not grow
+    with the number of perturbations.
 
     Args:
       method: name in METHODS.
@@ -65,7 +51,7 @@ def attribution(
     @jax.jit
     def compiled(variables, images, finding):
         images = jnp.asarray(images, jnp.float32)
-        return function(model, variables, images, finding, **options).astype(jnp.float32)
+        return function(Readout(model, variables, finding), images, **options).astype(jnp.float32)
 
     def maps(variables: dict, images: jax.Array, finding: int) -> jax.Array:
         known = not isinstance(finding, jax.core.Tracer)

@@ -13,14 +13,13 @@ The bottleneck sits at the encoder's output (the paper's sits deeper inside an I
 
 from collections.abc import Iterable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from infomask_jax.config import ModelConfig
-from infomask_jax.explain.readout import classify, encode
+from infomask_jax.explain.readout import Readout
 from infomask_jax.losses import BITS
 from infomask_jax.model import build
 
@@ -34,7 +33,7 @@ def feature_statistics(
 
     Returns {"mean", "std"}, float32 [h, w, D]. ValueError without images.
     """
-    features = jax.jit(lambda variables, images: encode(build(config, findings), variables, images))
+    features = jax.jit(lambda variables, images: Readout(build(config, findings), variables, 0).encode(images))
     count, mean, squares = 0, 0.0, 0.0
     for images in batches:
         batch = np.asarray(features(variables, images), np.float64)
@@ -47,26 +46,22 @@ def feature_statistics(
     return {"mean": np.float32(mean), "std": np.float32(np.sqrt(squares / count))}
 
 
-def iba(
-    model: nn.Module, variables: dict, images: jax.Array, finding: int, *, width: float = 1.0, **settings
-) -> jax.Array:
+def iba(model: Readout, images: jax.Array, *, width: float = 1.0, **settings) -> jax.Array:
     """Per-sample bottleneck: bits that each cell passes, [B, h, w], after `optimise` with its `settings`.
 
     Args:
       width: standard deviation of the Gaussian that smooths l over the grid, cells (paper: 1); 0: none.
     """
-    if "feature_statistics" not in variables:
+    if "feature_statistics" not in model.variables:
         raise ValueError('iba needs variables["feature_statistics"]: see feature_statistics in explain/bottleneck.py')
-    features = encode(model, variables, images)
-    alpha = optimise(model, variables, features, finding, width=width, **settings)
-    return capacity(features, closed_share(alpha, width), variables["feature_statistics"]).sum(axis=-1) * BITS
+    features = model.encode(images)
+    closed = closed_share(optimise(model, features, width=width, **settings), width)
+    return capacity(features, closed, model.variables["feature_statistics"]).sum(axis=-1) * BITS
 
 
 def optimise(
-    model: nn.Module,
-    variables: dict,
+    model: Readout,
     features: jax.Array,
-    finding: int,
     *,
     beta: float = 10.0,
     steps: int = 10,
@@ -81,15 +76,14 @@ def optimise(
     Args:
       beta: price of information, in the paper's "beta = 10 / k" for k elements: weight of their mean, in nats.
       steps, learning_rate: of Adam (paper: 10 and 1).
-      samples: noise draws averaged in each step, the same for every image (paper: 10).
+      samples: noise draws averaged in each step, the same for every image (paper: 10); `seed` draws them.
       width: see `iba`.
       start: initial alpha, l = sigmoid(alpha) (paper: 5, nearly open).
-      seed: of the noise.
     """
-    statistics, optimizer = variables["feature_statistics"], optax.adam(learning_rate)
+    optimizer = optax.adam(learning_rate)
 
     def loss(alpha, noise):
-        return objective(model, variables, features, finding, alpha, noise, statistics, beta=beta, width=width).sum()
+        return objective(model, features, alpha, noise, beta=beta, width=width).sum()
 
     def step(state, keys):
         alpha, moments = state
@@ -107,32 +101,19 @@ def optimise(
 
 
 def objective(
-    model: nn.Module,
-    variables: dict,
-    features: jax.Array,
-    finding: int,
-    alpha: jax.Array,
-    noise: jax.Array,
-    statistics: dict[str, jax.Array],
-    *,
-    beta: float,
-    width: float,
+    model: Readout, features: jax.Array, alpha: jax.Array, noise: jax.Array, *, beta: float, width: float
 ) -> jax.Array:
     """-log p(finding present | R') + beta * mean information, nats per image, [B].
 
     The paper's cross entropy of the softmax target becomes that of the finding's sigmoid being present (ours).
-
-    Args:
-      features, alpha: [B, h, w, D].
-      noise: [h, w, D], standard normal, the same for every image.
-      statistics: mean and std, [h, w, D].
+    features, alpha: [B, h, w, D]. noise: [h, w, D], standard normal, the same for every image.
     """
-    closed = closed_share(alpha, width)
+    statistics, closed = model.variables["feature_statistics"], closed_share(alpha, width)
     eps = statistics["mean"] + noise * jnp.maximum(statistics["std"], MIN_STD)
     noised = (1.0 - closed) * features + closed * eps[None]
-    if model.config.close_empty:  # the model knows empty cells by their zeros, which noise would open
+    if model.model.config.close_empty:  # the model knows empty cells by their zeros, which noise would open
         noised = jnp.where(jnp.any(features != 0, axis=-1, keepdims=True), noised, 0.0)
-    logit, _ = classify(model, variables, noised, finding)
+    logit, _ = model.classify(noised)
     return -jax.nn.log_sigmoid(logit) + beta * capacity(features, closed, statistics).mean(axis=(1, 2, 3))
 
 

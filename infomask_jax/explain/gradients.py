@@ -2,21 +2,20 @@
 
 from collections.abc import Callable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from infomask_jax.explain.readout import image_logit
+from infomask_jax.explain.readout import Readout
 
 COPIES = 8  # perturbed copies of the batch in one pass
 
 
-def pixel_gradients(model: nn.Module, variables: dict, images: jax.Array, finding: int) -> jax.Array:
+def pixel_gradients(model: Readout, images: jax.Array) -> jax.Array:
     """d logit / d image, [B, H, W, 1]: logits per standard deviation of gray."""
-    return jax.grad(lambda x: image_logit(model, variables, x, finding).sum())(images)
+    return jax.grad(lambda x: model.logit(x).sum())(images)
 
 
-def mean_gradient(model, variables, images, finding, perturb: Callable, values: jax.Array) -> jax.Array:
+def mean_gradient(model: Readout, images: jax.Array, perturb: Callable, values: jax.Array) -> jax.Array:
     """Mean of `pixel_gradients` at perturb(images, v) over values v [V], [B, H, W, 1].
 
     COPIES of the batch are one pass, and passes are written out instead of scanned: in a loop, XLA's CPU backend takes
@@ -25,25 +24,18 @@ def mean_gradient(model, variables, images, finding, perturb: Callable, values: 
     total = jnp.zeros_like(images)
     for first in range(0, len(values), COPIES):
         copies = jax.vmap(lambda v: perturb(images, v))(values[first : first + COPIES])  # [c, B, H, W, 1]
-        found = pixel_gradients(model, variables, copies.reshape(-1, *images.shape[1:]), finding)
+        found = pixel_gradients(model, copies.reshape(-1, *images.shape[1:]))
         total += found.reshape(copies.shape).sum(axis=0)
     return total / len(values)
 
 
-def gradient(model: nn.Module, variables: dict, images: jax.Array, finding: int) -> jax.Array:
+def gradient(model: Readout, images: jax.Array) -> jax.Array:
     """Saliency (Simonyan et al. 2014): |d logit / dx|, the largest over the channels."""
-    return jnp.abs(pixel_gradients(model, variables, images, finding)).max(axis=-1)
+    return jnp.abs(pixel_gradients(model, images)).max(axis=-1)
 
 
 def smoothgrad(
-    model: nn.Module,
-    variables: dict,
-    images: jax.Array,
-    finding: int,
-    *,
-    samples: int = 16,
-    noise: float = 0.15,
-    seed: int = 0,
+    model: Readout, images: jax.Array, *, samples: int = 16, noise: float = 0.15, seed: int = 0
 ) -> jax.Array:
     """SmoothGrad (Smilkov et al. 2017): |mean gradient over noisy copies of the image|, the largest over the channels.
 
@@ -58,11 +50,11 @@ def smoothgrad(
         return images + scale * jax.random.normal(key, images.shape[1:])[None]
 
     keys = jax.random.split(jax.random.key(seed), samples)
-    return jnp.abs(mean_gradient(model, variables, images, finding, add_noise, keys)).max(axis=-1)
+    return jnp.abs(mean_gradient(model, images, add_noise, keys)).max(axis=-1)
 
 
 def integrated_gradients(
-    model: nn.Module, variables: dict, images: jax.Array, finding: int, *, steps: int = 32, baseline: float = 0.0
+    model: Readout, images: jax.Array, *, steps: int = 32, baseline: float | jax.Array = 0.0
 ) -> jax.Array:
     """Integrated gradients (Sundararajan et al. 2017), signed; they sum to logit(image) - logit(baseline).
 
@@ -76,5 +68,5 @@ def integrated_gradients(
     """
     start = jnp.broadcast_to(jnp.asarray(baseline, jnp.float32), images.shape[1:])[None]
     shares = (jnp.arange(steps) + 0.5) / steps
-    mean = mean_gradient(model, variables, images, finding, lambda x, share: start + share * (x - start), shares)
+    mean = mean_gradient(model, images, lambda x, share: start + share * (x - start), shares)
     return jnp.sum((images - start) * mean, axis=-1)

@@ -3,22 +3,14 @@
 What is hidden becomes 0, the mean gray of a standardised image.
 """
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from infomask_jax.explain.readout import encode, image_logit
+from infomask_jax.explain.readout import Readout
 
 
 def occlusion(
-    model: nn.Module,
-    variables: dict,
-    images: jax.Array,
-    finding: int,
-    *,
-    patch: int | None = None,
-    step: int | None = None,
-    fill: float = 0.0,
+    model: Readout, images: jax.Array, *, patch: int | None = None, step: int | None = None, fill: float = 0.0
 ) -> jax.Array:
     """Occlusion (Zeiler & Fergus 2014): by how much the logit falls under a gray square; [B, H, W].
 
@@ -37,15 +29,14 @@ def occlusion(
     tops, lefts = ([*range(0, side - patch, step), side - patch] for side in (height, width))
     corners = jnp.array([(top, left) for top in tops for left in lefts])
     rows, columns = jnp.arange(height), jnp.arange(width)
-    whole = image_logit(model, variables, images, finding)
+    whole = model.logit(images)
 
     def add(totals, corner):
         falls, covers = totals
         in_rows = (rows >= corner[0]) & (rows < corner[0] + patch)
         in_columns = (columns >= corner[1]) & (columns < corner[1] + patch)
         square = in_rows[:, None] & in_columns[None, :]  # [H, W]
-        hidden = jnp.where(square[None, :, :, None], fill, images)
-        fall = whole - image_logit(model, variables, hidden, finding)
+        fall = whole - model.logit(jnp.where(square[None, :, :, None], fill, images))
         return (falls + fall[:, None, None] * square[None], covers + square), None
 
     zeros = jnp.zeros(images.shape[:3]), jnp.zeros((height, width))
@@ -54,30 +45,21 @@ def occlusion(
 
 
 def rise(
-    model: nn.Module,
-    variables: dict,
-    images: jax.Array,
-    finding: int,
-    *,
-    masks: int = 512,
-    cells: int = 8,
-    keep: float = 0.5,
-    seed: int = 0,
+    model: Readout, images: jax.Array, *, masks: int = 512, cells: int = 8, keep: float = 0.5, seed: int = 0
 ) -> jax.Array:
     """RISE (Petsiuk et al. 2018): mean of random masks, each weighed by the probability it leaves; [B, H, W].
 
     sum_i p(x * m_i) m_i / (masks * keep): the expected probability of the finding given that the pixel is seen.
 
     Args:
-      masks: number of masks, shared by the images of the batch.
+      masks: number of masks, shared by the images of the batch; `seed` draws them.
       cells: side of the coarse binary grid that is enlarged to a mask.
       keep: probability that a cell of it is seen.
-      seed: of the masks.
     """
 
     def add(total, key):
         mask = rise_mask(key, images.shape[1:3], cells, keep)
-        probability = jax.nn.sigmoid(image_logit(model, variables, images * mask[None, :, :, None], finding))
+        probability = jax.nn.sigmoid(model.logit(images * mask[None, :, :, None]))
         return total + probability[:, None, None] * mask[None], None
 
     keys = jax.random.split(jax.random.key(seed), masks)
@@ -95,19 +77,19 @@ def rise_mask(key: jax.Array, shape: tuple[int, int], cells: int, keep: float) -
     return jax.lax.dynamic_slice(large, corner, shape)
 
 
-def scorecam(model: nn.Module, variables: dict, images: jax.Array, finding: int) -> jax.Array:
+def scorecam(model: Readout, images: jax.Array) -> jax.Array:
     """Score-CAM (Wang et al. 2020): relu(sum_d w_d A_d), w = softmax over channels of the logit each leaves; [B, h, w].
 
     Channel d of the features, enlarged and scaled to 0 .. 1 per image, multiplies the image. A constant channel hides
     everything. The logit of a wholly hidden image, which the paper subtracts, cancels in the softmax.
     """
-    features = encode(model, variables, images)
+    features = model.encode(images)
 
     def leave(_, channel):  # [B, h, w] -> logit [B]
         mask = jax.image.resize(channel, images.shape[:3], "linear")
         low, high = mask.min(axis=(1, 2), keepdims=True), mask.max(axis=(1, 2), keepdims=True)
         mask = (mask - low) / jnp.maximum(high - low, 1e-12)
-        return None, image_logit(model, variables, images * mask[..., None], finding)
+        return None, model.logit(images * mask[..., None])
 
     logits = jax.lax.scan(leave, None, jnp.moveaxis(features, -1, 0))[1]  # [D, B]
     return jax.nn.relu(jnp.einsum("bijd,db->bij", features, jax.nn.softmax(logits, axis=0)))
