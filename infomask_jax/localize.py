@@ -1,17 +1,44 @@
-"""Heat map -> regions -> boxes.
+"""Heat map -> regions -> boxes: what is scored and what is drawn come from here.
 
 Conventions
+- Maps are [N,h,w,M]: M = 1, shared by all findings, or one for each. `of_finding` picks [N,h,w].
 - A map [h,w] covers the whole image: cell (i,j) covers rows [i/h,(i+1)/h) and columns [j/w,(j+1)/w). It is enlarged
   bilinearly with half-pixel centres (sample i sits at (i+.5)/h, edges are clamped) and shrunk by averaging over areas,
   never shifted or cropped.
 - Boxes have continuous edges. Pixel i of an axis with n pixels covers [i,i+1)/n, so a region of rows a..b (inclusive)
   has ymin = a/n and ymax = (b+1)/n, and its height is ymax - ymin: there is no +1 anywhere else.
-- Boxes are float32 [n,4] (ymin,xmin,ymax,xmax) in 0..1 of the image; only `detections` speaks source pixels.
+- Boxes are [n,4] (ymin,xmin,ymax,xmax) in 0..1 of the image; only `detections` speaks source pixels.
 - A region is 8-connected: pixels that touch at a corner belong together.
 """
 
+from typing import NamedTuple
+
 import cv2
 import numpy as np
+
+MOSAIC_PIXELS = 1 << 24  # in one connected-components call
+
+
+class Boxes(NamedTuple):
+    """Boxes of several images: `boxes` [n,4] (ymin,xmin,ymax,xmax) in 0..1 and `image` [n], ascending."""
+
+    boxes: np.ndarray
+    image: np.ndarray
+
+    def of(self, image: int) -> np.ndarray:
+        """Those of one image, [m,4]."""
+        return self.boxes[self.image == image]
+
+
+def four_axes(maps) -> np.ndarray:
+    """Maps [N,h,w] or [N,h,w,M] -> [N,h,w,M]."""
+    maps = np.asarray(maps)
+    return maps[..., None] if maps.ndim == 3 else maps
+
+
+def of_finding(maps: np.ndarray, k: int) -> np.ndarray:
+    """Maps [N,h,w,M] -> those of finding k, [N,h,w]."""
+    return maps[..., k if maps.shape[-1] > 1 else 0]
 
 
 def prepare_map(heat: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -24,10 +51,36 @@ def prepare_map(heat: np.ndarray, height: int, width: int) -> np.ndarray:
     return normalise(_resize(heat - heat.min(), height, width))
 
 
+def prepare_maps(maps: np.ndarray, frame: int | tuple[int, int], names=None) -> np.ndarray:
+    """`prepare_map` of maps [n,h,w] in a frame (its side, or height and width) -> float32 [n,height,width].
+
+    ValueError naming the image (of `names`, else by its number) where a map is not finite.
+    """
+    maps = np.asarray(maps)
+    if maps.ndim != 3 or 0 in maps.shape[1:]:
+        raise ValueError(f"expected maps [n,h,w], found shape {maps.shape}")
+    height, width = np.broadcast_to(frame, 2).tolist()
+    out = np.empty((len(maps), height, width), np.float32)
+    for i, heat in enumerate(maps):
+        try:
+            out[i] = prepare_map(heat, height, width)
+        except ValueError as error:
+            raise ValueError(f"image {names[i] if names is not None else f'number {i}'}: {error}") from error
+    return out
+
+
 def resize_map(heat: np.ndarray, height: int, width: int) -> np.ndarray:
     """heat [h,w], finite -> [height,width]; float32, or float64 of a type that float32 cannot hold. The level of a map
     near the limit of its type is lowered."""
     return _resize(_as_float(heat), height, width)
+
+
+def normalise(heat: np.ndarray) -> np.ndarray:
+    """Min-max of one finite map to 0..1, float32 (WSOL, Choe et al. 2020); a constant map becomes zeros."""
+    low, high = heat.min(), heat.max()
+    if not high > low:
+        return np.zeros(heat.shape, np.float32)
+    return ((heat - low) / (high - low)).astype(np.float32)
 
 
 def _as_float(heat: np.ndarray) -> np.ndarray:
@@ -50,32 +103,61 @@ def _resize(heat: np.ndarray, height: int, width: int) -> np.ndarray:
     return heat
 
 
-def normalise(heat: np.ndarray) -> np.ndarray:
-    """Min-max of one finite map to 0..1, float32 (WSOL, Choe et al. 2020); a constant map becomes zeros."""
-    low, high = heat.min(), heat.max()
-    if not high > low:
-        return np.zeros(heat.shape, np.float32)
-    return ((heat - low) / (high - low)).astype(np.float32)
+def region_boxes(maps: np.ndarray, threshold: float) -> tuple[Boxes, np.ndarray]:
+    """Tight boxes of the connected regions {s >= threshold} of prepared maps [n,H,W], and the maximum of s in each.
+
+    Boxes of an image go from top to bottom, then from left to right. A constant map has none: threshold is in (0,1].
+    Images are stacked into tall pictures with an empty row after each, so that one connected-components call serves
+    many of them.
+    """
+    n, height, width = maps.shape
+    step = _at_once(height, width)
+    if n > step:
+        return _joined([region_boxes(maps[first : first + step], threshold) for first in range(0, n, step)], step)
+    if not n:
+        return _joined([], step)
+    mosaic = np.zeros((n, height + 1, width), bool)
+    mosaic[:, :height] = maps >= np.float32(threshold)
+    picture = mosaic.reshape(-1, width).view(np.uint8)
+    count, region, stats, _ = cv2.connectedComponentsWithStats(picture, connectivity=8)
+    left, top, wide, high = stats[1:, :4].T  # row 0 is the background
+    image, top = np.divmod(top, height + 1)
+    order = np.lexsort((left, top, image))
+    corners = np.stack([top / height, left / width, (top + high) / height, (left + wide) / width], axis=1)
+    peak = np.zeros(count, np.float32)
+    np.maximum.at(peak, region.reshape(mosaic.shape)[mosaic], maps[mosaic[:, :height]])
+    return Boxes(corners[order], image[order]), peak[1:][order]
 
 
-def boxes_from_map(heat: np.ndarray, threshold: float, frame: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Tight boxes of the connected regions {s >= threshold} of s = the map, resized to `frame`, then min-maxed.
+def find_boxes(
+    maps: np.ndarray, threshold: float, frame: int | tuple[int, int], names=None, images=None
+) -> tuple[Boxes, np.ndarray]:
+    """`region_boxes` of maps [n,h,w] as they are, in a frame: prepared and cut some at a time.
 
     Args:
-      heat: [h,w], any range.
-      threshold: in (0,1], of the min-maxed map. A constant map has no region.
-      frame: (height, width) in which pixels are thresholded; the scoring frame reproduces the scored boxes.
-    Returns: boxes float32 [n,4] in 0..1 and scores float32 [n], the maximum of s in each region; highest score first.
+      frame, names: as in `prepare_maps`. images: positions of those asked for, in which boxes are numbered; by default
+        all.
     """
-    height, width = frame
-    s = prepare_map(heat, height, width)
-    count, region, stats, _ = cv2.connectedComponentsWithStats((s >= threshold).astype(np.uint8), connectivity=8)
-    peak = np.zeros(count, np.float32)
-    np.maximum.at(peak, region.ravel(), s.ravel())
-    left, top, wide, high = stats[1:, :4].T  # row 0 is the background
-    boxes = np.stack([top / height, left / width, (top + high) / height, (left + wide) / width], axis=1)
-    order = np.argsort(-peak[1:], kind="stable")
-    return boxes[order].astype(np.float32), peak[1:][order]
+    images = np.arange(len(maps)) if images is None else images
+    step = _at_once(*np.broadcast_to(frame, 2).tolist())
+    parts = []
+    for first in range(0, len(images), step):
+        some = images[first : first + step]
+        own = None if names is None else [names[i] for i in some]
+        parts.append(region_boxes(prepare_maps(maps[some], frame, own), threshold))
+    return _joined(parts, step)
+
+
+def _at_once(height: int, width: int) -> int:
+    return max(1, MOSAIC_PIXELS // (height * width))
+
+
+def _joined(parts: list[tuple[Boxes, np.ndarray]], step: int) -> tuple[Boxes, np.ndarray]:
+    """Boxes and peaks of parts of `step` images each, one after another."""
+    boxes = [np.zeros((0, 4)), *(found.boxes for found, _ in parts)]
+    images = [np.zeros(0, int), *(found.image + i * step for i, (found, _) in enumerate(parts))]
+    peaks = [np.zeros(0, np.float32), *(peak for _, peak in parts)]
+    return Boxes(np.concatenate(boxes), np.concatenate(images)), np.concatenate(peaks)
 
 
 def detections(
@@ -90,30 +172,30 @@ def detections(
     first: int = 0,
 ) -> list[dict]:
     """COCO detections of one finding, as pycocotools' `loadRes` takes them, `bbox` [x,y,w,h] in pixels of the source
-    image. `image_id` is the image's number, which COCO wants to be an integer; its name is beside it as `file_name`.
+    image, the highest peak of an image first. `image_id` is the image's number, which COCO wants to be an integer; its
+    name is beside it as `file_name`.
 
     Args:
       names: [N] text. maps: [N,h,w]. sizes: [N,2] (height, width) of the source images.
+      threshold, frame: where the prepared maps are cut, and how large; those of the scores give the scored boxes.
       probabilities: [N] of the finding; given, a box scores peak * probability, otherwise its peak alone.
       first: number of the first image; the others follow in their order.
     """
-    found = []
-    for i, (name, heat, (height, width)) in enumerate(zip(names, maps, sizes, strict=True)):
-        try:
-            boxes, scores = boxes_from_map(heat, threshold, frame)
-        except ValueError as error:
-            raise ValueError(f"image {name}: {error}") from error
+    boxes, peaks = find_boxes(np.asarray(maps), threshold, frame, names)
+    corners, out = boxes.boxes.astype(np.float32).astype(float), []
+    for at in np.lexsort((-peaks, boxes.image)):
+        (ymin, xmin, ymax, xmax), i = corners[at], boxes.image[at]
+        height, width = sizes[i]
+        bbox = [xmin * width, ymin * height, (xmax - xmin) * width, (ymax - ymin) * height]
         scale = 1.0 if probabilities is None else float(probabilities[i])
-        for (ymin, xmin, ymax, xmax), score in zip(boxes.astype(float), scores, strict=True):
-            bbox = [xmin * width, ymin * height, (xmax - xmin) * width, (ymax - ymin) * height]
-            found.append(
-                {
-                    "image_id": first + i,
-                    "file_name": str(name),
-                    "category_id": int(category_id),
-                    "category": category,
-                    "bbox": [round(v, 3) for v in bbox],
-                    "score": round(float(score) * scale, 6),
-                }
-            )
-    return found
+        out.append(
+            {
+                "image_id": first + int(i),
+                "file_name": str(names[i]),
+                "category_id": int(category_id),
+                "category": category,
+                "bbox": [round(float(v), 3) for v in bbox],
+                "score": round(float(peaks[at]) * scale, 6),
+            }
+        )
+    return out

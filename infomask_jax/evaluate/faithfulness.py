@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from infomask_jax.evaluate.bootstrap import PerImage, average
-from infomask_jax.evaluate.frame import prepare_maps
+from infomask_jax.localize import prepare_maps
 
 FRACTIONS = np.linspace(0, 1, 21)  # of the pixels that are exchanged
 CHUNK = 256  # images at once

@@ -1,6 +1,6 @@
 """Pixel scores of prepared maps: average precision, pointing game, overlap of a thresholded region.
 
-All take maps float32 [n,S,S] in 0..1 (`frame.prepare_maps`) and truth bool [n,S,S] of the same images.
+All take maps float32 [n,S,S] in 0..1 (`localize.prepare_maps`) and truth bool [n,S,S] of the same images.
 """
 
 import cv2
@@ -52,17 +52,7 @@ def pxap(maps: np.ndarray, truth: np.ndarray, bins: int = 1000) -> PerImage:
         bin_of = len(edges) - np.searchsorted(edges, s.ravel(), side="right")
         counts[i, :, 0] = np.bincount(bin_of[t.ravel()], minlength=size)
         counts[i, :, 1] = np.bincount(bin_of, minlength=size)
-    return PerImage(counts, np.ones(len(maps)), _binned_average_precision, exact)
-
-
-def _binned_average_precision(counts: np.ndarray) -> np.ndarray:
-    return average_precision(counts[..., 0], counts[..., 1])
-
-
-def average_precisions(maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Average precision of each image's pixels, exact, [n]."""
-    check(maps, truth)
-    return np.array([pixel_average_precision(s[None], t[None]) for s, t in zip(maps, truth, strict=True)])
+    return PerImage(counts, np.ones(len(maps)), lambda sums: average_precision(sums[..., 0], sums[..., 1]), exact)
 
 
 def pointing_game(maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -107,7 +97,5 @@ def iou_curve(maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 def tune_threshold(curve: np.ndarray, among: np.ndarray = THRESHOLDS) -> float:
     """The threshold with the highest mean IoU, of equal ones the lowest: curve [n,100] of `iou_curve`."""
-    if not len(curve):
-        raise ValueError("no images to tune the threshold on")
     allowed = np.isin(THRESHOLDS, among)
     return round(float(THRESHOLDS[np.where(allowed, curve.mean(0), -1.0).argmax()]), 2)

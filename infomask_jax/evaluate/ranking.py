@@ -5,7 +5,8 @@ The first two are functions of counts per distinct score, so ties are exact: a t
 
 import numpy as np
 
-from infomask_jax.evaluate.bootstrap import PerImage
+from infomask_jax.evaluate.bootstrap import Estimate, PerImage, as_json, average, estimate, patient_weights
+from infomask_jax.evaluate.truth import patients_of
 
 CALIBRATION_BINS = 15
 
@@ -31,6 +32,37 @@ def roc_area(positives: np.ndarray, totals: np.ndarray) -> np.ndarray:
     won = np.sum(positives * (not_above - negatives / 2), -1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return won / (positives.sum(-1) * negatives.sum(-1))
+
+
+def classification_scores(data: dict, k: int, seed: int, resamples: int = 1000) -> dict:
+    """AUROC, AUPRC, expected calibration error, Brier score, reliability diagram and prevalence of finding k of a split
+    (see `scoring.score`), over images with a known label."""
+    labels = np.asarray(data["labels"])[:, k]
+    known, given = labels != -1, data.get("probabilities")
+    y = (labels[known] == 1).astype(int)
+    weights = patient_weights(patients_of(data)[known], resamples, seed)
+    p = None if given is None else np.asarray(given, float)[known, k]
+    scores = dict(zip(("auroc", "auprc"), areas(y, p, *weights), strict=True))
+    defined = not scores["auroc"].reason
+    for name, error in (("ece", calibration_error), ("brier", lambda y, p: average((p - y) ** 2))):
+        scores[name] = estimate(error(y, p), *weights) if defined else scores["auroc"]
+    return {
+        **{name: as_json(found) for name, found in scores.items()},
+        "reliability": reliability(y, p) if defined else [],
+        "prevalence": round(float(y.mean()), 6) if len(y) else None,
+    }
+
+
+def areas(labels: np.ndarray, scores: np.ndarray | None, weights, index) -> tuple[Estimate, Estimate]:
+    """AUROC and AUPRC of labels [n] in {0,1} and scores [n], with their resamples; NaN, with the reason, of one class
+    and of scores None. `weights`, `index`: of `bootstrap.patient_weights`."""
+    reason = "" if len(set(labels.tolist())) == 2 else "one class only" if len(labels) else "no known label"
+    if scores is None:
+        reason = "no probabilities"
+    if reason:
+        return (Estimate(np.nan, np.full(len(weights), np.nan), len(labels), reason),) * 2
+    both = classification(labels, scores), resampled_classification(labels, scores, weights, index)
+    return tuple(Estimate(value, samples, len(labels)) for value, samples in zip(*both, strict=True))
 
 
 def classification(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:

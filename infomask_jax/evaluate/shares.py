@@ -10,7 +10,8 @@ import numpy as np
 
 from infomask_jax.evaluate import bootstrap, ranking
 from infomask_jax.evaluate.checks import check_maps, check_split
-from infomask_jax.evaluate.truth import patients_of
+from infomask_jax.evaluate.truth import boxes_of, patients_of
+from infomask_jax.localize import four_axes, of_finding
 
 REGIONS = ("lesion", "lung", "elsewhere")
 CONVENTIONS = {
@@ -70,7 +71,7 @@ def audit(
     Args:
       findings, data: as in `scoring.score`. Where an image has boxes of several findings, its mask is cut to the boxes
         of each.
-      maps: {method: [N,h,w] or [N,h,w,K]}, all on one grid, not negative, not shifted.
+      maps: {method: [N,h,w,M]}, all on one grid, not negative, not shifted.
       lung_of: position in the split -> bool [H,W] of any size; called once an image, in order.
       scores: {name: [N,K]}, predictions whose AUROC is reported beside.
 
@@ -85,7 +86,7 @@ def audit(
     labels, patients = np.asarray(data["labels"]), patients_of(data)
     (grid,) = {np.shape(m)[1:3] for m in maps.values()}
     n, K = labels.shape
-    maps = {name: np.asarray(m, float).reshape(n, *grid, -1) for name, m in maps.items()}
+    maps = {name: four_axes(np.asarray(m, float)) for name, m in maps.items()}
     area, inside = np.zeros((n, K, 3)), {name: np.zeros((n, K, 3)) for name in maps}
     lungs = np.zeros((n, *grid), np.float32)
     for i in range(n):
