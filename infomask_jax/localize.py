@@ -43,11 +43,9 @@ def of_finding(maps: np.ndarray, k: int) -> np.ndarray:
 
 def prepare_map(heat: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize heat [h,w], any finite range, then min-max it: float32 [height,width] in 0..1, what is scored and drawn.
-
-    Its minimum is taken off before as well: OpenCV's weights of an area do not sum to 1 exactly, which would be seen of
-    small differences on a large level. A constant map becomes zeros.
-    """
+    A constant map becomes zeros."""
     heat = _as_float(heat)
+    # OpenCV's weights of an area do not sum to 1 exactly, which would be seen of small differences on a large level.
     return normalise(_resize(heat - heat.min(), height, width))
 
 
@@ -103,99 +101,63 @@ def _resize(heat: np.ndarray, height: int, width: int) -> np.ndarray:
     return heat
 
 
-def region_boxes(maps: np.ndarray, threshold: float) -> tuple[Boxes, np.ndarray]:
-    """Tight boxes of the connected regions {s >= threshold} of prepared maps [n,H,W], and the maximum of s in each.
+def region_boxes(maps, threshold: float, images=None, *, frame=None, names=None) -> tuple[Boxes, np.ndarray]:
+    """Tight boxes of the connected regions {s >= threshold} of maps [n,h,w], and the maximum of s in each, [boxes].
 
     Boxes of an image go from top to bottom, then from left to right. A constant map has none: threshold is in (0,1].
+
+    Args:
+      maps: prepared, or of any range: then `frame` and `names` are as in `prepare_maps`, which is called on some at a
+        time.
+      images: positions of those asked for, among which boxes are numbered; by default all.
+
     Images are stacked into tall pictures with an empty row after each, so that one connected-components call serves
     many of them.
     """
-    n, height, width = maps.shape
-    step = _at_once(height, width)
-    if n > step:
-        return _joined([region_boxes(maps[first : first + step], threshold) for first in range(0, n, step)], step)
-    if not n:
-        return _joined([], step)
-    mosaic = np.zeros((n, height + 1, width), bool)
-    mosaic[:, :height] = maps >= np.float32(threshold)
-    picture = mosaic.reshape(-1, width).view(np.uint8)
-    count, region, stats, _ = cv2.connectedComponentsWithStats(picture, connectivity=8)
-    left, top, wide, high = stats[1:, :4].T  # row 0 is the background
-    image, top = np.divmod(top, height + 1)
-    order = np.lexsort((left, top, image))
-    corners = np.stack([top / height, left / width, (top + high) / height, (left + wide) / width], axis=1)
-    peak = np.zeros(count, np.float32)
-    np.maximum.at(peak, region.reshape(mosaic.shape)[mosaic], maps[mosaic[:, :height]])
-    return Boxes(corners[order], image[order]), peak[1:][order]
-
-
-def find_boxes(
-    maps: np.ndarray, threshold: float, frame: int | tuple[int, int], names=None, images=None
-) -> tuple[Boxes, np.ndarray]:
-    """`region_boxes` of maps [n,h,w] as they are, in a frame: prepared and cut some at a time.
-
-    Args:
-      frame, names: as in `prepare_maps`. images: positions of those asked for, in which boxes are numbered; by default
-        all.
-    """
-    images = np.arange(len(maps)) if images is None else images
-    step = _at_once(*np.broadcast_to(frame, 2).tolist())
-    parts = []
+    maps, images = np.asarray(maps), np.arange(len(maps)) if images is None else images
+    height, width = maps.shape[1:] if frame is None else np.broadcast_to(frame, 2).tolist()
+    step = max(1, MOSAIC_PIXELS // (height * width))
+    boxes, numbers, peaks = [np.zeros((0, 4))], [np.zeros(0, int)], [np.zeros(0, np.float32)]
     for first in range(0, len(images), step):
         some = images[first : first + step]
-        own = None if names is None else [names[i] for i in some]
-        parts.append(region_boxes(prepare_maps(maps[some], frame, own), threshold))
-    return _joined(parts, step)
+        part = maps[some]
+        if frame is not None:
+            part = prepare_maps(part, frame, None if names is None else [names[i] for i in some])
+        mosaic = np.zeros((len(part), height + 1, width), bool)
+        mosaic[:, :height] = part >= np.float32(threshold)
+        picture = mosaic.reshape(-1, width).view(np.uint8)
+        count, region, stats, _ = cv2.connectedComponentsWithStats(picture, connectivity=8)
+        left, top, wide, high = stats[1:, :4].T  # row 0 is the background
+        image, top = np.divmod(top, height + 1)
+        order = np.lexsort((left, top, image))
+        corners = np.stack([top / height, left / width, (top + high) / height, (left + wide) / width], axis=1)
+        peak = np.zeros(count, np.float32)
+        np.maximum.at(peak, region.reshape(mosaic.shape)[mosaic], part[mosaic[:, :height]])
+        boxes.append(corners[order])
+        numbers.append(image[order] + first)
+        peaks.append(peak[1:][order])
+    return Boxes(np.concatenate(boxes), np.concatenate(numbers)), np.concatenate(peaks)
 
 
-def _at_once(height: int, width: int) -> int:
-    return max(1, MOSAIC_PIXELS // (height * width))
-
-
-def _joined(parts: list[tuple[Boxes, np.ndarray]], step: int) -> tuple[Boxes, np.ndarray]:
-    """Boxes and peaks of parts of `step` images each, one after another."""
-    boxes = [np.zeros((0, 4)), *(found.boxes for found, _ in parts)]
-    images = [np.zeros(0, int), *(found.image + i * step for i, (found, _) in enumerate(parts))]
-    peaks = [np.zeros(0, np.float32), *(peak for _, peak in parts)]
-    return Boxes(np.concatenate(boxes), np.concatenate(images)), np.concatenate(peaks)
-
-
-def detections(
-    names,
-    maps,
-    sizes,
-    threshold: float,
-    frame: tuple[int, int],
-    category_id: int,
-    category: str,
-    probabilities=None,
-    first: int = 0,
-) -> list[dict]:
+def detections(names, maps, sizes, threshold, frame, category_id, category, probabilities=None, first=0) -> list[dict]:
     """COCO detections of one finding, as pycocotools' `loadRes` takes them, `bbox` [x,y,w,h] in pixels of the source
-    image, the highest peak of an image first. `image_id` is the image's number, which COCO wants to be an integer; its
-    name is beside it as `file_name`.
+    image, of each image the highest peak first. `image_id` is the image's number, which COCO wants to be an integer;
+    its name is beside it as `file_name`.
 
     Args:
-      names: [N] text. maps: [N,h,w]. sizes: [N,2] (height, width) of the source images.
-      threshold, frame: where the prepared maps are cut, and how large; those of the scores give the scored boxes.
+      names: [N] text. maps: [N,h,w], any range. sizes: [N,2] (height, width) of the source images.
+      threshold, frame: as in `region_boxes`; those of the scores give the scored boxes.
       probabilities: [N] of the finding; given, a box scores peak * probability, otherwise its peak alone.
       first: number of the first image; the others follow in their order.
     """
-    boxes, peaks = find_boxes(np.asarray(maps), threshold, frame, names)
+    boxes, peaks = region_boxes(maps, threshold, frame=frame, names=names)
     corners, out = boxes.boxes.astype(np.float32).astype(float), []
     for at in np.lexsort((-peaks, boxes.image)):
-        (ymin, xmin, ymax, xmax), i = corners[at], boxes.image[at]
+        (ymin, xmin, ymax, xmax), i = corners[at].tolist(), int(boxes.image[at])
         height, width = sizes[i]
         bbox = [xmin * width, ymin * height, (xmax - xmin) * width, (ymax - ymin) * height]
         scale = 1.0 if probabilities is None else float(probabilities[i])
-        out.append(
-            {
-                "image_id": first + int(i),
-                "file_name": str(names[i]),
-                "category_id": int(category_id),
-                "category": category,
-                "bbox": [round(float(v), 3) for v in bbox],
-                "score": round(float(peaks[at]) * scale, 6),
-            }
-        )
+        about = {"image_id": first + i, "file_name": str(names[i]), "category_id": category_id, "category": category}
+        score = round(float(peaks[at]) * scale, 6)
+        out.append({**about, "bbox": [round(float(v), 3) for v in bbox], "score": score})
     return out

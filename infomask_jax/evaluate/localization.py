@@ -8,7 +8,7 @@ from infomask_jax.evaluate import bootstrap, controls, pixels, protocols
 from infomask_jax.evaluate.bootstrap import Estimate, PerImage, average
 from infomask_jax.evaluate.boxes import flatten, take
 from infomask_jax.evaluate.truth import Truth, rasterise
-from infomask_jax.localize import Boxes, find_boxes, prepare_maps, region_boxes
+from infomask_jax.localize import Boxes, prepare_maps, region_boxes
 
 PROTOCOLS = ("wang2017", "li2018", "wsol", "chexlocalize", "rsna", "pixel_auprc")
 OVER = {"afp": "boxed", "wang2017": "boxed", "rsna": "listed"}  # images of Truth that scores are over; else "scored"
@@ -72,10 +72,10 @@ class Prediction(NamedTuple):
             boxes = flatten([self.boxes[i] for i in images])
             return boxes, np.ones(len(boxes.boxes), np.float32)
         if self.maps.strides[0] == 0 and len(images):  # one map for every image
-            one, peak = find_boxes(self.maps[:1], threshold, frame)
+            one, peak = region_boxes(self.maps[:1], threshold, frame=frame)
             each = np.repeat(np.arange(len(images)), len(peak))
             return Boxes(np.tile(one.boxes, (len(images), 1)), each), np.tile(peak, len(images))
-        return find_boxes(self.maps, threshold, frame, names, images)
+        return region_boxes(self.maps, threshold, images, frame=frame, names=names)
 
 
 def tune(prediction: Prediction, truth: Truth, names, probabilities: np.ndarray | None) -> Thresholds:

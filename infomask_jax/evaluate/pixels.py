@@ -12,22 +12,11 @@ from infomask_jax.evaluate.ranking import average_precision
 THRESHOLDS = np.linspace(0.01, 1, 100, dtype=np.float32)  # a region is {s >= t}
 
 
-def check(maps: np.ndarray, truth: np.ndarray) -> None:
-    """Raise unless shapes agree and the maps are float32 in 0..1."""
-    if maps.shape != truth.shape or maps.ndim != 3:
-        raise ValueError(f"expected maps and truth of one shape [n,S,S], found {maps.shape} and {truth.shape}")
-    if maps.dtype != np.float32 or truth.dtype != bool:
-        raise ValueError(f"expected float32 maps and bool truth, found {maps.dtype} and {truth.dtype}")
-    if maps.size and not (maps.min() >= 0 and maps.max() <= 1):
-        raise ValueError("expected prepared maps in 0..1")
-
-
 def pixel_average_precision(maps: np.ndarray, truth: np.ndarray) -> float:
     """Average precision over all pixels given, pooled: exact, ties as one step. NaN where no pixel is true.
 
     Precision only counts where recall rises, so only the distinct scores of true pixels are visited.
     """
-    check(maps, truth)
     every, true = np.sort(maps, axis=None), np.sort(maps[truth])
     if not len(true):
         return np.nan
@@ -60,7 +49,6 @@ def pointing_game(maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
     Tied maxima score the share of them that is true: a constant map gets its chance level, the true share of the area.
     """
-    check(maps, truth)
     top = maps == maps.max(axis=(1, 2), keepdims=True)
     return (top & truth).sum((1, 2)) / top.sum((1, 2))
 
@@ -70,7 +58,6 @@ def region_overlap(maps: np.ndarray, truth: np.ndarray, threshold) -> tuple[np.n
 
     IoR = |R n G| / |R|. An empty region scores 0, it is never dropped.
     """
-    check(maps, truth)
     region = maps >= np.asarray(threshold, np.float32).reshape(-1, 1, 1)
     both, size, true = (region & truth).sum((1, 2)), region.sum((1, 2)), truth.sum((1, 2))
     return both / np.maximum(size + true - both, 1), both / np.maximum(size, 1)
@@ -84,7 +71,6 @@ def otsu_thresholds(maps: np.ndarray) -> np.ndarray:
 
 def iou_curve(maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """IoU of the region at each of THRESHOLDS, [n,100], from one histogram per image."""
-    check(maps, truth)
     curve = np.zeros((len(maps), len(THRESHOLDS)))
     size = len(THRESHOLDS) + 1
     for i, (s, t) in enumerate(zip(maps, truth, strict=True)):

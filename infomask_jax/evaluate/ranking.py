@@ -54,50 +54,35 @@ def classification_scores(data: dict, k: int, seed: int, resamples: int = 1000) 
 
 
 def areas(labels: np.ndarray, scores: np.ndarray | None, weights, index) -> tuple[Estimate, Estimate]:
-    """AUROC and AUPRC of labels [n] in {0,1} and scores [n], with their resamples; NaN, with the reason, of one class
-    and of scores None. `weights`, `index`: of `bootstrap.patient_weights`."""
-    reason = "" if len(set(labels.tolist())) == 2 else "one class only" if len(labels) else "no known label"
+    """AUROC and AUPRC of labels [n] in {0,1} and finite scores [n], with their resamples; NaN, with the reason, of one
+    class and of scores None. `weights`, `index`: of `bootstrap.patient_weights`."""
+    n = len(labels)
+    reason = "" if len(set(labels.tolist())) == 2 else "one class only" if n else "no known label"
     if scores is None:
         reason = "no probabilities"
     if reason:
-        return (Estimate(np.nan, np.full(len(weights), np.nan), len(labels), reason),) * 2
-    both = classification(labels, scores), resampled_classification(labels, scores, weights, index)
-    return tuple(Estimate(value, samples, len(labels)) for value, samples in zip(*both, strict=True))
+        return (Estimate(np.nan, np.full(len(weights), np.nan), n, reason),) * 2
+    values = resampled_areas(labels, scores, np.ones((1, 1)), np.zeros(n, int))  # one patient, drawn once
+    samples = resampled_areas(labels, scores, weights, index)
+    return tuple(Estimate(value.item(), own, n) for value, own in zip(values, samples, strict=True))
 
 
-def classification(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
-    """(AUROC, AUPRC) of labels [n] in {0,1} and scores [n].
-
-    Raises:
-      ValueError: a class is missing, or a score is not finite.
-    """
-    if set(np.unique(labels)) != {0, 1} or not np.isfinite(scores).all():
-        found = f"labels {np.unique(labels)}, {np.sum(~np.isfinite(scores))} scores that are not finite"
-        raise ValueError(f"expected labels 0 and 1, both present, and finite scores; found {found}")
-    once, one_patient = np.ones((1, 1)), np.zeros(len(labels), int)
-    areas, precisions = resampled_classification(labels, scores, once, one_patient)
-    return areas.item(), precisions.item()
-
-
-def resampled_classification(labels, scores, weights, index, chunk: int = 4_000_000) -> tuple[np.ndarray, np.ndarray]:
+def resampled_areas(labels, scores, weights, index, chunk: int = 4_000_000) -> tuple[np.ndarray, np.ndarray]:
     """(AUROC [R], AUPRC [R]) of every resample at once: one sort, then cumulative sums of weights.
 
-    Args:
-      labels [n] in {0,1}; scores [n]; weights [R,P], how often each patient was drawn; index [n], the image's patient.
-      chunk: elements of the largest intermediate, which bounds the memory.
+    Args: as `areas`. chunk: elements of the largest intermediate, which bounds the memory.
     """
     order = np.argsort(-np.asarray(scores, float), kind="stable")
     labels, scores, index = np.asarray(labels)[order], np.asarray(scores)[order], index[order]
     starts = np.flatnonzero(np.r_[True, scores[1:] != scores[:-1]])  # first image of each tied group
     step = max(1, chunk // len(labels))
-    areas, precisions = [], []
+    found = []
     for first in range(0, len(weights), step):
         w = weights[first : first + step, index]  # [r,n]
         totals = np.add.reduceat(w, starts, axis=1)
         positives = np.add.reduceat(w * (labels == 1), starts, axis=1)
-        areas.append(roc_area(positives, totals))
-        precisions.append(average_precision(positives, totals))
-    return np.concatenate(areas), np.concatenate(precisions)
+        found.append((roc_area(positives, totals), average_precision(positives, totals)))
+    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
 
 
 def calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> PerImage:
