@@ -78,19 +78,20 @@ class Prediction(NamedTuple):
         return region_boxes(self.maps, threshold, images, frame=frame, names=names)
 
 
-def tune(prediction: Prediction, truth: Truth, names, probabilities: np.ndarray | None) -> Thresholds:
+def tune(fixed: Thresholds, prediction: Prediction, truth: Truth, names, probabilities) -> Thresholds:
     """The thresholds that are best on a (validation) split with boxes of the finding.
 
     Args:
-      names: of all images. probabilities: [N] of the classifier that decides where boxes are predicted; tune it, too.
+      fixed: those without it; a confidence that is None stays so.
+      names: of all images. probabilities: [N] of the classifier that decides where boxes are predicted, or None.
     """
     frame = truth.mask.shape[1]
     curve = pixels.iou_curve(prediction.prepared(truth.scored, frame, names), truth.mask)
-    region = pixels.tune_threshold(curve)
-    found = Thresholds(region, "val", pixels.tune_threshold(curve, protocols.CHEXLOCALIZE_THRESHOLDS))
-    if probabilities is None:
+    among_few = pixels.tune_threshold(curve, protocols.CHEXLOCALIZE_THRESHOLDS)
+    found = fixed._replace(region=pixels.tune_threshold(curve), tuned_on="val", chexlocalize=among_few)
+    if fixed.confidence is None or probabilities is None:
         return found
-    boxes, peaks = prediction.regions(truth.listed, region, frame, names)
+    boxes, peaks = prediction.regions(truth.listed, found.region, frame, names)
     confidence = protocols.tune_confidence(boxes, peaks, truth.listed_boxes, probabilities[truth.listed])
     return found._replace(confidence=confidence, confidence_tuned_on="val")
 

@@ -6,22 +6,12 @@ from itertools import chain
 import cv2
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from infomask_jax.evaluate import bootstrap, controls
+from infomask_jax.evaluate import bootstrap, controls, localization
 from infomask_jax.evaluate.bootstrap import Estimate, PerImage
 from infomask_jax.evaluate.checks import check_maps, check_split
-from infomask_jax.evaluate.localization import (
-    CONVENTIONS,
-    FIXED_CONFIDENCE,
-    FIXED_THRESHOLD,
-    PROTOCOLS,
-    Prediction,
-    Thresholds,
-    estimates,
-    measure,
-    tune,
-)
+from infomask_jax.evaluate.localization import FIXED_THRESHOLD, PROTOCOLS, Prediction, Thresholds
 from infomask_jax.evaluate.protocols import WANG_THRESHOLDS
 from infomask_jax.evaluate.ranking import classification_scores
 from infomask_jax.evaluate.truth import Truth, boxes_of, finding_truth, patients_of, rasterise
@@ -92,9 +82,10 @@ def score(
         **{name: {} for name in ("localization", "differences", "counts", "mean_boxes_from")},
         "frame": int(frame),
         "bootstrap": {"resamples": resamples, "seed": seed, "unit": "patient"},
-        "conventions": CONVENTIONS,
+        "conventions": localization.CONVENTIONS,
     }
     rows, console = [], Console(stderr=True)
+    columns = TextColumn("{task.description}", markup=False), MofNCompleteColumn(), BarColumn()
     for k, name in enumerate(findings):
         truth = finding_truth(data, k, frame)
         out["counts"][name] = _counts(labels[:, k], truth)
@@ -109,21 +100,16 @@ def score(
         found, entries = {}, {}
         pairs = predictions(maps, val_maps, data, k, truth, *((val, val_truth) if tuned else (None, None)), seed)
         grids = sorted({array.shape[1:3] for array in maps.values()})
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             bar = progress.add_task("", total=len(pairs) + len(grids))
             for method, (own, of_val) in chain(pairs, ceilings(grids, data, k, truth)):
                 progress.update(bar, description=f"scoring {name}, {method}")
                 gate, val_gate = (_gate(examples, method, k) if method in maps else None for examples in (data, val))
-                thresholds = Thresholds()
-                try:
-                    if of_val is not None:
-                        thresholds = tune(of_val, val_truth, val["image_id"], None if gate is None else val_gate)
-                    if gate is not None and thresholds.confidence is None:
-                        thresholds = thresholds._replace(confidence=FIXED_CONFIDENCE)
-                    scores, taus = measure(own, truth, data["image_id"], thresholds, gate, protocols)
-                except ValueError as error:
-                    raise ValueError(f"{method}: {error}") from error
-                found[method] = estimates(scores, weights)
+                thresholds = Thresholds(confidence=None if gate is None else localization.FIXED_CONFIDENCE)
+                if of_val is not None:
+                    thresholds = localization.tune(thresholds, of_val, val_truth, val["image_id"], val_gate)
+                scores, taus = localization.measure(own, truth, data["image_id"], thresholds, gate, protocols)
+                found[method] = localization.estimates(scores, weights)
                 entries[method] = _entry(found[method], thresholds, taus, own.boxes is None, protocols)
                 rows += _rows(name, method, data, truth, scores, every=method in maps)
                 progress.advance(bar)
