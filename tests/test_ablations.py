@@ -26,8 +26,8 @@ from infomask_jax.config import Config, DataConfig, LossConfig, MachineConfig, M
 from infomask_jax.datasets import Synthetic
 from infomask_jax.datasets.synthetic import PhantomConfig, render
 from infomask_jax.evaluate import bootstrap, controls, scoring
-from infomask_jax.evaluate.frame import prepare_maps
 from infomask_jax.explain import attribution, heat_maps, shifted_heat_maps
+from infomask_jax.localize import prepare_maps
 from infomask_jax.losses import BITS
 from infomask_jax.manifest import differences
 from infomask_jax.model import build

@@ -1,4 +1,4 @@
-"""The whole score: what is tuned, averaged and resampled on what, controls, odd and bad input; classifier; intervals."""
+"""The whole score: what is tuned, averaged and resampled on what, controls, odd and bad input; intervals."""
 
 import copy
 import json

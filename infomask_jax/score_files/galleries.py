@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from infomask_jax.datasets import images, lookup
-from infomask_jax.localize import boxes_from_map
+from infomask_jax.localize import four_axes, of_finding, region_boxes
 from infomask_jax.report.figures import galleries
 from infomask_jax.report.sheet import rank
 
@@ -83,15 +83,15 @@ def draw(
     """
     index, pixels = chosen
     methods = sorted(maps, key=rank)
-    frame, first = (result["frame"],) * 2, methods[0]
-    own = {m: (maps[m] if maps[m].ndim == 3 else maps[m][..., k])[index] for m in methods}
+    own, first = {m: of_finding(four_axes(maps[m]), k)[index] for m in methods}, methods[0]
     threshold = result["localization"][finding][first]["threshold"]["value"]
+    predicted, _ = region_boxes(own[first], threshold, frame=result["frame"])
     given = "probabilities" in data
     return galleries(
         pixels,
         own,
         [data["boxes"][i][0][data["boxes"][i][1] == k] for i in index],
-        {first: [boxes_from_map(heat, threshold, frame)[0] for heat in own[first]]},
+        {first: [predicted.of(row) for row in range(len(index))]},
         data["probabilities"][index, k] if given else np.full(len(index), np.nan),
         data["labels"][index, k],
         [data["image_id"][i] for i in index],
