@@ -1,5 +1,7 @@
 """Regions at one and at all thresholds, and the published protocols, against plain loops and published numbers."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -11,37 +13,13 @@ from sklearn.metrics import average_precision_score
 from infomask_jax import localize
 from infomask_jax.evaluate import bootstrap, controls, pixels, protocols
 from infomask_jax.evaluate.boxes import best_iou, flatten, overlap
-from infomask_jax.evaluate.sweep import iou_curves, range_max, sweep
+from infomask_jax.evaluate.sweep import iou_curves, sweep
 from infomask_jax.evaluate.truth import rasterise, resize_mask
 from infomask_jax.localize import Boxes, prepare_maps, region_boxes
 
 SEEDS = st.integers(0, 10**6)
-# The 120 pneumonia boxes of the public BBox_List_2017.csv: x y w h in tenths of a pixel of the 1024 frame.
-PNEUMONIA = """
-5740 5749 2298 1661, 6150 5590 2230 1980, 6605 1903 1923 4517, 2088 4031 5723 3925, 5501 4634 1718 2753, 6423 4236
-2651 2230, 2031 2097 2446 5336, 2793 3178 6838 3777, 6138 4668 1604 2014, 1200 1471 2537 5962, 5820 1676 2901 4392,
-3157 5840 1399 1627, 2020 1607 6042 5302, 6070 5294 2401 1616, 2702 4213 7157 6007, 1894 4406 2185 4107, 5524 4588
-1968 1764, 5911 5191 2458 2014, 2065 3997 6918 4585, 1257 2040 7293 6224, 2020 2279 6497 5086, 1018 3143 3072 3641,
-1758 2927 1786 2799, 6104 3394 1968 3026, 7037 6170 2185 2492, 6969 3178 910 2355, 6172 4771 2196 1946, 6605 4566 2105
-3334, 5911 3883 2446 2719, 5660 2302 2606 5825, 5387 5590 2799 2571, 2509 3485 1445 1115, 5490 2017 1741 1900, 5490
-4862 2185 2253, 1849 2165 7145 5916, 2099 3473 7634 4688, 5330 6193 2401 2674, 2634 5920 5860 2970, 6354 4941 1832
-1616, 2042 4054 2048 3391, 1576 1255 7111 8215, 5751 3951 2640 3482, 1291 4497 2332 3106, 1951 4657 2708 2788, 1838
-2233 6394 3425, 1985 2154 2207 4403, 5262 3860 2537 2276, 5990 1892 3607 5882, 757 1869 7214 6599, 5649 5055 2139
-1445, 984 1505 7475 5814, 2725 5692 1001 933, 6286 5123 2412 2162, 5330 3052 2480 2105, 2532 2939 5564 4346, 4534 5920
-2674 2002, 6122 3522 2048 2947, 4800 4259 2200 3695, 6177 5830 2557 2048, 2232 5516 2167 2384, 2330 6599 1485 1539,
-6447 3088 1853 3543, 6317 4659 1745 1788, 2005 4399 1853 2904, 2720 4269 2178 1636, 1669 5039 2416 1907, 7000 5277
-1788 1625, 2135 2557 2015 3771, 6090 5624 1485 1907, 6014 5960 2156 1810, 2330 4757 1712 2861, 2113 5385 1474 1625,
-1138 2005 2276 3814, 6285 3587 1875 2330, 2015 6957 1907 1755, 2005 5320 1604 1539, 2676 4930 1550 932, 2850 2850 1875
-3565, 1203 5039 2384 2752, 5841 4215 2091 2958, 2384 3413 1441 2330, 1463 5754 2026 2351, 1950 7878 2113 1322, 1701
-3272 2601 5104, 6111 5320 2200 3077, 2546 2991 1712 3923, 6209 6610 3327 1950, 2525 5255 2221 3684, 2091 3402 2156
-3760, 2048 5624 2124 1051, 3142 3728 1820 2622, 1734 5320 2189 1820, 5916 2644 2872 4833, 2048 5570 1983 1528, 6263
-4183 2297 2416, 5548 5786 1755 1940, 1875 3760 2742 3749, 1755 3056 2384 4053, 2232 5006 2395 1235, 3630 4183 1452
-2796, 1582 5212 1690 1246, 1365 5689 2308 1755, 5895 4226 1842 2351, 1604 5516 2330 2286, 2059 6946 2373 2156, 401
-4356 3088 3663, 5613 1896 2308 4378, 6003 2980 2644 2980, 2276 4508 2471 2081, 5667 5776 2438 2525, 2828 3879 1853
-1734, 6978 2416 2427 4562, 1354 2373 2893 3630, 6177 7293 1777 2536, 5689 2601 2666 4237, 5797 2091 2427 3793, 5537
-3283 3121 4161, 3110 2427 2211 3608, 2124 6177 2601 1690, 4692 4659 3749 3738
-"""
-X, Y, W, H = np.array([box.split() for box in PNEUMONIA.replace("\n", " ").split(",")], float).T / 10 / 1024
+# The 120 pneumonia boxes of the public BBox_List_2017.csv, in pixels of the 1024 frame.
+X, Y, W, H = np.loadtxt(Path(__file__).with_name("nih_pneumonia.csv"), delimiter=",", skiprows=1).T / 1024
 NIH = np.stack([Y, X, Y + H, X + W], axis=1)  # [120,4] in 0..1
 
 
@@ -93,16 +71,6 @@ def test_sweep_equals_one_labelling_per_threshold(seed):
         alive = (found.first <= t) & (t <= found.last)
         boxes = [(*b, p) for b, p in zip(found.boxes[alive].tolist(), found.pixels[alive], strict=True)]
         assert sorted(boxes) == sorted((*box, count) for box, count, _ in plain_regions(s, s > tau))
-
-
-@settings(max_examples=30, deadline=None)
-@given(SEEDS)
-def test_range_max_equals_a_plain_loop(seed):
-    rng = np.random.default_rng(seed)
-    size, n = rng.integers(1, 40), rng.integers(0, 30)
-    ends, values = np.sort(rng.integers(0, size, (n, 2)), axis=1), rng.random(n)
-    plain = [values[(ends[:, 0] <= t) & (t <= ends[:, 1])].max(initial=0) for t in range(size)]
-    np.testing.assert_array_equal(range_max(values, ends[:, 0], ends[:, 1], int(size)), plain)
 
 
 @settings(max_examples=30, deadline=None)
@@ -265,13 +233,10 @@ def test_intervals_of_max_box_acc_cover_the_population_and_those_of_the_maximum_
     assert found["value"] == found["ci95"][1] == 1  # the interval of a perfect score ends at it
 
 
-def test_wsol_joins_corners_and_takes_boxes_as_they_are():
-    s = np.eye(6, dtype=np.float32)[None] * np.float32([0, 1, 1, 0, 0, 0])
-    assert protocols.wsol(s, flatten([np.array([[1, 1, 3, 3]]) / 6]))[0]["max_box_acc_v2"].value == 1
-    true = flatten([np.array([[0, 0, 0.5, 0.5]])] * 2)
-    small_hit, large_miss = np.array([[0, 0, 0.5, 0.4]]), np.array([[0.1, 0.1, 1, 1]])
-    predicted = flatten([np.vstack([large_miss, small_hit]), np.zeros((0, 4))])
-    scores, chosen = protocols.wsol(np.zeros((2, 4, 4), np.float32), true, predicted)
+def test_wsol_takes_boxes_as_they_are():
+    true, small_hit, large_miss = [[0, 0, 0.5, 0.5]], [0, 0, 0.5, 0.4], [0.1, 0.1, 1, 1]
+    predicted = flatten([np.array([large_miss, small_hit]), np.zeros((0, 4))])
+    scores, chosen = protocols.wsol(np.zeros((2, 4, 4), np.float32), flatten([true, true]), predicted)
     assert scores["max_box_acc_v2"].value == 0.5 and scores["max_box_acc"].value == 0 and not chosen
 
 
@@ -369,29 +334,14 @@ def test_rsna_and_its_confidence_equal_a_plain_loop(seed):
     found = protocols.rsna(flat, scores, flatten(true), 6)["map"]
     assert [v if w else None for v, w in zip(found.part, found.whole, strict=True)] == pytest.approx(plain)
 
+    missed = [0 if len(boxes) else None for boxes in true]
+
     def at(cut):
-        kept = [
-            plain[i] if probabilities[i] >= cut else plain_rsna([], [], true[i]) if len(true[i]) else None
-            for i in range(6)
-        ]
-        counted = [v for v in kept if v is not None]
-        return np.mean(counted) if counted else 0
+        kept = [plain[i] if probabilities[i] >= cut else missed[i] for i in range(6)]
+        return np.mean([v for v in kept if v is not None] or [0])
 
     tuned = protocols.tune_confidence(flat, scores, flatten(true), probabilities)
     assert at(tuned) == pytest.approx(max(at(cut) for cut in np.unique(probabilities)))
-
-
-def test_rsna_matches_in_the_order_of_the_scores():
-    """The confident box takes the true box it fits best, and leaves the other box none."""
-    true = flatten([np.array([[0, 0, 0.4, 1], [0.2, 0, 0.6, 1]])])
-    boxes = np.array([[0.08, 0, 0.48, 1], [0, 0, 0.36, 1]])  # IoU .667 .538 and .9 .267
-    for own, scores, value in (
-        (boxes, [0.9, 0.1], 1 / 3),  # one hit, one false, one missed, at every level
-        (boxes, [0.1, 0.9], (3 * 1 + 5 * 1 / 3) / 8),  # two hits up to .50
-        (boxes[1:], [1], 1 / 2),
-        (boxes[[1, 1]], [1, 1], 1 / 3),  # matched once only
-    ):
-        assert protocols.rsna(flatten([own]), np.array(scores), true, 1)["map"].value == pytest.approx(value)
 
 
 # --- controls and ceilings
