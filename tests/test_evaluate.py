@@ -483,6 +483,8 @@ def test_auroc_and_auprc_equal_scikit_learn_also_on_repeated_images(seed):
         both = [len(set(labels[d])) == 2 for d in drawn]
         np.testing.assert_allclose(own.samples[both], np.array(expected)[both])
         np.testing.assert_array_equal(samples, own.samples)
+    with pytest.raises(ValueError, match="expected finite scores, found 1"):
+        ranking.areas(labels, np.r_[np.nan, scores[1:]], weights, index)
 
 
 def test_calibration_error_equals_a_plain_loop_and_reliability_equals_scikit_learn():

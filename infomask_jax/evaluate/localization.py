@@ -153,11 +153,8 @@ def measure(
 
 
 def estimates(scores: dict[str, PerImage], weights: dict[str, tuple]) -> dict[str, Estimate]:
-    """Every score with its resamples; one that has several names is resampled once.
-
-    Args:
-      weights: `bootstrap.patient_weights` of each kind of images that scores are over.
-    """
+    """Every score with its resamples; one that has several names is resampled once. `weights`:
+    `bootstrap.patient_weights` of each kind of images that scores are over."""
     known = {}
     for name, score in scores.items():
         if id(score) not in known:

@@ -29,9 +29,8 @@ def pixel_average_precision(maps: np.ndarray, truth: np.ndarray) -> float:
 def pxap(maps: np.ndarray, truth: np.ndarray, bins: int = 1000) -> PerImage:
     """PxAP (WSOL, Choe et al. 2020): average precision over the pixels of all images pooled.
 
-    The value is exact. Resamples come from per-image histograms: bin edges are quantiles of the true pixels' scores, so
-    that every bin holds an equal share of the recall and the binning error is bounded evenly (about 1/bins of the
-    value, far below the width of the interval).
+    The value is exact. Resamples come from per-image histograms, whose edges are quantiles of the true pixels' scores:
+    every bin holds an equal share of the recall, and the error is about 1/bins of the value.
     """
     exact = pixel_average_precision(maps, truth)
     edges = np.unique(np.quantile(maps[truth], np.linspace(0, 1, bins + 1)[:-1]).astype(np.float32))

@@ -54,14 +54,16 @@ def classification_scores(data: dict, k: int, seed: int, resamples: int = 1000) 
 
 
 def areas(labels: np.ndarray, scores: np.ndarray | None, weights, index) -> tuple[Estimate, Estimate]:
-    """AUROC and AUPRC of labels [n] in {0,1} and finite scores [n], with their resamples; NaN, with the reason, of one
-    class and of scores None. `weights`, `index`: of `bootstrap.patient_weights`."""
+    """AUROC and AUPRC of labels [n] in {0,1} and scores [n], with their resamples; NaN, with the reason, of one class
+    and of scores None; ValueError of scores that are not finite. `weights`, `index`: of `bootstrap.patient_weights`."""
     n = len(labels)
     reason = "" if len(set(labels.tolist())) == 2 else "one class only" if n else "no known label"
     if scores is None:
         reason = "no probabilities"
     if reason:
         return (Estimate(np.nan, np.full(len(weights), np.nan), n, reason),) * 2
+    if not np.isfinite(scores).all():
+        raise ValueError(f"expected finite scores, found {np.sum(~np.isfinite(scores))} that are not")
     values = resampled_areas(labels, scores, np.ones((1, 1)), np.zeros(n, int))  # one patient, drawn once
     samples = resampled_areas(labels, scores, weights, index)
     return tuple(Estimate(value.item(), own, n) for value, own in zip(values, samples, strict=True))

@@ -177,11 +177,8 @@ def _merge_tree(a, b, saddle, peak_level) -> tuple[np.ndarray, np.ndarray]:
 def _inherit(jumps, owner, own_edges, own_pixels) -> tuple[np.ndarray, np.ndarray]:
     """What each node takes over from the nodes below it: the minimum of their edges [4,nodes], their pixels [nodes].
 
-    Args:
-      owner: nodes that have pixels of their own; own_edges: of those pixels [4,owners]; own_pixels: how many [owners].
-
-    After k rounds a node has gathered what lies fewer than 2^k steps below it. The root is left out: it would gather
-    itself, and nobody asks for it.
+    `owner`: nodes that have pixels of their own; own_edges [4,owners] and own_pixels [owners] are of those. After k
+    rounds a node has gathered what lies fewer than 2^k steps below it. The root, which would gather itself, is left out.
     """
     size = len(jumps[0])
     edges = np.full((4, size), np.iinfo(np.int64).max)
