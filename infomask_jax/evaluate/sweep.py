@@ -178,7 +178,7 @@ def _inherit(jumps, owner, own_edges, own_pixels) -> tuple[np.ndarray, np.ndarra
     """What each node takes over from the nodes below it: the minimum of their edges [4,nodes], their pixels [nodes].
 
     `owner`: nodes that have pixels of their own; own_edges [4,owners] and own_pixels [owners] are of those. After k
-    rounds a node has gathered what lies fewer than 2^k steps below it. The root, which would gather itself, is left out.
+    rounds a node has gathered what lies fewer than 2^k steps below it. The root would gather itself: it is left out.
     """
     size = len(jumps[0])
     edges = np.full((4, size), np.iinfo(np.int64).max)
