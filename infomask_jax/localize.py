@@ -114,13 +114,13 @@ def region_boxes(maps, threshold: float, images=None, *, frame=None, names=None)
     Images are stacked into tall pictures with an empty row after each, so that one connected-components call serves
     many of them.
     """
-    maps, images = np.asarray(maps), np.arange(len(maps)) if images is None else images
+    maps, at = np.asarray(maps), np.arange(len(maps)) if images is None else images
     height, width = maps.shape[1:] if frame is None else np.broadcast_to(frame, 2).tolist()
     step = max(1, MOSAIC_PIXELS // (height * width))
     boxes, numbers, peaks = [np.zeros((0, 4))], [np.zeros(0, int)], [np.zeros(0, np.float32)]
-    for first in range(0, len(images), step):
-        some = images[first : first + step]
-        part = maps[some]
+    for first in range(0, len(at), step):
+        some = at[first : first + step]
+        part = maps[first : first + step] if images is None else maps[some]  # of all, without a copy
         if frame is not None:
             part = prepare_maps(part, frame, None if names is None else [names[i] for i in some])
         mosaic = np.zeros((len(part), height + 1, width), bool)

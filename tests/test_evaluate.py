@@ -13,13 +13,21 @@ from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from infomask_jax.evaluate import bootstrap, controls, deletion_insertion, pixels, ranking, scoring
+from infomask_jax.evaluate import bootstrap, controls, deletion_insertion, pixels, protocols, ranking, scoring
 from infomask_jax.evaluate import score as score_all
 from infomask_jax.evaluate.truth import finding_truth, patients_of, rasterise, resize_mask
 from infomask_jax.localize import prepare_maps
 
 SEEDS = st.integers(0, 10**6)
 BLIND = {f"control/{name}" for name in (*controls.MAPS, *controls.BOXES)}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_thresholds():
+    """Fifty of WSOL's thousand, for speed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protocols, "TAUS", protocols.TAUS[::20])
+        yield
 
 
 def score(*args, **options):
