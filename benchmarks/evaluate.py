@@ -22,9 +22,10 @@ import scipy
 import tyro
 
 from infomask_jax.evaluate import bootstrap, localization, pixels, protocols
-from infomask_jax.evaluate.boxes import flatten, iou_curves
-from infomask_jax.evaluate.frame import prepare_maps, rasterise
-from infomask_jax.evaluate.truth import finding_truth
+from infomask_jax.evaluate.boxes import flatten
+from infomask_jax.evaluate.sweep import iou_curves
+from infomask_jax.evaluate.truth import finding_truth, rasterise
+from infomask_jax.localize import prepare_maps
 
 SIZE = 224
 METHODS = 10  # of the bootstrap

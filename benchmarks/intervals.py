@@ -19,7 +19,7 @@ from evaluate import smooth_maps
 
 from infomask_jax.evaluate import bootstrap, protocols
 from infomask_jax.evaluate.boxes import flatten
-from infomask_jax.evaluate.frame import prepare_maps
+from infomask_jax.localize import prepare_maps
 
 POPULATIONS = [(grid, contrast) for grid in (7, 14) for contrast in (0.5, 1.0, 1.5)]  # cells a side; bump over noise
 SIZE = 56  # of the scoring frame

@@ -1,33 +1,84 @@
-"""Heat map -> regions -> boxes.
+"""Heat map -> regions -> boxes: what is scored and what is drawn come from here.
 
 Conventions
+- Maps are [N,h,w,M]: M = 1, shared by all findings, or one for each. `of_finding` picks [N,h,w].
 - A map [h,w] covers the whole image: cell (i,j) covers rows [i/h,(i+1)/h) and columns [j/w,(j+1)/w). It is enlarged
   bilinearly with half-pixel centres (sample i sits at (i+.5)/h, edges are clamped) and shrunk by averaging over areas,
   never shifted or cropped.
 - Boxes have continuous edges. Pixel i of an axis with n pixels covers [i,i+1)/n, so a region of rows a..b (inclusive)
   has ymin = a/n and ymax = (b+1)/n, and its height is ymax - ymin: there is no +1 anywhere else.
-- Boxes are float32 [n,4] (ymin,xmin,ymax,xmax) in 0..1 of the image; only `detections` speaks source pixels.
+- Boxes are [n,4] (ymin,xmin,ymax,xmax) in 0..1 of the image; only `detections` speaks source pixels.
 - A region is 8-connected: pixels that touch at a corner belong together.
 """
+
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+MOSAIC_PIXELS = 1 << 24  # in one connected-components call
+
+
+class Boxes(NamedTuple):
+    """Boxes of several images: `boxes` [n,4] (ymin,xmin,ymax,xmax) in 0..1 and `image` [n], ascending."""
+
+    boxes: np.ndarray
+    image: np.ndarray
+
+    def of(self, image: int) -> np.ndarray:
+        """Those of one image, [m,4]."""
+        return self.boxes[self.image == image]
+
+
+def four_axes(maps) -> np.ndarray:
+    """Maps [N,h,w] or [N,h,w,M] -> [N,h,w,M]."""
+    maps = np.asarray(maps)
+    return maps[..., None] if maps.ndim == 3 else maps
+
+
+def of_finding(maps: np.ndarray, k: int) -> np.ndarray:
+    """Maps [N,h,w,M] -> those of finding k, [N,h,w]."""
+    return maps[..., k if maps.shape[-1] > 1 else 0]
+
 
 def prepare_map(heat: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize heat [h,w], any finite range, then min-max it: float32 [height,width] in 0..1, what is scored and drawn.
-
-    Its minimum is taken off before as well: OpenCV's weights of an area do not sum to 1 exactly, which would be seen of
-    small differences on a large level. A constant map becomes zeros.
-    """
+    A constant map becomes zeros."""
     heat = _as_float(heat)
+    # OpenCV's weights of an area do not sum to 1 exactly, which would be seen of small differences on a large level.
     return normalise(_resize(heat - heat.min(), height, width))
+
+
+def prepare_maps(maps: np.ndarray, frame: int | tuple[int, int], names=None) -> np.ndarray:
+    """`prepare_map` of maps [n,h,w] in a frame (its side, or height and width) -> float32 [n,height,width].
+
+    ValueError naming the image (of `names`, else by its number) where a map is not finite.
+    """
+    maps = np.asarray(maps)
+    if maps.ndim != 3 or 0 in maps.shape[1:]:
+        raise ValueError(f"expected maps [n,h,w], found shape {maps.shape}")
+    height, width = np.broadcast_to(frame, 2).tolist()
+    out = np.empty((len(maps), height, width), np.float32)
+    for i, heat in enumerate(maps):
+        try:
+            out[i] = prepare_map(heat, height, width)
+        except ValueError as error:
+            raise ValueError(f"image {names[i] if names is not None else f'number {i}'}: {error}") from error
+    return out
 
 
 def resize_map(heat: np.ndarray, height: int, width: int) -> np.ndarray:
     """heat [h,w], finite -> [height,width]; float32, or float64 of a type that float32 cannot hold. The level of a map
     near the limit of its type is lowered."""
     return _resize(_as_float(heat), height, width)
+
+
+def normalise(heat: np.ndarray) -> np.ndarray:
+    """Min-max of one finite map to 0..1, float32 (WSOL, Choe et al. 2020); a constant map becomes zeros."""
+    low, high = heat.min(), heat.max()
+    if not high > low:
+        return np.zeros(heat.shape, np.float32)
+    return ((heat - low) / (high - low)).astype(np.float32)
 
 
 def _as_float(heat: np.ndarray) -> np.ndarray:
@@ -50,80 +101,63 @@ def _resize(heat: np.ndarray, height: int, width: int) -> np.ndarray:
     return heat
 
 
-def normalise(heat: np.ndarray) -> np.ndarray:
-    """Min-max of one finite map to 0..1, float32 (WSOL, Choe et al. 2020); a constant map becomes zeros."""
-    low, high = heat.min(), heat.max()
-    if not high > low:
-        return np.zeros(heat.shape, np.float32)
-    return ((heat - low) / (high - low)).astype(np.float32)
+def region_boxes(maps, threshold: float, images=None, *, frame=None, names=None) -> tuple[Boxes, np.ndarray]:
+    """Tight boxes of the connected regions {s >= threshold} of maps [n,h,w], and the maximum of s in each, [boxes].
 
-
-def boxes_from_map(heat: np.ndarray, threshold: float, frame: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Tight boxes of the connected regions {s >= threshold} of s = the map, resized to `frame`, then min-maxed.
+    Boxes of an image go from top to bottom, then from left to right. A constant map has none: threshold is in (0,1].
 
     Args:
-      heat: [h,w], any range.
-      threshold: in (0,1], of the min-maxed map. A constant map has no region.
-      frame: (height, width) in which pixels are thresholded; the scoring frame reproduces the scored boxes.
-    Returns: boxes float32 [n,4] in 0..1 and scores float32 [n], the maximum of s in each region; highest score first.
+      maps: prepared, or of any range: then `frame` and `names` are as in `prepare_maps`, which is called on some at a
+        time.
+      images: positions of those asked for, among which boxes are numbered; by default all.
+
+    Images are stacked into tall pictures with an empty row after each, so that one connected-components call serves
+    many of them.
     """
-    height, width = frame
-    s = prepare_map(heat, height, width)
-    count, region, stats, _ = cv2.connectedComponentsWithStats((s >= threshold).astype(np.uint8), connectivity=8)
-    peak = np.zeros(count, np.float32)
-    np.maximum.at(peak, region.ravel(), s.ravel())
-    left, top, wide, high = stats[1:, :4].T  # row 0 is the background
-    boxes = np.stack([top / height, left / width, (top + high) / height, (left + wide) / width], axis=1)
-    order = np.argsort(-peak[1:], kind="stable")
-    return boxes[order].astype(np.float32), peak[1:][order]
+    maps, at = np.asarray(maps), np.arange(len(maps)) if images is None else images
+    height, width = maps.shape[1:] if frame is None else np.broadcast_to(frame, 2).tolist()
+    step = max(1, MOSAIC_PIXELS // (height * width))
+    boxes, numbers, peaks = [np.zeros((0, 4))], [np.zeros(0, int)], [np.zeros(0, np.float32)]
+    for first in range(0, len(at), step):
+        some = at[first : first + step]
+        part = maps[first : first + step] if images is None else maps[some]  # of all, without a copy
+        if frame is not None:
+            part = prepare_maps(part, frame, None if names is None else [names[i] for i in some])
+        mosaic = np.zeros((len(part), height + 1, width), bool)
+        mosaic[:, :height] = part >= np.float32(threshold)
+        picture = mosaic.reshape(-1, width).view(np.uint8)
+        count, region, stats, _ = cv2.connectedComponentsWithStats(picture, connectivity=8)
+        left, top, wide, high = stats[1:, :4].T  # row 0 is the background
+        image, top = np.divmod(top, height + 1)
+        order = np.lexsort((left, top, image))
+        corners = np.stack([top / height, left / width, (top + high) / height, (left + wide) / width], axis=1)
+        peak = np.zeros(count, np.float32)
+        np.maximum.at(peak, region.reshape(mosaic.shape)[mosaic], part[mosaic[:, :height]])
+        boxes.append(corners[order])
+        numbers.append(image[order] + first)
+        peaks.append(peak[1:][order])
+    return Boxes(np.concatenate(boxes), np.concatenate(numbers)), np.concatenate(peaks)
 
 
-def detections(
-    names,
-    maps,
-    sizes,
-    threshold: float,
-    frame: tuple[int, int],
-    category_id: int,
-    category: str,
-    probabilities=None,
-    first: int = 0,
-) -> list[dict]:
+def detections(names, maps, sizes, threshold, frame, category_id, category, probabilities=None, first=0) -> list[dict]:
     """COCO detections of one finding, as pycocotools' `loadRes` takes them, `bbox` [x,y,w,h] in pixels of the source
-    image. `image_id` is the image's number, which COCO wants to be an integer; its name is beside it as `file_name`.
+    image, of each image the highest peak first. `image_id` is the image's number, which COCO wants to be an integer;
+    its name is beside it as `file_name`.
 
     Args:
-      names: [N] text. maps: [N,h,w]. sizes: [N,2] (height, width) of the source images.
+      names: [N] text. maps: [N,h,w], any range. sizes: [N,2] (height, width) of the source images.
+      threshold, frame: as in `region_boxes`; those of the scores give the scored boxes.
       probabilities: [N] of the finding; given, a box scores peak * probability, otherwise its peak alone.
       first: number of the first image; the others follow in their order.
     """
-    found = []
-    for i, (name, heat, (height, width)) in enumerate(zip(names, maps, sizes, strict=True)):
-        try:
-            boxes, scores = boxes_from_map(heat, threshold, frame)
-        except ValueError as error:
-            raise ValueError(f"image {name}: {error}") from error
+    boxes, peaks = region_boxes(maps, threshold, frame=frame, names=names)
+    corners, out = boxes.boxes.astype(np.float32).astype(float), []
+    for at in np.lexsort((-peaks, boxes.image)):
+        (ymin, xmin, ymax, xmax), i = corners[at].tolist(), int(boxes.image[at])
+        height, width = sizes[i]
+        bbox = [xmin * width, ymin * height, (xmax - xmin) * width, (ymax - ymin) * height]
         scale = 1.0 if probabilities is None else float(probabilities[i])
-        for (ymin, xmin, ymax, xmax), score in zip(boxes.astype(float), scores, strict=True):
-            bbox = [xmin * width, ymin * height, (xmax - xmin) * width, (ymax - ymin) * height]
-            found.append(
-                {
-                    "image_id": first + i,
-                    "file_name": str(name),
-                    "category_id": int(category_id),
-                    "category": category,
-                    "bbox": [round(v, 3) for v in bbox],
-                    "score": round(float(score) * scale, 6),
-                }
-            )
-    return found
-
-
-def four_axes(maps):
-    """Maps [N,h,w], shared by all findings, or [N,h,w,M] -> [N,h,w,M]."""
-    return maps if np.ndim(maps) == 4 else np.asarray(maps)[..., None]
-
-
-def of_finding(maps, k: int):
-    """Maps of finding k, [N,h,w], of maps [N,h,w,M]; M = 1: all findings share them."""
-    return maps[..., min(k, maps.shape[-1] - 1)]
+        about = {"image_id": first + i, "file_name": str(names[i]), "category_id": category_id, "category": category}
+        score = round(float(peaks[at]) * scale, 6)
+        out.append({**about, "bbox": [round(float(v), 3) for v in bbox], "score": score})
+    return out

@@ -19,8 +19,8 @@ from infomask_jax.ablation import predictions, table
 from infomask_jax.config import Config, DataConfig, LossConfig, MachineConfig, ModelConfig, OptimizerConfig
 from infomask_jax.datasets import Synthetic
 from infomask_jax.evaluate import bootstrap, controls, scoring
-from infomask_jax.evaluate.frame import prepare_maps
 from infomask_jax.explain import attribution, shifted_heat_maps
+from infomask_jax.localize import prepare_maps
 from infomask_jax.losses import BITS
 from infomask_jax.model import build
 from infomask_jax.report import ablations as drawing

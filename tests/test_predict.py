@@ -17,7 +17,7 @@ from conftest import tiny_config
 
 from infomask_jax import audit, datasets, experiment, predict
 from infomask_jax.films import find
-from infomask_jax.localize import boxes_from_map
+from infomask_jax.localize import region_boxes
 from infomask_jax.report import as_panel, overlay
 from infomask_jax.run import Run
 from infomask_jax.score_files import score_files
@@ -174,7 +174,7 @@ def test_plain_classifier_and_several_findings(run, films, tmp_path, capsys):
     assert "mass: not scored" not in capsys.readouterr().out
     cut = json.loads((run / "eval" / "test.json").read_text())["localization"]["mass"]["cam"]["threshold"]["value"]
     with np.load(tmp_path / "out" / "maps.npz") as maps:
-        expected, _ = boxes_from_map(maps["cam"][1, ..., 0], cut, (32, 32))
+        _, expected = region_boxes(maps["cam"][1:2, ..., 0], cut, frame=32)
     boxes = [b for b in json.loads((tmp_path / "out" / "boxes.json").read_text()) if b["category"] == "mass"]
     assert len([b for b in boxes if b["file_name"] == "003.png"]) == len(expected) > 0
     shutil.copytree(run, tmp_path / "run")

@@ -115,10 +115,7 @@ def model_scores(table: Table, predicted: Predicted) -> dict[str, Estimate]:
     known = labels != -1
     y, logits = labels[known] == 1, np.asarray(predicted.logits, float)[known, table.k]
     out = {"nll": bootstrap.estimate(average(np.logaddexp(0, np.where(y, -logits, logits))), *weights["known"])}
-    out["auroc"] = Estimate(np.nan, np.full(RESAMPLES, np.nan), len(y), "one class only")
-    if 0 < y.sum() < len(y):
-        samples = ranking.resampled_classification(y, logits, *weights["known"])[0]
-        out["auroc"] = Estimate(ranking.classification(y, logits)[0], samples, len(y))
+    out["auroc"] = ranking.areas(y, logits, *weights["known"])[0]
     for name, rates in zip(("rate_z", "rate_m"), np.asarray(predicted.rates, float).T, strict=True):
         out[name] = bootstrap.estimate(average(rates), *weights["all"])
     return out

@@ -11,16 +11,12 @@ from typing import NamedTuple
 import numpy as np
 
 
-def _same(ratio: np.ndarray) -> np.ndarray:
-    return ratio
-
-
 class PerImage(NamedTuple):
     """A score before its images are put together: finish(sum of part / sum of whole)."""
 
     part: np.ndarray  # [n,...]
     whole: np.ndarray  # [n], the number of things that each image contributes
-    finish: Callable[[np.ndarray], np.ndarray] = _same  # [...,*shape of a part] -> [...]
+    finish: Callable[[np.ndarray], np.ndarray] = lambda ratio: ratio  # [...,*shape of a part] -> [...]
     exact: float | None = None  # the value, where `part` is binned and good enough for resamples only
     resampled: Callable | None = None  # (means of resamples [R,*shape of a part], of all) -> [R]; else `finish`
 
@@ -56,23 +52,17 @@ def patient_weights(patients, resamples: int = 1000, seed: int = 0) -> tuple[np.
     return draws.astype(float), index
 
 
-def resampled_sum(values: np.ndarray, weights: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Per-image values [n,...] -> their sum in every resample [R,...]."""
-    values = np.asarray(values, float)
-    sums = np.zeros((weights.shape[1], *values.shape[1:]))
-    np.add.at(sums, index, values)
-    return (weights @ sums.reshape(len(sums), -1)).reshape(-1, *values.shape[1:])
-
-
 def estimate(score: PerImage, weights: np.ndarray, index: np.ndarray, reason: str = "nothing to average") -> Estimate:
     """The score of all images and of every resample; NaN, with the reason, where there is nothing to average."""
-    total = np.sum(score.whole)
+    total, shape = np.sum(score.whole), np.shape(score.part)
     if total == 0:
         return Estimate(np.nan, np.full(len(weights), np.nan), 0, reason)
-    flat = np.reshape(score.part, (len(score.part), -1))
-    sums = resampled_sum(np.column_stack([score.whole, flat]), weights, index)  # [R, 1 + elements of a part]
+    of_images = np.asarray(np.column_stack([score.whole, np.reshape(score.part, (shape[0], -1))]), float)
+    of_patients = np.zeros((weights.shape[1], of_images.shape[1]))
+    np.add.at(of_patients, index, of_images)
+    sums = weights @ of_patients  # [R, 1 + elements of a part]
     with np.errstate(invalid="ignore", divide="ignore"):
-        means = (sums[:, 1:] / sums[:, :1]).reshape(-1, *np.shape(score.part)[1:])
+        means = (sums[:, 1:] / sums[:, :1]).reshape(-1, *shape[1:])
         if score.resampled is None:
             samples = score.finish(means)
         else:
@@ -85,14 +75,14 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
     return Estimate(a.value - b.value, a.samples - b.samples, min(a.n, b.n), a.reason or b.reason)
 
 
-def as_json(estimate: Estimate, digits: int = 6) -> dict:
+def as_json(estimate: Estimate) -> dict:
     """{"value", "ci95": [lo, hi], "n"}: 95% percentile interval; null, never NaN, with a "reason" where undefined.
 
     Resamples in which the score is undefined (one class only, no box) are left out of the percentiles. An interval
     beside the value (of `protocols.wsol`, on few images) is widened up to it.
     """
     value, samples, n, reason = estimate
-    out = {"value": round(float(value), digits) if np.isfinite(value) else None, "ci95": None, "n": int(n)}
+    out = {"value": round(float(value), 6) if np.isfinite(value) else None, "ci95": None, "n": int(n)}
     samples = samples[np.isfinite(samples)]
     if out["value"] is None:
         out["reason"] = reason or "undefined"
@@ -100,5 +90,5 @@ def as_json(estimate: Estimate, digits: int = 6) -> dict:
         out["reason"] = reason or "no resample defines it"
     else:
         low, high = np.percentile(samples, [2.5, 97.5])
-        out["ci95"] = [round(float(v), digits) for v in (min(low, value), max(high, value))]
+        out["ci95"] = [round(float(v), 6) for v in (min(low, value), max(high, value))]
     return out

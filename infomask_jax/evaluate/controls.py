@@ -19,14 +19,6 @@ def random_maps(n: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).random((n, GRID, GRID), dtype=np.float32)
 
 
-def brightness(image: np.ndarray) -> np.ndarray:
-    """An image [H,W] averaged over 14 x 14 cells, float32: opacities are brighter than the lung around them.
-
-    Strong where all but the lungs is black; on whole films the mediastinum and the shoulders are brighter still.
-    """
-    return cv2.resize(image.astype(np.float32), (GRID, GRID), interpolation=cv2.INTER_AREA)
-
-
 def center_maps(n: int, frame: int) -> np.ndarray:
     """Minus the distance of each pixel centre to the image centre, float32 [n,S,S] (one map, n times in view)."""
     axis = (np.arange(frame) + 0.5) / frame - 0.5
@@ -34,24 +26,12 @@ def center_maps(n: int, frame: int) -> np.ndarray:
     return np.broadcast_to(-distance, (n, frame, frame))
 
 
-def mean_box(boxes: np.ndarray) -> np.ndarray:
-    """Arithmetic mean of (x,y,w,h), which is that of the edges: [n,4] -> [1,4], or [0,4] of none."""
-    return boxes.mean(0, keepdims=True) if len(boxes) else boxes
+def brightness(image: np.ndarray) -> np.ndarray:
+    """An image [H,W] averaged over 14 x 14 cells, float32: opacities are brighter than the lung around them.
 
-
-def mean_lung_boxes(boxes: np.ndarray) -> np.ndarray:
-    """One mean box for each side of the image, left if x + w/2 < .5: [n,4] -> [<=2,4]."""
-    left = _on_the_left(boxes)
-    return np.concatenate([mean_box(boxes[left]), mean_box(boxes[~left])])
-
-
-def mean_right_box(boxes: np.ndarray) -> np.ndarray:
-    """The mean box of the image's right side alone: [n,4] -> [<=1,4]."""
-    return mean_box(boxes[~_on_the_left(boxes)])
-
-
-def _on_the_left(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 1] + boxes[:, 3]) / 2 < 0.5
+    Strong where all but the lungs is black; on whole films the mediastinum and the shoulders are brighter still.
+    """
+    return cv2.resize(image.astype(np.float32), (GRID, GRID), interpolation=cv2.INTER_AREA)
 
 
 def control_boxes(name: str, reference: np.ndarray, owner: np.ndarray, images: np.ndarray) -> list[np.ndarray]:
@@ -63,9 +43,16 @@ def control_boxes(name: str, reference: np.ndarray, owner: np.ndarray, images: n
     """
     if name in ("whole_image", "lung_boxes"):
         return [np.array([[0.0, 0, 1, 1]]) if name == "whole_image" else LUNG_BOXES] * len(images)
-    average = {"mean_box": mean_box, "mean_right_box": mean_right_box, "mean_lung_boxes": mean_lung_boxes}[name]
-    of_others, owners = average(reference), set(owner.tolist())  # most images own none of the boxes
-    return [average(reference[owner != image]) if image in owners else of_others for image in images.tolist()]
+    of_others, owners = mean_boxes(name, reference), set(owner.tolist())  # most images own none of the boxes
+    return [mean_boxes(name, reference[owner != i]) if i in owners else of_others for i in images.tolist()]
+
+
+def mean_boxes(name: str, boxes: np.ndarray) -> np.ndarray:
+    """The arithmetic mean of (x,y,w,h), which is that of the edges, of boxes [n,4]: of all ("mean_box"), of those with
+    their centre in the right half of the image ("mean_right_box"), of each half ("mean_lung_boxes"). [0 to 2,4]."""
+    left = (boxes[:, 1] + boxes[:, 3]) / 2 < 0.5
+    parts = {"mean_box": [boxes], "mean_right_box": [boxes[~left]], "mean_lung_boxes": [boxes[left], boxes[~left]]}
+    return np.reshape([part.mean(0) for part in parts[name] if len(part)], (-1, 4))
 
 
 def snap(boxes: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from infomask_jax.evaluate.bootstrap import PerImage, average
-from infomask_jax.evaluate.frame import prepare_maps
+from infomask_jax.localize import prepare_maps
 
 FRACTIONS = np.linspace(0, 1, 21)  # of the pixels that are exchanged
 CHUNK = 256  # images at once
@@ -25,7 +25,7 @@ def deletion_insertion(
     puts pixels back: higher is better. Baseline: Gaussian blur, BLUR of the longer side. Trapezoids over FRACTIONS.
 
     Args:
-      predict: float32 images [m,H,W] -> scores [m], such as the probability of the finding; m is at most 256.
+      predict: float32 images [m,H,W] -> scores [m], such as the probability of the finding; m is at most CHUNK.
       images: [n,H,W], as `predict` takes them. maps: [n,h,w], finite, any range; resized to the images.
       seed: pixels that tie (all of a constant map) are exchanged in a random order.
 
@@ -34,31 +34,27 @@ def deletion_insertion(
     images = np.asarray(images, np.float32)
     if images.ndim != 3 or len(maps) != len(images):
         raise ValueError(f"expected images [n,H,W] and as many maps, found {images.shape} and {np.shape(maps)}")
-    parts = [
-        _curves(predict, images[first : first + CHUNK], maps[first : first + CHUNK], seed)
-        for first in range(0, len(images), CHUNK)
-    ]
-    curves = {name: np.concatenate([part[name] for part in parts]) for name in ("deletion", "insertion")}
+    chunks = [slice(first, first + CHUNK) for first in range(0, len(images), CHUNK)]
+    deletion, insertion = np.concatenate([_curves(predict, images[c], maps[c], seed) for c in chunks], axis=1)
+    curves = {"deletion": deletion, "insertion": insertion}
     areas = {name: average(np.trapezoid(rows, FRACTIONS, axis=1)) for name, rows in curves.items()}
     return areas, {name: rows.mean(0) for name, rows in curves.items()}
 
 
-def _curves(predict, images: np.ndarray, maps: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """{"deletion", "insertion"}: the scores of each image at each of FRACTIONS, [n,21]."""
+def _curves(predict, images: np.ndarray, maps: np.ndarray, seed: int) -> np.ndarray:
+    """Scores of deletion and of insertion at each of FRACTIONS, [2,n,21]."""
     n, height, width = images.shape
-    sigma = BLUR * max(height, width)
-    blurred = np.array([cv2.GaussianBlur(x, (0, 0), sigma) for x in images])
+    blurred = np.array([cv2.GaussianBlur(x, (0, 0), BLUR * max(height, width)) for x in images])
     shuffled = np.random.default_rng(seed).permutation(height * width)
     rank = np.empty((n, height * width), np.int32)  # 0: exchanged first
     for i, s in enumerate(prepare_maps(maps, (height, width))):
         rank[i, np.lexsort((shuffled, -s.ravel()))] = np.arange(height * width)
-    rank = rank.reshape(images.shape)
-    curves = {"deletion": [], "insertion": []}
-    for fraction in FRACTIONS:
-        important = rank < round(fraction * height * width)
-        for name, kept, other in (("deletion", images, blurred), ("insertion", blurred, images)):
+    curves = np.zeros((2, n, len(FRACTIONS)))
+    for at, fraction in enumerate(FRACTIONS):
+        important = rank.reshape(images.shape) < round(fraction * height * width)
+        for curve, kept, other in zip(curves, (images, blurred), (blurred, images), strict=True):
             scores = np.asarray(predict(np.where(important, other, kept)), float)
             if scores.shape != (n,) or not np.isfinite(scores).all():
                 raise ValueError(f"predict: expected {n} finite scores, found shape {scores.shape}")
-            curves[name].append(scores)
-    return {name: np.stack(rows, axis=1) for name, rows in curves.items()}
+            curve[:, at] = scores
+    return curves

@@ -6,13 +6,15 @@ import numpy as np
 
 from infomask_jax.evaluate import bootstrap, controls, pixels, protocols
 from infomask_jax.evaluate.bootstrap import Estimate, PerImage, average
-from infomask_jax.evaluate.boxes import false_per_image, flatten, take
-from infomask_jax.evaluate.frame import prepare_maps, rasterise
-from infomask_jax.evaluate.regions import Boxes, region_boxes
-from infomask_jax.evaluate.truth import Truth
+from infomask_jax.evaluate.boxes import flatten, take
+from infomask_jax.evaluate.truth import Truth, rasterise
+from infomask_jax.localize import Boxes, prepare_maps, region_boxes
 
 PROTOCOLS = ("wang2017", "li2018", "wsol", "chexlocalize", "rsna", "pixel_auprc")
-CHUNK = 512  # maps in the scoring frame at once, where all images of a split are visited
+OVER = {"afp": "boxed", "wang2017": "boxed", "rsna": "listed"}  # images of Truth that scores are over; else "scored"
+# Where no validation image has a box of the finding (NIH: every box is in the test list):
+FIXED_THRESHOLD = 0.5  # of maps
+FIXED_CONFIDENCE = 0.5  # the probability from which boxes are predicted (RSNA)
 
 CONVENTIONS = {
     "frame": "maps are resized to frame x frame pixels (enlarged bilinearly with half-pixel centres, shrunk by "
@@ -42,31 +44,11 @@ CONVENTIONS = {
 class Thresholds(NamedTuple):
     """Where a prediction is cut."""
 
-    region: float  # of the map
-    tuned_on: str  # "val" or "fixed"
-    chexlocalize: float | None  # the best of .2 ... .8 on validation
+    region: float = FIXED_THRESHOLD  # of the map
+    tuned_on: str = "fixed"  # or "val"
+    chexlocalize: float | None = None  # the best of .2 ... .8 on validation
     confidence: float | None = None  # RSNA: the probability below which no box is predicted; None: all are
     confidence_tuned_on: str = "fixed"
-
-
-class Score(NamedTuple):
-    """One score before its images are put together."""
-
-    over: str  # the images: "scored", "boxed" or "listed" (see Truth)
-    per_image: PerImage
-
-
-def estimates(scores: dict[str, Score], weights: dict[str, tuple]) -> dict[str, Estimate]:
-    """Every score with its resamples; one that has several names is resampled once.
-
-    Args:
-      weights: `bootstrap.patient_weights` of each kind of images that scores are over.
-    """
-    known = {}
-    for score in scores.values():
-        if id(score.per_image) not in known:
-            known[id(score.per_image)] = bootstrap.estimate(score.per_image, *weights[score.over])
-    return {name: known[id(score.per_image)] for name, score in scores.items()}
 
 
 class Prediction(NamedTuple):
@@ -89,32 +71,27 @@ class Prediction(NamedTuple):
         if self.boxes is not None:
             boxes = flatten([self.boxes[i] for i in images])
             return boxes, np.ones(len(boxes.boxes), np.float32)
-        if self.maps.strides[0] == 0 and len(images) > 1:  # one map for every image
-            one, peak = self.regions(images[:1], threshold, frame, names)
-            each = np.repeat(np.arange(len(images)), len(one.boxes))
+        if self.maps.strides[0] == 0 and len(images):  # one map for every image
+            one, peak = region_boxes(self.maps[:1], threshold, frame=frame)
+            each = np.repeat(np.arange(len(images)), len(peak))
             return Boxes(np.tile(one.boxes, (len(images), 1)), each), np.tile(peak, len(images))
-        parts = [Boxes(np.zeros((0, 4)), np.zeros(0, int))]
-        peaks = [np.zeros(0, np.float32)]
-        for first in range(0, len(images), CHUNK):
-            boxes, peak = region_boxes(self.prepared(images[first : first + CHUNK], frame, names), threshold)
-            parts.append(Boxes(boxes.boxes, boxes.image + first))
-            peaks.append(peak)
-        return Boxes(*(np.concatenate(values) for values in zip(*parts, strict=True))), np.concatenate(peaks)
+        return region_boxes(self.maps, threshold, images, frame=frame, names=names)
 
 
-def tune(prediction: Prediction, truth: Truth, names, probabilities: np.ndarray | None) -> Thresholds:
+def tune(fixed: Thresholds, prediction: Prediction, truth: Truth, names, probabilities) -> Thresholds:
     """The thresholds that are best on a (validation) split with boxes of the finding.
 
     Args:
-      names: of all images. probabilities: [N] of the classifier that decides where boxes are predicted; tune it, too.
+      fixed: those without it; a confidence that is None stays so.
+      names: of all images. probabilities: [N] of the classifier that decides where boxes are predicted, or None.
     """
     frame = truth.mask.shape[1]
     curve = pixels.iou_curve(prediction.prepared(truth.scored, frame, names), truth.mask)
-    region = pixels.tune_threshold(curve)
-    found = Thresholds(region, "val", pixels.tune_threshold(curve, protocols.CHEXLOCALIZE_THRESHOLDS))
-    if probabilities is None:
+    among_few = pixels.tune_threshold(curve, protocols.CHEXLOCALIZE_THRESHOLDS)
+    found = fixed._replace(region=pixels.tune_threshold(curve), tuned_on="val", chexlocalize=among_few)
+    if fixed.confidence is None or probabilities is None:
         return found
-    boxes, peaks = prediction.regions(truth.listed, region, frame, names)
+    boxes, peaks = prediction.regions(truth.listed, found.region, frame, names)
     confidence = protocols.tune_confidence(boxes, peaks, truth.listed_boxes, probabilities[truth.listed])
     return found._replace(confidence=confidence, confidence_tuned_on="val")
 
@@ -126,8 +103,8 @@ def measure(
     thresholds: Thresholds,
     probabilities: np.ndarray | None = None,
     chosen=PROTOCOLS,
-) -> tuple[dict[str, Score], dict[str, float]]:
-    """Every score of a prediction, as {"metric", "metric/level" or "protocol/metric/level": Score}.
+) -> tuple[dict[str, PerImage], dict[str, float]]:
+    """Every score of a prediction: the headline as "metric" and "metric/level", then "protocol/metric/level".
 
     Args:
       names: of all images. probabilities: [N], what thresholds.confidence is compared with.
@@ -142,38 +119,44 @@ def measure(
     every = region_boxes(prepared, cut)[0] if drawn is None else drawn
     boxes = take(every, rows)
 
+    def rsna() -> dict[str, PerImage]:
+        images, confident = truth.listed, np.ones(len(truth.listed), bool)
+        if thresholds.confidence is not None:
+            confident = probabilities[images] >= thresholds.confidence
+        found, peaks = prediction.regions(images[confident], cut, frame, names)
+        found = Boxes(found.boxes, np.flatnonzero(confident)[found.image])
+        return protocols.rsna(found, peaks, truth.listed_boxes, len(images))
+
     pixel_auprc = protocols.pixel_auprc(own, mask)
     wsol, taus = protocols.wsol(own, truth.boxes, None if drawn is None else boxes)
-    wrong = false_per_image(every, truth.boxed_boxes, protocols.IOU_LEVELS, m)
-    headline = {
+    wrong = protocols.false_positives(every, truth.boxed_boxes, np.ones(m))
+    out = {
         "pxap": pixel_auprc["pooled"],
         "pointing_game": pixel_auprc["pointing_game"],
         "mean_iou": average(pixels.region_overlap(own, mask, cut)[0]),
         "max_box_acc_v2": wsol["max_box_acc_v2"],
         **protocols.accuracy(boxes, truth.boxes, n),
         "boxes_per_image": average(np.bincount(boxes.image, minlength=n)),
+        **{f"afp/{t:g}": wrong[f"afp_iou/{t:g}"] for t in protocols.IOU_LEVELS},
     }
-    out = {name: Score("scored", s) for name, s in headline.items()}
-    out |= {f"afp/{t:g}": Score("boxed", average(w)) for t, w in zip(protocols.IOU_LEVELS, wrong.T, strict=True)}
     blocks = {
         "wang2017": lambda: protocols.wang2017(prepared, truth.boxed_boxes, truth.boxes_of_all, drawn),
         "li2018": lambda: protocols.li2018(own, mask, cut),
         "wsol": lambda: {**wsol, "pxap": pixel_auprc["pooled"]},
         "chexlocalize": lambda: protocols.chexlocalize(own, mask, thresholds.chexlocalize),
-        "rsna": lambda: _rsna(prediction, truth, names, thresholds, probabilities),
+        "rsna": rsna,
         "pixel_auprc": lambda: pixel_auprc,
     }
-    over = {"wang2017": "boxed", "rsna": "listed"}
     for protocol in chosen:
-        scores = blocks[protocol]()
-        out |= {f"{protocol}/{name}": Score(over.get(protocol, "scored"), s) for name, s in scores.items()}
+        out |= {f"{protocol}/{name}": score for name, score in blocks[protocol]().items()}
     return out, taus
 
 
-def _rsna(prediction, truth, names, thresholds, probabilities) -> dict[str, PerImage]:
-    images, confident = truth.listed, np.ones(len(truth.listed), bool)
-    if thresholds.confidence is not None:
-        confident = probabilities[images] >= thresholds.confidence
-    boxes, peaks = prediction.regions(images[confident], thresholds.region, truth.mask.shape[1], names)
-    boxes = Boxes(boxes.boxes, np.flatnonzero(confident)[boxes.image])
-    return protocols.rsna(boxes, peaks, truth.listed_boxes, len(images))
+def estimates(scores: dict[str, PerImage], weights: dict[str, tuple]) -> dict[str, Estimate]:
+    """Every score with its resamples; one that has several names is resampled once. `weights`:
+    `bootstrap.patient_weights` of each kind of images that scores are over."""
+    known = {}
+    for name, score in scores.items():
+        if id(score) not in known:
+            known[id(score)] = bootstrap.estimate(score, *weights[OVER.get(name.split("/")[0], "scored")])
+    return {name: known[id(score)] for name, score in scores.items()}

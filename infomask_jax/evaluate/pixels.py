@@ -1,6 +1,6 @@
 """Pixel scores of prepared maps: average precision, pointing game, overlap of a thresholded region.
 
-All take maps float32 [n,S,S] in 0..1 (`frame.prepare_maps`) and truth bool [n,S,S] of the same images.
+All take maps float32 [n,S,S] in 0..1 (`localize.prepare_maps`) and truth bool [n,S,S] of the same images.
 """
 
 import cv2
@@ -12,22 +12,11 @@ from infomask_jax.evaluate.ranking import average_precision
 THRESHOLDS = np.linspace(0.01, 1, 100, dtype=np.float32)  # a region is {s >= t}
 
 
-def check(maps: np.ndarray, truth: np.ndarray) -> None:
-    """Raise unless shapes agree and the maps are float32 in 0..1."""
-    if maps.shape != truth.shape or maps.ndim != 3:
-        raise ValueError(f"expected maps and truth of one shape [n,S,S], found {maps.shape} and {truth.shape}")
-    if maps.dtype != np.float32 or truth.dtype != bool:
-        raise ValueError(f"expected float32 maps and bool truth, found {maps.dtype} and {truth.dtype}")
-    if maps.size and not (maps.min() >= 0 and maps.max() <= 1):
-        raise ValueError("expected prepared maps in 0..1")
-
-
 def pixel_average_precision(maps: np.ndarray, truth: np.ndarray) -> float:
     """Average precision over all pixels given, pooled: exact, ties as one step. NaN where no pixel is true.
 
     Precision only counts where recall rises, so only the distinct scores of true pixels are visited.
     """
-    check(maps, truth)
     every, true = np.sort(maps, axis=None), np.sort(maps[truth])
     if not len(true):
         return np.nan
@@ -40,9 +29,8 @@ def pixel_average_precision(maps: np.ndarray, truth: np.ndarray) -> float:
 def pxap(maps: np.ndarray, truth: np.ndarray, bins: int = 1000) -> PerImage:
     """PxAP (WSOL, Choe et al. 2020): average precision over the pixels of all images pooled.
 
-    The value is exact. Resamples come from per-image histograms: bin edges are quantiles of the true pixels' scores, so
-    that every bin holds an equal share of the recall and the binning error is bounded evenly (about 1/bins of the
-    value, far below the width of the interval).
+    The value is exact. Resamples come from per-image histograms, whose edges are quantiles of the true pixels' scores:
+    every bin holds an equal share of the recall, and the error is about 1/bins of the value.
     """
     exact = pixel_average_precision(maps, truth)
     edges = np.unique(np.quantile(maps[truth], np.linspace(0, 1, bins + 1)[:-1]).astype(np.float32))
@@ -52,17 +40,7 @@ def pxap(maps: np.ndarray, truth: np.ndarray, bins: int = 1000) -> PerImage:
         bin_of = len(edges) - np.searchsorted(edges, s.ravel(), side="right")
         counts[i, :, 0] = np.bincount(bin_of[t.ravel()], minlength=size)
         counts[i, :, 1] = np.bincount(bin_of, minlength=size)
-    return PerImage(counts, np.ones(len(maps)), _binned_average_precision, exact)
-
-
-def _binned_average_precision(counts: np.ndarray) -> np.ndarray:
-    return average_precision(counts[..., 0], counts[..., 1])
-
-
-def average_precisions(maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Average precision of each image's pixels, exact, [n]."""
-    check(maps, truth)
-    return np.array([pixel_average_precision(s[None], t[None]) for s, t in zip(maps, truth, strict=True)])
+    return PerImage(counts, np.ones(len(maps)), lambda sums: average_precision(sums[..., 0], sums[..., 1]), exact)
 
 
 def pointing_game(maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -70,7 +48,6 @@ def pointing_game(maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
     Tied maxima score the share of them that is true: a constant map gets its chance level, the true share of the area.
     """
-    check(maps, truth)
     top = maps == maps.max(axis=(1, 2), keepdims=True)
     return (top & truth).sum((1, 2)) / top.sum((1, 2))
 
@@ -80,7 +57,6 @@ def region_overlap(maps: np.ndarray, truth: np.ndarray, threshold) -> tuple[np.n
 
     IoR = |R n G| / |R|. An empty region scores 0, it is never dropped.
     """
-    check(maps, truth)
     region = maps >= np.asarray(threshold, np.float32).reshape(-1, 1, 1)
     both, size, true = (region & truth).sum((1, 2)), region.sum((1, 2)), truth.sum((1, 2))
     return both / np.maximum(size + true - both, 1), both / np.maximum(size, 1)
@@ -94,7 +70,6 @@ def otsu_thresholds(maps: np.ndarray) -> np.ndarray:
 
 def iou_curve(maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """IoU of the region at each of THRESHOLDS, [n,100], from one histogram per image."""
-    check(maps, truth)
     curve = np.zeros((len(maps), len(THRESHOLDS)))
     size = len(THRESHOLDS) + 1
     for i, (s, t) in enumerate(zip(maps, truth, strict=True)):
@@ -107,7 +82,5 @@ def iou_curve(maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 def tune_threshold(curve: np.ndarray, among: np.ndarray = THRESHOLDS) -> float:
     """The threshold with the highest mean IoU, of equal ones the lowest: curve [n,100] of `iou_curve`."""
-    if not len(curve):
-        raise ValueError("no images to tune the threshold on")
     allowed = np.isin(THRESHOLDS, among)
     return round(float(THRESHOLDS[np.where(allowed, curve.mean(0), -1.0).argmax()]), 2)

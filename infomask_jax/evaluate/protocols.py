@@ -1,6 +1,6 @@
 """The published protocols, each a pure function of maps, truth and settings. docs/evaluation.md has a page on each.
 
-Maps are prepared (`frame.prepare_maps`: float32 [n,S,S] in 0..1), `mask` bool [n,S,S] is the truth in pixels, `true`
+Maps are prepared (`localize.prepare_maps`: float32 [n,S,S] in 0..1), `mask` bool [n,S,S] is the truth in pixels, `true`
 the true boxes. Every function returns {"metric" or "metric/level": PerImage}: the `value` of one is the score, and
 `bootstrap.estimate` gives its interval. `predicted` replaces the boxes of regions where a prediction is boxes already
 (the controls); the maps are then those boxes, drawn.
@@ -10,8 +10,9 @@ import numpy as np
 
 from infomask_jax.evaluate import pixels
 from infomask_jax.evaluate.bootstrap import PerImage, average
-from infomask_jax.evaluate.boxes import best_iou, false_per_image, found_per_image, iou_curves, overlap
-from infomask_jax.evaluate.regions import Boxes, region_boxes
+from infomask_jax.evaluate.boxes import best_iou, best_overlaps, overlap
+from infomask_jax.evaluate.sweep import iou_curves
+from infomask_jax.localize import Boxes, region_boxes
 
 IOU_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 IOBB_LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -24,19 +25,28 @@ RSNA_LEVELS = np.linspace(0.4, 0.75, 8)
 
 def accuracy(boxes: Boxes, true: Boxes, n: int) -> dict[str, PerImage]:
     """Acc(T) = true boxes hit / true boxes, hit: some predicted box has IoU > T (acc_iou) or IoBB > T (acc_iobb)."""
-    whole = np.bincount(true.image, minlength=n)
-    out = {}
-    for measure, levels in (("iou", IOU_LEVELS), ("iobb", IOBB_LEVELS)):
-        found = found_per_image(boxes, true, levels, n, measure)
-        out |= {f"acc_{measure}/{t:g}": PerImage(part, whole) for t, part in zip(levels, found.T, strict=True)}
-    return out
+    best, whole = best_overlaps(boxes, true)[0], np.bincount(true.image, minlength=n)
+    return {
+        f"acc_{measure}/{t:g}": PerImage(np.bincount(true.image, best[measure] > t, n), whole)
+        for measure, levels in (("iou", IOU_LEVELS), ("iobb", IOBB_LEVELS))
+        for t in levels
+    }
+
+
+def false_positives(boxes: Boxes, true: Boxes, whole) -> dict[str, PerImage]:
+    """AFP(T) = predicted boxes with no IoU > T (afp_iou; afp_iobb: no IoBB > T) / whole [n], a number of each image."""
+    best = best_overlaps(boxes, true)[1]
+    return {
+        f"afp_{measure}/{t:g}": PerImage(np.bincount(boxes.image, best[measure] <= t, len(whole)), whole)
+        for measure, levels in (("iou", IOU_LEVELS), ("iobb", IOBB_LEVELS))
+        for t in levels
+    }
 
 
 def wang2017(maps, true: Boxes, boxes_of_all, predicted: Boxes | None = None) -> dict[str, PerImage]:
     """ChestX-ray8 (Wang et al. 2017): `accuracy` of the boxes of all regions s >= 60/255 and of all s >= 180/255.
 
-    AFP(T) = predicted boxes with no IoU > T (afp_iou; afp_iobb: no IoBB > T) on all boxed images / boxes of all
-    findings on them (984 in NIH).
+    Their `false_positives` are counted on all boxed images, over the boxes of all findings on them (984 in NIH).
 
     Args:
       maps: of all images with a box of any finding, also those without a box of this one.
@@ -47,11 +57,11 @@ def wang2017(maps, true: Boxes, boxes_of_all, predicted: Boxes | None = None) ->
         low, high = (region_boxes(maps, t)[0] for t in WANG_THRESHOLDS)
         order = np.argsort(np.r_[low.image, high.image], kind="stable")
         predicted = Boxes(np.r_[low.boxes, high.boxes][order], np.r_[low.image, high.image][order])
-    out = accuracy(predicted, true, n)
-    for measure, levels in (("iou", IOU_LEVELS), ("iobb", IOBB_LEVELS)):
-        wrong = false_per_image(predicted, true, levels, n, measure)
-        out |= {f"afp_{measure}/{t:g}": PerImage(w, boxes_of_all) for t, w in zip(levels, wrong.T, strict=True)}
-    return out | {"boxes_per_image": average(np.bincount(predicted.image, minlength=n))}
+    return {
+        **accuracy(predicted, true, n),
+        **false_positives(predicted, true, boxes_of_all),
+        "boxes_per_image": average(np.bincount(predicted.image, minlength=n)),
+    }
 
 
 def li2018(maps, mask, threshold: float) -> dict[str, PerImage]:
@@ -110,8 +120,8 @@ def _largest_box_iou(predicted: Boxes, true: Boxes, n: int) -> np.ndarray:
     """The best IoU of each image's largest predicted box, the first of equal ones; 0 without a prediction. [n]."""
     area = (predicted.boxes[:, 2:] - predicted.boxes[:, :2]).prod(1)
     order = np.lexsort((-area, predicted.image))
-    order = order[np.r_[True, predicted.image[order][1:] != predicted.image[order][:-1]][: len(order)]]
-    return best_iou(Boxes(predicted.boxes[order], predicted.image[order]), true, n)
+    image, first = np.unique(predicted.image[order], return_index=True)
+    return best_iou(Boxes(predicted.boxes[order[first]], image), true, n)
 
 
 def chexlocalize(maps, mask, tuned: float | None) -> dict[str, PerImage]:
@@ -122,20 +132,18 @@ def chexlocalize(maps, mask, tuned: float | None) -> dict[str, PerImage]:
     Args:
       tuned: of .2 .3 ... .8, the best on validation; None where there is none, and that score is left out.
     """
-    out = {
-        "mean_iou_otsu": average(pixels.region_overlap(maps, mask, pixels.otsu_thresholds(maps))[0]),
-        "mean_iou_fixed": average(pixels.region_overlap(maps, mask, 0.5)[0]),
-    }
-    if tuned is not None:
-        out["mean_iou_tuned"] = average(pixels.region_overlap(maps, mask, tuned)[0])
+    thresholds = {"otsu": pixels.otsu_thresholds(maps), "fixed": 0.5} | ({} if tuned is None else {"tuned": tuned})
+    out = {f"mean_iou_{how}": average(pixels.region_overlap(maps, mask, t)[0]) for how, t in thresholds.items()}
     return out | {"hit_rate": average(pixels.pointing_game(maps, mask))}
 
 
 def pixel_auprc(maps, mask) -> dict[str, PerImage]:
-    """Average precision of the map against the truth (Arun et al. 2021), pixels pooled and per image; pointing game."""
+    """Average precision of the map against the truth (Arun et al. 2021), pixels pooled and per image; pointing game
+    (Zhang et al. 2018)."""
+    alone = [pixels.pixel_average_precision(s[None], t[None]) for s, t in zip(maps, mask, strict=True)]
     return {
         "pooled": pixels.pxap(maps, mask),
-        "per_image": average(pixels.average_precisions(maps, mask)),
+        "per_image": average(alone),
         "pointing_game": average(pixels.pointing_game(maps, mask)),
     }
 
@@ -149,9 +157,8 @@ def rsna(predicted: Boxes, scores: np.ndarray, true: Boxes, n: int) -> dict[str,
     predictions, truths = (np.bincount(b.image, minlength=n) for b in (predicted, true))
     value = np.zeros(n)
     for i in np.flatnonzero((predictions > 0) & (truths > 0)):
-        own = predicted.image == i
-        order = np.argsort(-scores[own], kind="stable")
-        iou = overlap(predicted.boxes[own][order][:, None], true.boxes[true.image == i][None])[0]
+        order = np.argsort(-scores[predicted.image == i], kind="stable")
+        iou = overlap(predicted.of(i)[order][:, None], true.of(i)[None])[0]
         matched = np.array([_matches(iou, t) for t in RSNA_LEVELS])
         value[i] = np.mean(matched / (predictions[i] + truths[i] - matched))
     return {"map": PerImage(value, (predictions > 0) | (truths > 0))}

@@ -5,7 +5,8 @@ The first two are functions of counts per distinct score, so ties are exact: a t
 
 import numpy as np
 
-from infomask_jax.evaluate.bootstrap import PerImage
+from infomask_jax.evaluate.bootstrap import Estimate, PerImage, as_json, average, estimate, patient_weights
+from infomask_jax.evaluate.truth import patients_of
 
 CALIBRATION_BINS = 15
 
@@ -33,39 +34,57 @@ def roc_area(positives: np.ndarray, totals: np.ndarray) -> np.ndarray:
         return won / (positives.sum(-1) * negatives.sum(-1))
 
 
-def classification(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
-    """(AUROC, AUPRC) of labels [n] in {0,1} and scores [n].
+def classification_scores(data: dict, k: int, seed: int, resamples: int = 1000) -> dict:
+    """AUROC, AUPRC, expected calibration error, Brier score, reliability diagram and prevalence of finding k of a split
+    (see `scoring.score`), over images with a known label."""
+    labels = np.asarray(data["labels"])[:, k]
+    known, given = labels != -1, data.get("probabilities")
+    y = (labels[known] == 1).astype(int)
+    weights = patient_weights(patients_of(data)[known], resamples, seed)
+    p = None if given is None else np.asarray(given, float)[known, k]
+    scores = dict(zip(("auroc", "auprc"), areas(y, p, *weights), strict=True))
+    defined = not scores["auroc"].reason
+    for name, error in (("ece", calibration_error), ("brier", lambda y, p: average((p - y) ** 2))):
+        scores[name] = estimate(error(y, p), *weights) if defined else scores["auroc"]
+    return {
+        **{name: as_json(found) for name, found in scores.items()},
+        "reliability": reliability(y, p) if defined else [],
+        "prevalence": round(float(y.mean()), 6) if len(y) else None,
+    }
 
-    Raises:
-      ValueError: a class is missing, or a score is not finite.
-    """
-    if set(np.unique(labels)) != {0, 1} or not np.isfinite(scores).all():
-        found = f"labels {np.unique(labels)}, {np.sum(~np.isfinite(scores))} scores that are not finite"
-        raise ValueError(f"expected labels 0 and 1, both present, and finite scores; found {found}")
-    once, one_patient = np.ones((1, 1)), np.zeros(len(labels), int)
-    areas, precisions = resampled_classification(labels, scores, once, one_patient)
-    return areas.item(), precisions.item()
+
+def areas(labels: np.ndarray, scores: np.ndarray | None, weights, index) -> tuple[Estimate, Estimate]:
+    """AUROC and AUPRC of labels [n] in {0,1} and scores [n], with their resamples; NaN, with the reason, of one class
+    and of scores None; ValueError of scores that are not finite. `weights`, `index`: of `bootstrap.patient_weights`."""
+    n = len(labels)
+    reason = "" if len(set(labels.tolist())) == 2 else "one class only" if n else "no known label"
+    if scores is None:
+        reason = "no probabilities"
+    if reason:
+        return (Estimate(np.nan, np.full(len(weights), np.nan), n, reason),) * 2
+    if not np.isfinite(scores).all():
+        raise ValueError(f"expected finite scores, found {np.sum(~np.isfinite(scores))} that are not")
+    values = resampled_areas(labels, scores, np.ones((1, 1)), np.zeros(n, int))  # one patient, drawn once
+    samples = resampled_areas(labels, scores, weights, index)
+    return tuple(Estimate(value.item(), own, n) for value, own in zip(values, samples, strict=True))
 
 
-def resampled_classification(labels, scores, weights, index, chunk: int = 4_000_000) -> tuple[np.ndarray, np.ndarray]:
+def resampled_areas(labels, scores, weights, index, chunk: int = 4_000_000) -> tuple[np.ndarray, np.ndarray]:
     """(AUROC [R], AUPRC [R]) of every resample at once: one sort, then cumulative sums of weights.
 
-    Args:
-      labels [n] in {0,1}; scores [n]; weights [R,P], how often each patient was drawn; index [n], the image's patient.
-      chunk: elements of the largest intermediate, which bounds the memory.
+    Args: as `areas`. chunk: elements of the largest intermediate, which bounds the memory.
     """
     order = np.argsort(-np.asarray(scores, float), kind="stable")
     labels, scores, index = np.asarray(labels)[order], np.asarray(scores)[order], index[order]
     starts = np.flatnonzero(np.r_[True, scores[1:] != scores[:-1]])  # first image of each tied group
     step = max(1, chunk // len(labels))
-    areas, precisions = [], []
+    found = []
     for first in range(0, len(weights), step):
         w = weights[first : first + step, index]  # [r,n]
         totals = np.add.reduceat(w, starts, axis=1)
         positives = np.add.reduceat(w * (labels == 1), starts, axis=1)
-        areas.append(roc_area(positives, totals))
-        precisions.append(average_precision(positives, totals))
-    return np.concatenate(areas), np.concatenate(precisions)
+        found.append((roc_area(positives, totals), average_precision(positives, totals)))
+    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
 
 
 def calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> PerImage:

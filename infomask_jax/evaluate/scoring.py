@@ -1,27 +1,22 @@
 """One entry point: plain arrays in, the dict of eval/SPLIT.json out."""
 
+from collections.abc import Iterator
+from itertools import chain
+
 import cv2
 import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from infomask_jax.evaluate import bootstrap, controls, ranking
+from infomask_jax.evaluate import bootstrap, controls, localization
+from infomask_jax.evaluate.bootstrap import Estimate, PerImage
 from infomask_jax.evaluate.checks import check_maps, check_split
-from infomask_jax.evaluate.frame import rasterise
-from infomask_jax.evaluate.localization import (
-    CONVENTIONS,
-    PROTOCOLS,
-    Prediction,
-    Score,
-    Thresholds,
-    estimates,
-    measure,
-    tune,
-)
+from infomask_jax.evaluate.localization import FIXED_THRESHOLD, PROTOCOLS, Prediction, Thresholds
 from infomask_jax.evaluate.protocols import WANG_THRESHOLDS
-from infomask_jax.evaluate.truth import Truth, finding_truth, patients_of
+from infomask_jax.evaluate.ranking import classification_scores
+from infomask_jax.evaluate.truth import Truth, boxes_of, finding_truth, patients_of, rasterise
+from infomask_jax.localize import four_axes, of_finding
 
-# Where no validation image has a box of the finding (NIH: every box is in the test list):
-FIXED_THRESHOLD = 0.5  # of maps
-FIXED_CONFIDENCE = 0.5  # the probability from which boxes are predicted (RSNA)
 COMPARED = ("pxap", "pointing_game", "mean_iou", "max_box_acc_v2", "acc_iou/0.1", "acc_iou/0.3", "acc_iou/0.5")
 
 
@@ -39,7 +34,7 @@ def score(
     resamples=1000,
     protocols=PROTOCOLS,
 ) -> tuple[dict, list[dict]]:
-    """Classification and localization scores of one split.
+    """Classification and localization scores of one split. On a terminal, a bar shows which method is being scored.
 
     Args:
       findings: K names.
@@ -49,7 +44,7 @@ def score(
         [N,K], `probabilities_of` {method: [N,K]} where a map is another classifier's, and `masks` [N] of [H,W] or None
         (exact truth; intersected with the boxes of the finding where others have boxes, too), and `brightness` [N,h,w]
         (see `controls.brightness`; a control, if `val` has it, too).
-      maps: {method: [N,h,w] for all findings, or [N,h,w,K]}, any range, same order as `data`.
+      maps: {method: [N,h,w] or [N,h,w,1] for all findings, or [N,h,w,K]}, any range, same order as `data`.
       frame: side S of the scoring frame in pixels; the model's input size is the natural choice.
       val, val_maps: the same of the validation split: tunes each method's thresholds and yields the mean boxes. Where
         it has no box of a finding, thresholds are fixed and mean boxes are leave-one-out on the scored split.
@@ -62,20 +57,20 @@ def score(
     """
     if unknown := [name for name in protocols if name not in PROTOCOLS]:
         raise ValueError(f"expected protocols among {', '.join(PROTOCOLS)}; found {', '.join(unknown)}")
-    check_split(findings, data, split)
-    check_maps(maps, data, findings, split)
     if resamples < 1:
         raise ValueError(f"resamples: expected 1 or more, found {resamples}")
+    val_maps = val_maps or {}
+    check_split(findings, data, split)
+    check_maps(maps, data, findings, split)
     if val is not None:
         check_split(findings, val, "val")
-        check_maps(val_maps or {}, val, findings, "val")
-        if set(val_maps or {}) != set(maps):
-            raise ValueError(f"validation maps are of {sorted(val_maps or {})}, test maps of {sorted(maps)}")
+        check_maps(val_maps, val, findings, "val")
+        if set(val_maps) != set(maps):
+            raise ValueError(f"validation maps are of {sorted(val_maps)}, test maps of {sorted(maps)}")
         if shared := sorted({*map(str, data["image_id"])} & {*map(str, val["image_id"])}):
             what = f"{len(shared)} images of {split} are in val, too, for example {shared[0]}"
             raise ValueError(f"{what}: thresholds tuned on scored images would be an oracle; leave them out of val")
-        val_maps = {method: np.asarray(array) for method, array in val_maps.items()}
-    maps = {method: np.asarray(array) for method, array in maps.items()}
+    maps, val_maps = ({m: four_axes(array) for m, array in given.items()} for given in (maps, val_maps))
     patients, labels = patients_of(data), np.asarray(data["labels"])
     out = {
         "dataset": dataset,
@@ -87,39 +82,37 @@ def score(
         **{name: {} for name in ("localization", "differences", "counts", "mean_boxes_from")},
         "frame": int(frame),
         "bootstrap": {"resamples": resamples, "seed": seed, "unit": "patient"},
-        "conventions": CONVENTIONS,
+        "conventions": localization.CONVENTIONS,
     }
-    rows = []
+    rows, console = [], Console(stderr=True)
+    columns = TextColumn("{task.description}", markup=False), MofNCompleteColumn(), BarColumn()
     for k, name in enumerate(findings):
         truth = finding_truth(data, k, frame)
-        out["counts"][name] = _counts(data, k, truth)
+        out["counts"][name] = _counts(labels[:, k], truth)
         if not len(truth.scored):
             continue
         val_truth = finding_truth(val, k, frame) if val is not None else None
         tuned = val_truth is not None and len(val_truth.scored) > 0
-        reference = (val, val_truth) if tuned else (None, None)
         weights = {
             over: bootstrap.patient_weights(patients[getattr(truth, over)], resamples, seed)
             for over in ("scored", "boxed", "listed")
         }
         found, entries = {}, {}
-        for method, pair in predictions(maps, val_maps if tuned else None, data, k, truth, *reference, seed):
-            probabilities, val_probabilities = (
-                _gate(split, method, k) if method in maps else None for split in (data, val)
-            )
-            thresholds = Thresholds(FIXED_THRESHOLD, "fixed", None)
-            try:
-                if pair[1] is not None:
-                    gate = None if probabilities is None else val_probabilities
-                    thresholds = tune(pair[1], val_truth, val["image_id"], gate)
-                if probabilities is not None and thresholds.confidence is None:
-                    thresholds = thresholds._replace(confidence=FIXED_CONFIDENCE)
-                scores, taus = measure(pair[0], truth, data["image_id"], thresholds, probabilities, protocols)
-            except ValueError as error:
-                raise ValueError(f"{method}: {error}") from error
-            found[method] = estimates(scores, weights)
-            entries[method] = _entry(found[method], thresholds, taus, pair[0].boxes is None, protocols)
-            rows += _rows(name, method, data, truth, scores, every=method in maps)
+        pairs = predictions(maps, val_maps, data, k, truth, *((val, val_truth) if tuned else (None, None)), seed)
+        grids = sorted({array.shape[1:3] for array in maps.values()})
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            bar = progress.add_task("", total=len(pairs) + len(grids))
+            for method, (own, of_val) in chain(pairs, ceilings(grids, data, k, truth)):
+                progress.update(bar, description=f"scoring {name}, {method}")
+                gate, val_gate = (_gate(examples, method, k) if method in maps else None for examples in (data, val))
+                thresholds = Thresholds(confidence=None if gate is None else localization.FIXED_CONFIDENCE)
+                if of_val is not None:
+                    thresholds = localization.tune(thresholds, of_val, val_truth, val["image_id"], val_gate)
+                scores, taus = localization.measure(own, truth, data["image_id"], thresholds, gate, protocols)
+                found[method] = localization.estimates(scores, weights)
+                entries[method] = _entry(found[method], thresholds, taus, own.boxes is None, protocols)
+                rows += _rows(name, method, data, truth, scores, every=method in maps)
+                progress.advance(bar)
         out["localization"][name] = entries
         out["differences"][name] = _differences(found, list(maps))
         out["mean_boxes_from"][name] = "val" if tuned else "leave-one-out on the split"
@@ -134,39 +127,45 @@ def _gate(split: dict | None, method: str, k: int) -> np.ndarray | None:
     return np.asarray(own, float)[:, k]
 
 
-def predictions(maps, val_maps, data, k, truth: Truth, val, val_truth: Truth | None, seed):
-    """Every method, control and ceiling: (name, (its prediction, that on validation or None)).
+def predictions(
+    maps, val_maps, data, k, truth: Truth, val, val_truth: Truth | None, seed
+) -> list[tuple[str, tuple[Prediction, Prediction | None]]]:
+    """Every method and control: (name, (its prediction, that on validation or None)).
 
-    `val`, `val_truth`, `val_maps` are None where nothing can be tuned or averaged on validation.
+    `val`, `val_truth` are None where nothing can be tuned or averaged on validation. Maps are [N,h,w,M].
     """
-    n = len(data["image_id"])
-    for method, array in maps.items():
-        pair = [Prediction(a if np.ndim(a) == 3 else a[..., k]) for a in (array, *([val_maps[method]] if val else []))]
-        yield method, (*pair, None)[:2]
-    frame = truth.mask.shape[1]
-    for name in controls.MAPS:
-        pair = [
-            Prediction(controls.random_maps(size, seed + i) if name == "random" else controls.center_maps(size, frame))
-            for i, size in enumerate([n, len(val["image_id"])] if val else [n])
-        ]
-        yield f"control/{name}", (*pair, None)[:2]
-    pair = [split.get("brightness") for split in ([data, val] if val else [data])]
-    if all(array is not None for array in pair):
-        yield "control/brightness", (*(Prediction(np.asarray(array)) for array in pair), None)[:2]
-    # Boxes that the mean boxes average, and their owners: validation's, else the split's own, leave-one-out.
-    if val:
-        boxes, owner = val_truth.boxes.boxes, np.full(len(val_truth.boxes.boxes), -1)
+
+    def maps_of(split, maps, seed) -> dict[str, np.ndarray]:
+        n = len(split["image_id"])
+        out = {method: of_finding(array, k) for method, array in maps.items()}
+        out["control/random"] = controls.random_maps(n, seed)
+        out["control/center"] = controls.center_maps(n, truth.mask.shape[1])
+        if split.get("brightness") is not None:
+            out["control/brightness"] = np.asarray(split["brightness"])
+        return out
+
+    own = maps_of(data, maps, seed)
+    if val is None:
+        out = [(name, (Prediction(heat), None)) for name, heat in own.items()]
+        boxes, owner = truth.boxes.boxes, truth.scored[truth.boxes.image]  # mean boxes leave the image out
     else:
-        boxes, owner = truth.boxes.boxes, truth.scored[truth.boxes.image]
+        tuning = maps_of(val, val_maps, seed + 1)
+        out = [(name, (Prediction(own[name]), Prediction(tuning[name]))) for name in own if name in tuning]
+        boxes, owner = val_truth.boxes.boxes, np.full(len(val_truth.boxes.boxes), -1)
     for name in controls.BOXES:
-        predicted = controls.control_boxes(name, boxes, owner, np.arange(n))
-        yield f"control/{name}", (Prediction(None, predicted), None)
-    for rows, columns in sorted({np.shape(a)[1:3] for a in maps.values()}):
+        predicted = controls.control_boxes(name, boxes, owner, np.arange(len(data["image_id"])))
+        out.append((f"control/{name}", (Prediction(None, predicted), None)))
+    return out
+
+
+def ceilings(grids, data, k, truth: Truth) -> Iterator[tuple[str, tuple[Prediction, None]]]:
+    """What maps of each grid (rows, columns) can reach at best, as in `predictions`: the truth, drawn on the grid."""
+    n, frame = len(data["image_id"]), truth.mask.shape[1]
+    exact = [None] * n if data.get("masks") is None else data["masks"]
+    for rows, columns in grids:
         snapped, cells = [np.zeros((0, 4))] * n, None
         for i in truth.boxed:
-            own = np.asarray(data["boxes"][i][0], float).reshape(-1, 4)[np.asarray(data["boxes"][i][1]) == k]
-            snapped[i] = controls.snap(own, (rows, columns))
-        exact = [None] * n if data.get("masks") is None else data["masks"]
+            snapped[i] = controls.snap(boxes_of(data, i, k), (rows, columns))
         if any(exact[i] is not None for i in truth.scored):
             cells = np.zeros((n, rows, columns), np.float32)
             for i, mask in zip(truth.scored, truth.mask, strict=True):
@@ -175,30 +174,26 @@ def predictions(maps, val_maps, data, k, truth: Truth, val, val_truth: Truth | N
         yield f"ceiling/{rows}x{columns}", (Prediction(cells, snapped), None)
 
 
-def _entry(found: dict, thresholds: Thresholds, taus: dict, is_map: bool, protocols) -> dict:
+def _entry(found: dict[str, Estimate], thresholds: Thresholds, taus: dict, is_map: bool, protocols) -> dict:
     """One method's entry in the JSON: {"acc_iou/0.1": Estimate} -> {"acc_iou": {"0.1": V}}, and its thresholds."""
     out = {}
     for name, estimate in found.items():
         *path, last = name.split("/")
-        if path and path[0] in PROTOCOLS:
-            path = ["protocols", *path]
         at = out
-        for step in path:
+        for step in ["protocols", *path] if path and path[0] in PROTOCOLS else path:
             at = at.setdefault(step, {})
         at[last] = round(estimate.value, 4) if last == "boxes_per_image" else bootstrap.as_json(estimate)
-    cut = {"value": thresholds.region if is_map else None, "tuned_on": thresholds.tuned_on}
-    oracle = {"value": taus or None, "tuned_on": "oracle"}
+    out["threshold"] = cut = {"value": thresholds.region if is_map else None, "tuned_on": thresholds.tuned_on}
+    out["max_box_acc_v2"]["tuned_on"] = "oracle"
     confidence = None
     if thresholds.confidence is not None:
         confidence = {"value": thresholds.confidence, "tuned_on": thresholds.confidence_tuned_on}
-    out["threshold"] = cut
-    out["max_box_acc_v2"] = {**out["max_box_acc_v2"], "tuned_on": "oracle"}
-    chex = {"otsu": "of each map", "fixed": FIXED_THRESHOLD, "tuned": thresholds.chexlocalize}
+    chexlocalize = {"otsu": "of each map", "fixed": FIXED_THRESHOLD, "tuned": thresholds.chexlocalize}
     provenance = {
         "wang2017": {"value": [round(t, 6) for t in WANG_THRESHOLDS] if is_map else None, "tuned_on": "fixed"},
         "li2018": cut,
-        "wsol": oracle,
-        "chexlocalize": {"value": chex if is_map else None, "tuned_on": thresholds.tuned_on},
+        "wsol": {"value": taus or None, "tuned_on": "oracle"},
+        "chexlocalize": {"value": chexlocalize if is_map else None, "tuned_on": thresholds.tuned_on},
         "rsna": {**cut, "confidence": confidence},
         "pixel_auprc": {"value": None, "tuned_on": "fixed"},
     }
@@ -207,19 +202,19 @@ def _entry(found: dict, thresholds: Thresholds, taus: dict, is_map: bool, protoc
     return out
 
 
-def _rows(finding: str, method: str, data: dict, truth: Truth, scores: dict[str, Score], every: bool) -> list[dict]:
+def _rows(finding: str, method: str, data: dict, truth: Truth, scores: dict[str, PerImage], every: bool) -> list[dict]:
     """Scores of each image with boxes and, if `every`, RSNA's of those without the finding."""
     columns = {
-        "true_boxes": scores["acc_iou/0.1"].per_image.whole,
-        "predicted_boxes": scores["boxes_per_image"].per_image.part,
-        "pointing_game": scores["pointing_game"].per_image.part,
-        "iou": scores["mean_iou"].per_image.part,
-        **{f"boxes_found_iou_{t}": scores[f"acc_iou/{t}"].per_image.part for t in ("0.1", "0.3", "0.5")},
+        "true_boxes": scores["acc_iou/0.1"].whole,
+        "predicted_boxes": scores["boxes_per_image"].part,
+        "pointing_game": scores["pointing_game"].part,
+        "iou": scores["mean_iou"].part,
+        **{f"boxes_found_iou_{t}": scores[f"acc_iou/{t}"].part for t in ("0.1", "0.3", "0.5")},
     }
     if "pixel_auprc/per_image" in scores:
-        columns["average_precision"] = scores["pixel_auprc/per_image"].per_image.part
+        columns["average_precision"] = scores["pixel_auprc/per_image"].part
     position = {int(i): row for row, i in enumerate(truth.scored)}
-    challenge = scores["rsna/map"].per_image if "rsna/map" in scores else None
+    challenge = scores.get("rsna/map")
     rows = []
     for at, i in enumerate(truth.listed.tolist()):
         own = position.get(i)
@@ -250,37 +245,8 @@ def _differences(found: dict, methods: list[str]) -> dict:
     return out
 
 
-def classification_scores(data, k, seed, resamples=1000) -> dict:
-    """AUROC, AUPRC, expected calibration error, Brier score, reliability diagram and prevalence of finding k, over
-    images with a known label."""
-    labels = np.asarray(data["labels"])[:, k]
-    known = labels != -1
-    y, n = (labels[known] == 1).astype(int), int(known.sum())
-    prevalence = round(float(y.mean()), 6) if n else None
-    reason = "no known label" if not n else "one class only" if y.min() == y.max() else ""
-    if data.get("probabilities") is None:
-        reason = "no probabilities"
-    if reason:
-        missing = {"value": None, "ci95": None, "n": n, "reason": reason}
-        scores = {name: dict(missing) for name in ("auroc", "auprc", "ece", "brier")}
-        return {**scores, "reliability": [], "prevalence": prevalence}
-    p = np.asarray(data["probabilities"], float)[known, k]
-    weights, index = bootstrap.patient_weights(patients_of(data)[known], resamples, seed)
-    values, samples = ranking.classification(y, p), ranking.resampled_classification(y, p, weights, index)
-    auroc, auprc = (bootstrap.as_json(bootstrap.Estimate(v, s, n)) for v, s in zip(values, samples, strict=True))
-    calibration = {"ece": ranking.calibration_error(y, p), "brier": bootstrap.average((p - y) ** 2)}
-    return {
-        "auroc": auroc,
-        "auprc": auprc,
-        **{name: bootstrap.as_json(bootstrap.estimate(s, weights, index)) for name, s in calibration.items()},
-        "reliability": ranking.reliability(y, p),
-        "prevalence": prevalence,
-    }
-
-
-def _counts(data, k, truth: Truth) -> dict:
-    """How many images and boxes of finding k were scored, and what was left out and why."""
-    labels = np.asarray(data["labels"])[:, k]
+def _counts(labels: np.ndarray, truth: Truth) -> dict:
+    """How many images and boxes of a finding with labels [N] were scored, and what was left out and why."""
     n = len(truth.scored)
     return {
         "positive": int((labels == 1).sum()),

@@ -10,7 +10,8 @@ import numpy as np
 
 from infomask_jax.evaluate import bootstrap, ranking
 from infomask_jax.evaluate.checks import check_maps, check_split
-from infomask_jax.evaluate.truth import patients_of
+from infomask_jax.evaluate.truth import boxes_of, patients_of
+from infomask_jax.localize import four_axes, of_finding
 
 REGIONS = ("lesion", "lung", "elsewhere")
 CONVENTIONS = {
@@ -36,13 +37,13 @@ def region_areas(grid: tuple[int, int], lung: np.ndarray, mask=None, boxes=None)
       grid: (h, w). lung, mask: bool [H,W], each of any size, over the whole image.
       boxes: [n,4] (ymin,xmin,ymax,xmax) in 0..1, continuous edges.
     """
-    edges = np.asarray(() if boxes is None else boxes, float).reshape(-1, 4)
+    edges = np.reshape([] if boxes is None else boxes, (-1, 4)).astype(float)
     sizes = [grid, lung.shape, *([] if mask is None else [mask.shape])]
     cuts = [
         np.unique(np.concatenate([*(np.arange(s[axis] + 1) / s[axis] for s in sizes), *edges[:, axis::2].T]))
         for axis in (0, 1)
     ]
-    middles = [(cut[1:] + cut[:-1]) / 2 for cut in cuts]  # of the pieces, along each axis
+    y, x = middles = [(cut[1:] + cut[:-1]) / 2 for cut in cuts]  # of the pieces, along each axis
 
     def pieces(region):  # [H,W] -> its value on each piece
         return region[np.ix_(*((m * n).astype(int) for m, n in zip(middles, region.shape, strict=True)))]
@@ -52,9 +53,10 @@ def region_areas(grid: tuple[int, int], lung: np.ndarray, mask=None, boxes=None)
     if mask is not None:
         lesion &= pieces(np.asarray(mask, bool))
     if boxes is not None:
-        y, x = middles[0][:, None], middles[1]
-        covered = [(ymin < y) & (y < ymax) & (xmin < x) & (x < xmax) for ymin, xmin, ymax, xmax in edges]
-        lesion &= np.any(covered, axis=0) if len(edges) else False
+        covered = np.zeros_like(lesion)
+        for ymin, xmin, ymax, xmax in edges:
+            covered |= ((ymin < y) & (y < ymax))[:, None] & (xmin < x) & (x < xmax)
+        lesion &= covered
     rows, columns = (
         (np.arange(n)[:, None] == (m * n).astype(int)) * np.diff(cut) * n
         for m, cut, n in zip(middles, cuts, grid, strict=True)
@@ -70,7 +72,7 @@ def audit(
     Args:
       findings, data: as in `scoring.score`. Where an image has boxes of several findings, its mask is cut to the boxes
         of each.
-      maps: {method: [N,h,w] or [N,h,w,K]}, all on one grid, not negative, not shifted.
+      maps: {method: [N,h,w,M]}, all on one grid, not negative, not shifted.
       lung_of: position in the split -> bool [H,W] of any size; called once an image, in order.
       scores: {name: [N,K]}, predictions whose AUROC is reported beside.
 
@@ -83,9 +85,9 @@ def audit(
     check_split(findings, data, split)
     check_maps(maps, data, findings, split)
     labels, patients = np.asarray(data["labels"]), patients_of(data)
-    (grid,) = {np.shape(m)[1:3] for m in maps.values()}
+    maps = {name: four_axes(m).astype(float) for name, m in maps.items()}
+    (grid,) = {m.shape[1:3] for m in maps.values()}
     n, K = labels.shape
-    maps = {name: np.asarray(m, float).reshape(n, *grid, -1) for name, m in maps.items()}
     area, inside = np.zeros((n, K, 3)), {name: np.zeros((n, K, 3)) for name in maps}
     lungs = np.zeros((n, *grid), np.float32)
     for i in range(n):
@@ -96,7 +98,7 @@ def audit(
             areas = region_areas(grid, lung, *_lesion(data, i, k)) if labels[i, k] == 1 else without
             area[i, k] = areas.mean(axis=(1, 2))
             for name, m in maps.items():
-                inside[name][i, k] = (areas * m[i, ..., k % m.shape[-1]]).sum(axis=(1, 2))
+                inside[name][i, k] = (areas * of_finding(m[i : i + 1], k)).sum(axis=(1, 2))
     out = {
         "dataset": dataset,
         "split": split,
@@ -109,34 +111,30 @@ def audit(
     }
     means = {}
     for k, finding in enumerate(findings):
-        positive, known = labels[:, k] == 1, area[:, k, 0] > 0
-        groups = {
-            "positive": positive & known,
-            "positive_without_lesion": positive & ~known,
-            "negative": labels[:, k] == 0,
-        }
-        counts = {name: int(members.sum()) for name, members in groups.items()}
-        found = {"counts": {**counts, "unknown": int((labels[:, k] == -1).sum())}}
-        means[finding] = {}
+        y, known = labels[:, k], area[:, k, 0] > 0
+        groups = {"positive": (y == 1) & known, "positive_without_lesion": (y == 1) & ~known, "negative": y == 0}
+        counts = {name: int(members.sum()) for name, members in (groups | {"unknown": y == -1}).items()}
+        found, means[finding] = {"counts": counts}, {}
         for group, members in groups.items():
             if members.any():
                 weights = bootstrap.patient_weights(patients[members], resamples, seed)
                 own = {name: parts[members, k] for name, parts in inside.items()}
                 found[group] = _shares(own, area[members, k], REGIONS[group != "positive" :], weights)
-                of_maps = {name: m[members][..., k % m.shape[-1]].mean(axis=0) for name, m in maps.items()}
+                of_maps = {name: of_finding(m, k)[members].mean(axis=0) for name, m in maps.items()}
                 means[finding][group] = {"lung": lungs[members].mean(axis=0), **of_maps}
+        known = y != -1
+        weights = bootstrap.patient_weights(patients[known], resamples, seed)
         for name, values in (scores or {}).items():
-            found[name] = _auroc(labels[:, k], np.asarray(values, float)[:, k], patients, seed, resamples)
+            auroc, _ = ranking.areas(y[known] == 1, np.asarray(values, float)[known, k], *weights)
+            found[name] = bootstrap.as_json(auroc)
         out["findings"][finding] = found
     return out, means
 
 
 def _lesion(data: dict, i: int, k: int) -> tuple:
     """(mask or None, boxes or None) of finding k on image i, as `region_areas` takes them."""
-    boxes, kinds = np.reshape(data["boxes"][i][0], (-1, 4)), np.asarray(data["boxes"][i][1], int)
-    mask = data["masks"][i] if data.get("masks") is not None else None
-    own = boxes[kinds == k]
-    return mask, None if mask is not None and len(own) == len(boxes) else own
+    own, mask = boxes_of(data, i, k), data["masks"][i] if data.get("masks") is not None else None
+    return mask, None if mask is not None and len(own) == len(data["boxes"][i][0]) else own
 
 
 def _shares(inside: dict, area: np.ndarray, regions: tuple, weights: tuple) -> dict:
@@ -156,15 +154,3 @@ def _shares(inside: dict, area: np.ndarray, regions: tuple, weights: tuple) -> d
         mean = bootstrap.as_json(bootstrap.estimate(bootstrap.average(total), *weights))
         out[method] = {"total": mean, "shares": shares, "over_area": over}
     return out
-
-
-def _auroc(labels: np.ndarray, values: np.ndarray, patients: np.ndarray, seed: int, resamples: int) -> dict:
-    """AUROC of values [N] over the known of labels [N]."""
-    known = labels != -1
-    y, n = labels[known] == 1, int(known.sum())
-    if y.all() or not y.any():
-        reason = "one class only" if n else "no known label"
-        return {"value": None, "ci95": None, "n": n, "reason": reason}
-    weights = bootstrap.patient_weights(patients[known], resamples, seed)
-    samples, _ = ranking.resampled_classification(y, values[known], *weights)
-    return bootstrap.as_json(bootstrap.Estimate(ranking.classification(y, values[known])[0], samples, n))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from infomask_jax.datasets import images, lookup
-from infomask_jax.localize import boxes_from_map, four_axes, of_finding
+from infomask_jax.localize import four_axes, of_finding, region_boxes
 from infomask_jax.report import figures
 from infomask_jax.report.sheet import rank
 
@@ -63,7 +63,8 @@ def draw(
 
     def boxes_of(finding: str, i: int) -> np.ndarray:
         heat = of_finding(own[methods[0]], list(result["classification"]).index(finding))[i]
-        return boxes_from_map(heat, result["localization"][finding][methods[0]]["threshold"]["value"], (size, size))[0]
+        threshold = result["localization"][finding][methods[0]]["threshold"]["value"]
+        return region_boxes(heat[None], threshold, frame=size)[0].boxes
 
     def image_of(i: int) -> np.ndarray:
         return images.resize(images.decode(find(data["image_id"][i])), size)

@@ -1,25 +1,22 @@
-"""8-connected regions of maps: of one threshold by labelling, of every threshold at once by a component tree.
+"""Boxes of the regions of a map at every threshold, from one tree.
 
-The regions {s > tau} of a map form a tree as tau falls: a region appears at a local maximum, grows, and merges with
-others at saddles (the max-tree of Salembier et al. 1998). `sweep` builds that tree once and reads off the bounding box
-of every region at every threshold. It is exact: the same regions as one connected-components call per threshold.
+The 8-connected regions {s > tau} of a map form a tree as tau falls: a region appears at a local maximum, grows, and
+merges with others at saddles (the max-tree of Salembier et al. 1998). `sweep` builds that tree once and reads off the
+bounding box of every region at every threshold: exactly those of one connected-components call per threshold.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+from scipy.ndimage import maximum_filter
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import minimum_spanning_tree
 
-MOSAIC_PIXELS = 1 << 24
-
-
-class Boxes(NamedTuple):
-    """Boxes of several images: `boxes` [n,4] (ymin,xmin,ymax,xmax) in 0..1 and `image` [n], ascending."""
-
-    boxes: np.ndarray
-    image: np.ndarray
+from infomask_jax.evaluate.boxes import overlap
+from infomask_jax.localize import Boxes
 
 
 class Sweep(NamedTuple):
@@ -31,31 +28,30 @@ class Sweep(NamedTuple):
     last: np.ndarray  # int [r]
 
 
-def region_boxes(maps: np.ndarray, threshold: float) -> tuple[Boxes, np.ndarray]:
-    """Tight boxes of the connected regions {s >= threshold} of maps [n,H,W], and the maximum of s in each, [boxes].
+def iou_curves(maps: np.ndarray, true: Boxes, thresholds: np.ndarray) -> np.ndarray:
+    """IoU with the true boxes of the boxes of all regions {s > tau}, at every tau.
 
-    Images are stacked into one tall picture with an empty row after each, so that one connected-components call serves
-    many of them.
+    Args:
+      maps: float32 [n,S,S], prepared. thresholds: as in `sweep`.
+
+    Returns:
+      [2,n,T]: the best IoU of any region with any true box, and that of the region with the most pixels alone (of equal
+      ones the topmost, then the leftmost); 0 where there is no region.
     """
-    n, height, width = maps.shape
-    step = max(1, MOSAIC_PIXELS // (height * width))
-    boxes, images, peaks = [np.zeros((0, 4))], [np.zeros(0, int)], [np.zeros(0, np.float32)]
-    for first in range(0, n, step):
-        part = maps[first : first + step]
-        mosaic = np.zeros((len(part), height + 1, width), np.uint8)
-        mosaic[:, :height] = part >= np.float32(threshold)
-        count, region, stats, _ = cv2.connectedComponentsWithStats(mosaic.reshape(-1, width), connectivity=8)
-        left, top, wide, high = stats[1:, :4].T  # row 0 is the background
-        image, top = np.divmod(top, height + 1)
-        order = np.lexsort((left, top, image))
-        corners = np.stack([top / height, left / width, (top + high) / height, (left + wide) / width], axis=1)
-        boxes.append(corners[order])
-        images.append(image[order] + first)
-        inside = mosaic.view(bool)
-        peak = np.full(count, -np.inf, np.float32)
-        np.maximum.at(peak, region.reshape(mosaic.shape)[inside], part[inside[:, :height]])
-        peaks.append(peak[1:][order])
-    return Boxes(np.concatenate(boxes), np.concatenate(images)), np.concatenate(peaks)
+    each = partial(_iou_curve, thresholds=thresholds)
+    with ThreadPoolExecutor(cv2.getNumberOfCPUs()) as pool:  # numpy releases the interpreter lock most of the time
+        curves = list(pool.map(each, maps, [true.of(i) for i in range(len(maps))]))
+    return np.reshape(curves, (-1, 2, len(thresholds))).swapaxes(0, 1)
+
+
+def _iou_curve(s: np.ndarray, own: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """`iou_curves` of one map with its true boxes [g,4], stacked: [2,T]."""
+    size, found = len(thresholds), sweep(s, thresholds)
+    iou = overlap(found.boxes[:, None], own[None])[0].max(1, initial=0.0)
+    rank = np.empty(len(iou), np.int64)  # by pixels, then position; 0 stands for no region
+    rank[np.lexsort((-found.boxes[:, 1], -found.boxes[:, 0], found.pixels))] = np.arange(1, len(iou) + 1)
+    largest = np.r_[0.0, iou[np.argsort(rank)]][range_max(rank, found.first, found.last, size)]
+    return np.stack([range_max(iou, found.first, found.last, size), largest])
 
 
 def sweep(s: np.ndarray, thresholds: np.ndarray) -> Sweep:
@@ -79,23 +75,28 @@ def sweep(s: np.ndarray, thresholds: np.ndarray) -> Sweep:
     number = np.full(s.size, -1, np.int32)
     number[peaks] = np.arange(len(peaks))
     basin = np.where(level > 0, number[peak], -1)
+    parent, formed = _merge_tree(*_saddles(basin.reshape(s.shape), level.reshape(s.shape)), level[peaks])
 
-    a, b, saddle = _saddles(basin.reshape(s.shape), level.reshape(s.shape))
-    parent, formed = _merge_tree(a, b, saddle, level[peaks])
-    jumps = _jumps(parent)
+    jumps = [parent]  # the ancestors 1, 2, 4, 8 ... steps above each node, until all are at the root
+    while (further := jumps[-1][jumps[-1]]).min() < len(parent) - 1:
+        jumps.append(further)
     inside = np.flatnonzero(level > 0)
-    node = _ancestor(jumps, formed, basin[inside], level[inside])
+    node, level = basin[inside].astype(np.int64), level[inside]
+    for jump in reversed(jumps):  # to the last node above the pixel that forms at the pixel's level or before
+        further = jump[node]
+        node = np.where(formed[further] >= level, further, node)
 
-    # Pixels in order of node, then falling level: the box of a node grows along its own pixels.
+    # Pixels in order of node, then falling level: the box of a node grows along its own pixels, in groups of a level.
     levels = len(thresholds) + 1
-    order = np.argsort(node.astype(np.int64) * levels + (levels - 1 - level[inside]))
-    node, at, pixel = node[order], level[inside][order], inside[order]
-    starts = np.flatnonzero(np.r_[True, (node[1:] != node[:-1]) | (at[1:] != at[:-1])])
-    node, at = node[starts], at[starts]
+    group, pixel = np.divmod(np.sort((node * levels + (levels - 1 - level)) * s.size + inside), s.size)
+    starts = np.flatnonzero(np.diff(group, prepend=-1))
+    node, fallen = np.divmod(group[starts], levels)
+    at = levels - 1 - fallen
+    ends = np.flatnonzero(np.diff(node, append=-1))  # the last group of each node
     y, x = np.divmod(pixel, width)
-    edges = np.stack([np.minimum.reduceat(v, starts) for v in (y, x, -1 - y, -1 - x)])  # [4, groups], all to minimise
-    edges = _running_minimum(edges, node)
-    ends = np.r_[np.flatnonzero(node[1:] != node[:-1]), len(node) - 1]
+    edges = np.stack([np.minimum.reduceat(v, starts) for v in (y, x, -1 - y, -1 - x)])  # [4,groups], all to minimise
+    apart = node * (2 * max(height, width) + 1)  # so that each node's minimum begins anew
+    edges = np.minimum.accumulate(edges - apart, axis=1) + apart
     pixels = np.r_[starts[1:], len(pixel)]  # running count, from the first node on
     own_pixels = np.diff(pixels[ends], prepend=0)
     pixels = pixels - np.repeat(pixels[ends] - own_pixels, np.diff(ends, prepend=-1))
@@ -126,19 +127,12 @@ def range_max(values: np.ndarray, first: np.ndarray, last: np.ndarray, size: int
 def _local_maximum(s: np.ndarray) -> np.ndarray:
     """The maximum that steepest ascent reaches from each pixel [H,W] -> [H*W]; of equal pixels the later is higher."""
     bits = int(s.size - 1).bit_length()
-    # Non-negative floats sort like their bits. Value and position share one float64, exact up to 53 bits.
-    ranked = np.arange(s.size, dtype=np.int64).reshape(s.shape)
-    values = s.view(np.int32).astype(np.int64)
-    if int(values.max()).bit_length() + bits > 53:
-        values = np.unique(values, return_inverse=True)[1].reshape(s.shape)
-    ranked += values << bits
-    highest = cv2.dilate(ranked.astype(np.float64), np.ones((3, 3), np.uint8))
-    step = (highest.astype(np.int64) & ((1 << bits) - 1)).astype(np.int32).ravel()
-    while True:
-        further = step[step]
-        if (further == step).all():
-            return step
+    # Non-negative floats sort like their bits, 31 of them, so that a value and its position share one integer.
+    ranked = (s.view(np.int32).astype(np.int64) << bits) + np.arange(s.size).reshape(s.shape)
+    step = (maximum_filter(ranked, 3) & ((1 << bits) - 1)).ravel()
+    while not np.array_equal(further := step[step], step):
         step = further
+    return step
 
 
 def _saddles(basin: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -180,37 +174,11 @@ def _merge_tree(a, b, saddle, peak_level) -> tuple[np.ndarray, np.ndarray]:
     return np.array(parent), np.concatenate([peak_level, merged_at, [0]])
 
 
-def _jumps(parent: np.ndarray) -> list[np.ndarray]:
-    """The ancestor 1, 2, 4, 8 ... steps above each node, until all are at the root; each [nodes]."""
-    jumps = [parent]
-    while (further := jumps[-1][jumps[-1]]).min() < len(parent) - 1:
-        jumps.append(further)
-    return jumps
-
-
-def _ancestor(jumps: list[np.ndarray], formed: np.ndarray, leaf: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """For each pixel the last node above its leaf that forms at the pixel's level or before."""
-    node = leaf.astype(np.int64)
-    for jump in reversed(jumps):
-        target = jump[node]
-        node = np.where(formed[target] >= level, target, node)
-    return node
-
-
-def _running_minimum(values: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Cumulative minimum of values [c,m] along m, begun anew where `group` [m], ascending, changes."""
-    offset = group * (np.abs(values).max() * 2 + 1)
-    return np.minimum.accumulate(values - offset, axis=1) + offset
-
-
 def _inherit(jumps, owner, own_edges, own_pixels) -> tuple[np.ndarray, np.ndarray]:
     """What each node takes over from the nodes below it: the minimum of their edges [4,nodes], their pixels [nodes].
 
-    Args:
-      owner: nodes that have pixels of their own; own_edges: of those pixels [4,owners]; own_pixels: how many [owners].
-
-    After k rounds a node has gathered what lies fewer than 2^k steps below it. The root is left out: it would gather
-    itself, and nobody asks for it.
+    `owner`: nodes that have pixels of their own; own_edges [4,owners] and own_pixels [owners] are of those. After k
+    rounds a node has gathered what lies fewer than 2^k steps below it. The root would gather itself: it is left out.
     """
     size = len(jumps[0])
     edges = np.full((4, size), np.iinfo(np.int64).max)
