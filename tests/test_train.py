@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import json
-import logging
 import random
 import shutil
 import signal
@@ -22,7 +21,7 @@ import orbax.checkpoint as ocp
 import pytest
 from conftest import Examples, change
 
-from infomask_jax import checkpoint, monitor, parallel, pipeline, presets, system
+from infomask_jax import checkpoint, parallel, pipeline, presets, system
 from infomask_jax.config import Config, DataConfig, LossConfig, MachineConfig, ModelConfig, OptimizerConfig
 from infomask_jax.explain import heat_maps
 from infomask_jax.losses import nll
@@ -332,18 +331,6 @@ def test_full_disk_is_an_error_and_leaves_the_last_checkpoint(whole, cut, data):
     assert_same_state(train(often(cut), data), whole[1])  # with room again it goes on
 
 
-def test_only_what_is_told_elsewhere_is_kept_off_the_screen(tmp_path, caplog):
-    """Of a write that fails: errors out of orbax. Others are logged as ever."""
-    checkpoint.manager(tmp_path).close()
-    for module, error in (("orbax", ValueError("disk")), ("other", ValueError("own"))):
-        try:
-            exec(compile("raise error", f"/site-packages/{module}/writing.py", "exec"), {"error": error})
-        except ValueError:
-            logging.getLogger("asyncio").exception("of %s", module)
-            logging.getLogger("absl").exception("of %s", module)
-    assert [record.message for record in caplog.records] == ["of other", "of other"]
-
-
 @pytest.mark.parametrize("way", ["jit", "pmap"])
 def test_what_the_machine_does_may_change_before_the_run_goes_on(whole, cut, data, way):
     """Another number of loader processes, other intervals, a profile: the same run, and its config.json says so."""
@@ -469,13 +456,3 @@ def test_no_readable_checkpoint_is_an_error_not_a_fresh_start(run, data):
     with pytest.raises(OSError, match=words):
         train(often(run), data)
     assert len(list(run.glob("broken-*"))) == 2
-
-
-def test_rates_count_from_the_first_step_which_compiles(tmp_path, monkeypatch):
-    now = iter([0.0, 100.0, 104.0, 104.0, 110.0, 110.0])  # made, first step, flushed; then one look before, one after
-    monkeypatch.setattr(monitor.time, "perf_counter", lambda: next(now))
-    log = monitor.MetricsLog(tmp_path / "metrics.jsonl", 0, batch_size=8)
-    for steps, rate in (((1, 2, 3), 2 * 8 / 4), ((4, 5, 6), 3 * 8 / 6)):
-        for step in steps:
-            log.add(step, {"loss": 1.0, "grad_norm": 1.0})
-        assert log.flush()["images_per_s"] == pytest.approx(rate)

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -295,26 +296,32 @@ def test_every_tensor_of_the_source_is_taken(tmp_path, params):
     assert found["head"] is params["head"]
 
 
+def spoilt(state: dict) -> dict:
+    """One of each kind: renamed, of another shape, not finite, a variance below 0, no floats."""
+    state |= {"_blocks.3.x": state.pop("_conv_head.weight"), "_bn1.bias": np.zeros(7, np.float32)}
+    state |= {"_bn0.bias": np.full(32, np.nan, np.float32), "_bn0.weight": np.zeros(32, np.uint8)}
+    return state | {"_bn0.running_var": -np.ones(32, np.float32)}
+
+
+SPOILT = ["missing: _conv_head.weight", "left over: _blocks.3.x", r"another shape: _bn1.bias \(7,\), expected \(1"]
+SPOILT += ["not finite floats: _bn0.weight; _bn0.bias; _bn0.running_var, a variance below 0"]
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda s: s | {"_blocks.3.x": s.pop("_conv_head.weight")}, ["missing: _conv_head", "left over: _blocks.3.x"]),
-        (lambda s: s | {"_bn1.bias": np.zeros(7, np.float32)}, [r"of another shape: _bn1.bias \(7,\), expected \(1"]),
+        (spoilt, SPOILT),
         (lambda s: {k: v for k, v in s.items() if "_blocks.15" not in k}, ["missing: _blocks.15", "and 9 more"]),
         (lambda s: state_dict("resnet18"), ["weights of efficientnet_lite0", "missing: _blocks.0", "left over: "]),
-        (lambda s: {}, ["missing: _blocks.0", "and 239 more"]),
-        (lambda s: s | {"_xconv_stem.weight": s.pop("_conv_stem.weight")}, ["missing: _conv_stem", "over: _xconv"]),
         (lambda s: s | {"ema._conv_stem.weight": s.pop("_conv_stem.weight")}, ["missing: _conv_stem", "over: ema._co"]),
-        (lambda s: s | {"_bn0.bias": np.full(32, np.nan, np.float32)}, ["not finite floats: _bn0.bias"]),
-        (lambda s: s | {"_bn0.running_var": -np.ones(32, np.float32)}, ["not finite floats: _bn0.running_var, a var"]),
-        (lambda s: s | {"_bn0.bias": np.zeros(32, np.uint8)}, ["not finite floats: _bn0.bias"]),
     ],
 )  # fmt: skip
 def test_what_does_not_match_is_one_error(tmp_path, params, change, expected):
     save_file(change(state_dict(NAME)), tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"w\.safetensors: expected weights of efficientnet_lite0") as error:
+        weights.load(config(init=str(tmp_path / "w.safetensors")), params)
     for text in expected:
-        with pytest.raises(ValueError, match=text):
-            weights.load(config(init=str(tmp_path / "w.safetensors")), params)
+        assert re.search(text, str(error.value)), error.value
 
 
 def test_old_names_and_prefixes_of_densenets():
