@@ -202,3 +202,11 @@ def test_others_wait_for_the_one_that_scores_and_fails(tmp_path):
     assert [process.wait(timeout=120) != 0 for process in started] == [True, False]
     scored, other = (float((tmp_path / f"told-{i}.txt").read_text().split()[0]) for i in range(2))
     assert other >= scored
+
+
+def test_script_for_tpus_says_how_it_is_called():
+    script = ["bash", ROOT / "experiments" / "tpu.sh"]
+    for arguments, words in (((), "start -- SCRIPT"), (("start", "--", "some.py"), "set it to the bucket")):
+        environment = {**os.environ, "PROJECT": "p", "ZONE": "z", "BUCKET": ""}
+        found = subprocess.run([*script, *arguments], capture_output=True, text=True, env=environment)
+        assert found.returncode != 0 and words in found.stderr
