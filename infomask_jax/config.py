@@ -118,44 +118,41 @@ class Config:
     machine: MachineConfig = field(default_factory=MachineConfig)
 
     def __post_init__(self):
-        wrong, model, loss, two = [], self.model, self.loss, self.model.two_views
+        wrong, values = [], {name: value for name, _, value in leaves(self)}
 
-        def require(holds: bool, name: str, expected: str, found: Any) -> None:
+        def require(holds: bool, name: str, expected: str) -> None:
             if not holds:
-                wrong.append(f"{name}: expected {expected}, found {found}")
+                wrong.append(f"{name}: expected {expected}, found {values[name]}")
 
         for name, leaf, value in leaves(self):
             lowest, highest = leaf.metadata.get("range", (None, None))
             if lowest is not None:  # NaN fails too
-                require(lowest <= value <= highest, name, f"{lowest:g} to {highest:.10g}", value)
-        require(two or not loss.hidden, "loss.hidden", "0 without model.two_views", loss.hidden)
-        require(two or not loss.consistency, "loss.consistency", "0 without model.two_views", loss.consistency)
-        require(not two or model.kind != "attention_mil", "model.two_views", "False for attention_mil", two)
+                require(lowest <= value <= highest, name, f"{lowest:g} to {highest:.10g}")
+        model, loss, stride = self.model, self.loss, self.model.stride
+        require(model.two_views or not loss.hidden, "loss.hidden", "0 without model.two_views")
+        require(model.two_views or not loss.consistency, "loss.consistency", "0 without model.two_views")
+        require(not model.two_views or model.kind != "attention_mil", "model.two_views", "False for attention_mil")
         taught = model.kind != "infomask" or model.teach_through_mask or loss.auxiliary
-        require(taught, "loss.auxiliary", "above 0 without model.teach_through_mask (nothing teaches)", loss.auxiliary)
-        require(self.map_shifts <= model.stride, "map_shifts", f"at most model.stride, {model.stride}", self.map_shifts)
-        small, stride, trained = model.encoder == "small", model.stride, model.init and model.encoder != "small"
-        require(not small or stride < 32, "model.stride", "2 to 16 for the small encoder", stride)
-        require(small or stride > 4, "model.stride", f"8, 16 or 32 for {model.encoder}", stride)
-        require(not small or not model.init, "model.init", "nothing for the small encoder", model.init)
+        require(taught, "loss.auxiliary", "above 0 without model.teach_through_mask (nothing teaches)")
+        require(self.map_shifts <= stride, "map_shifts", f"at most model.stride, {stride}")
+        small = model.encoder == "small"
+        require(not small or stride < 32, "model.stride", "2 to 16 for the small encoder")
+        require(small or stride > 4, "model.stride", f"8, 16 or 32 for {model.encoder}")
+        require(not small or not model.init, "model.init", "nothing for the small encoder")
         fits = not small and stride in (8, 16)
-        require(fits or not model.top_down, "model.top_down", "False but for stride 8 or 16 of a large encoder", True)
-        require(not small or not model.remat, "model.remat", "False for the small encoder", True)
-        require(trained or not model.frozen_stages, "model.frozen_stages", "0 without model.init", model.frozen_stages)
-        rate, first = self.train.encoder_rate, self.train.head_first
-        require(trained or rate == 1, "train.encoder_rate", "1 without model.init", rate)
-        require(trained or not first, "train.head_first", "0 without model.init", first)
+        require(fits or not model.top_down, "model.top_down", "False but for stride 8 or 16 of a large encoder")
+        require(not small or not model.remat, "model.remat", "False for the small encoder")
+        trained = model.init and not small
+        require(trained or not model.frozen_stages, "model.frozen_stages", "0 without model.init")
+        require(trained or self.train.encoder_rate == 1, "train.encoder_rate", "1 without model.init")
+        require(trained or not self.train.head_first, "train.head_first", "0 without model.init")
         cell, side = stride * (2 if fits and model.top_down else 1), self.data.image_size
-        require(
-            side < 8 or not side % cell,
-            "data.image_size",
-            f"a multiple of {cell}, as {side // cell * cell or cell}",
-            side,
-        )
-        require(self.folds > 1 or self.fold < 0, "fold", "--folds as well", self.fold)
-        require(self.folds == 1 or self.fold < self.folds, "fold", f"below folds, {self.folds}", self.fold)
+        multiple = f"a multiple of {cell}, as {side // cell * cell or cell}"
+        require(side < 8 or not side % cell, "data.image_size", multiple)
+        require(self.folds > 1 or self.fold < 0, "fold", "--folds as well")
+        require(self.folds == 1 or self.fold < self.folds, "fold", f"below folds, {self.folds}")
         size, parts = self.data.batch_size, self.machine.accumulate
-        require(not parts or not size % parts, "machine.accumulate", f"a divisor of data.batch_size, {size}", parts)
+        require(not parts or not size % parts, "machine.accumulate", f"a divisor of data.batch_size, {size}")
         if wrong:
             raise ValueError("settings out of range:\n  " + "\n  ".join(wrong))
 

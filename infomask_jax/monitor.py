@@ -1,5 +1,6 @@
 """What a training run tells and hears: metrics.jsonl, the progress line, the profile, requests to stop."""
 
+import contextlib
 import json
 import os
 import signal
@@ -44,29 +45,24 @@ class MetricsLog:
             jax.block_until_ready(metrics)
             self.since, self.waited = time.perf_counter(), 0.0
 
-    def check(self) -> list[dict[str, float]]:
-        """Fetch what is pending. FloatingPointError naming the first step whose loss or gradient is not finite."""
-        fetched = jax.device_get([metrics for _, metrics in self.pending])
-        rows = [{key: np.ravel(value)[0] for key, value in row.items()} for row in fetched]  # pmap's are [1]
-        for (step, _), row in zip(self.pending, rows, strict=True):
-            if not (np.isfinite(row["loss"]) and np.isfinite(row["grad_norm"])):
-                raise FloatingPointError(
-                    f"step {step}: loss {row['loss']}, gradient norm {row['grad_norm']}. "
-                    f"Last finite metrics: {self.last}."
-                    " Try a lower train.learning_rate or lower betas, in a new --workdir."
-                )
-        return rows
-
     def flush(self) -> dict[str, float] | None:
-        """Write and return the means of the pending steps, if there are any."""
+        """Write and return the means of the pending steps, if there are any. FloatingPointError naming the first step
+        whose loss or gradient is not finite."""
         if not self.pending:
             return None
-        rows, step = self.check(), self.pending[-1][0]
+        steps, metrics = zip(*self.pending, strict=True)
+        fetched = jax.device_get(metrics)
+        rows = [{key: np.ravel(value)[0] for key, value in row.items()} for row in fetched]  # pmap's are [1]
+        for step, row in zip(steps, rows, strict=True):
+            if not (np.isfinite(row["loss"]) and np.isfinite(row["grad_norm"])):
+                raise FloatingPointError(
+                    f"step {step}: loss {row['loss']}, gradient norm {row['grad_norm']}. Last finite metrics: "
+                    f"{self.last}. Try a lower train.learning_rate or lower betas, in a new --workdir."
+                )
         elapsed = max(time.perf_counter() - self.since, 1e-9)
-        counted = len(rows) - self.first
-        row = {"step": step} | {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
-        row["losses"] = [float(metrics["loss"]) for metrics in rows]
-        if counted:
+        row = {"step": steps[-1]} | {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+        row["losses"] = [float(row["loss"]) for row in rows]
+        if counted := len(rows) - self.first:
             row |= {"images_per_s": counted * self.batch_size / elapsed, "data_wait": min(1.0, self.waited / elapsed)}
         if parallel.is_main():
             with self.path.open("a") as file:
@@ -84,9 +80,9 @@ class Stop:
     requested = False
 
     def __enter__(self):
+        self.previous, self.left = {}, threading.Event()
         if threading.current_thread() is threading.main_thread():  # signals can be set nowhere else
             self.previous = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
-        self.left = threading.Event()
         if host := _metadata_host():
             threading.Thread(target=self._watch, args=(host,), daemon=True).start()
         return self
@@ -99,33 +95,25 @@ class Stop:
     def _watch(self, host: str) -> None:
         url = f"http://{host}/computeMetadata/v1/instance/?recursive=true"
         request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
-        while not self.left.is_set():
-            try:
+        while not self.requested and not self.left.wait(METADATA_SECONDS):
+            with contextlib.suppress(Exception):  # whatever a server that is busy or half up may answer: ask again
                 with urllib.request.urlopen(request, timeout=METADATA_SECONDS) as answer:
                     instance = json.load(answer)
                 event = instance.get("maintenanceEvent", "NONE")
-                if instance.get("preempted") == "TRUE" or event.startswith("TERMINATE"):
-                    self.requested = True
-                    return
-            except Exception:  # whatever a server that is busy, away for a moment or half up may answer: ask again
-                pass
-            self.left.wait(METADATA_SECONDS)
+                self.requested |= instance.get("preempted") == "TRUE" or event.startswith("TERMINATE")
 
     def __exit__(self, *_):
         self.left.set()
-        for number, handler in getattr(self, "previous", {}).items():
+        for number, handler in self.previous.items():
             signal.signal(number, handler)
 
 
 def _metadata_host() -> str | None:
     """Host of Google Cloud's metadata server; None on other machines."""
-    if host := os.environ.get("GCE_METADATA_HOST"):
-        return host
-    product = Path("/sys/class/dmi/id/product_name")
-    try:
-        return "metadata.google.internal" if "Google" in product.read_text() else None
-    except OSError:
-        return None
+    with contextlib.suppress(OSError):
+        if "Google" in Path("/sys/class/dmi/id/product_name").read_text():
+            return os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")
+    return os.environ.get("GCE_METADATA_HOST")
 
 
 class Profile:
@@ -134,7 +122,7 @@ class Profile:
     FIRST, LAST = 10, 20
 
     def __init__(self, folder: Path | None):
-        self.folder, self.steps, self.running = folder, 0, False
+        self.folder, self.steps = folder, 0
 
     def __enter__(self):
         return self
@@ -144,19 +132,17 @@ class Profile:
         self.steps += 1
         if self.folder and self.steps in (self.FIRST, self.LAST):
             jax.block_until_ready(metrics)
-            if self.steps == self.FIRST:
-                options = jax.profiler.ProfileOptions()
-                # The Python tracer walks the frames of all threads; a run with it on crashed in Python itself.
-                options.python_tracer_level = 0
-                jax.profiler.start_trace(self.folder, profiler_options=options)
-                self.running = True
-            else:
-                self.__exit__()
+            if self.steps == self.LAST:
+                jax.profiler.stop_trace()
+                return
+            options = jax.profiler.ProfileOptions()
+            # The Python tracer walks the frames of all threads; a run with it on crashed in Python itself.
+            options.python_tracer_level = 0
+            jax.profiler.start_trace(self.folder, profiler_options=options)
 
     def __exit__(self, *_):
-        if self.running:
+        if self.folder and self.FIRST <= self.steps < self.LAST:
             jax.profiler.stop_trace()
-            self.running = False
 
 
 def tell_of_resuming(console: Console, workdir: Path, step: int, total: int, broken: list[str]) -> None:

@@ -30,17 +30,15 @@ _barriers = itertools.count()  # a name of the coordinator's barriers cannot be 
 
 
 def start(hosts: str) -> None:
-    """`set_up`, and join the other processes, if there are any. Call before anything of JAX.
+    """Join the other processes, if there are any, and `set_up`. Call before anything of JAX.
 
     hosts: "HOST:PORT,PROCESSES,THIS" of processes started by hand, at the address of process 0; "auto" asks the
     scheduler (SLURM, Open MPI, Kubernetes); "": one process, or all hosts of a TPU pod. ValueError for others.
     """
-    _keep_programs()
     named = re.fullmatch(r"([^,]*:\d+),(\d+),(\d+)", hosts)
     if hosts not in ("", "auto") and (not named or int(named[3]) >= int(named[2])):
-        raise ValueError(
-            f"machine.hosts: expected HOST:PORT,PROCESSES,THIS with THIS from 0 on, or auto, found {hosts!r}"
-        )
+        expected = "HOST:PORT,PROCESSES,THIS with THIS from 0 on, or auto"
+        raise ValueError(f"machine.hosts: expected {expected}, found {hosts!r}")
     before = signal.getsignal(signal.SIGTERM)
     if not jax.distributed.is_initialized():
         if named:
@@ -49,37 +47,27 @@ def start(hosts: str) -> None:
             jax.distributed.initialize()
         if callable(before):  # JAX has taken SIGTERM, notes it and goes on
             signal.signal(signal.SIGTERM, before)
-    _check_platforms()
+    set_up()
 
 
 def set_up() -> None:
-    """What `start` does for one process. Call before anything of JAX."""
-    _keep_programs()
-    _check_platforms()
-
-
-def _keep_programs() -> None:
     """Keep compiled programs in ~/.cache/infomask_jax, or where JAX_COMPILATION_CACHE_DIR says, or, without a home that
-    can be written, nowhere."""
-    if jax.config.jax_compilation_cache_dir:
-        return
-    cache = Path(os.path.expanduser("~/.cache/infomask_jax"))
-    with contextlib.suppress(OSError):
-        cache.mkdir(parents=True, exist_ok=True)
-    if cache.is_absolute() and os.access(cache, os.W_OK):
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-
-
-def _check_platforms() -> None:
-    """ValueError if JAX_PLATFORMS names what JAX does not find on this machine."""
+    can be written, nowhere. ValueError if JAX_PLATFORMS names what JAX does not find here. What `start` does for one
+    process; call before anything of JAX."""
+    if not jax.config.jax_compilation_cache_dir:
+        cache = Path(os.path.expanduser("~/.cache/infomask_jax"))
+        with contextlib.suppress(OSError):
+            cache.mkdir(parents=True, exist_ok=True)
+        if cache.is_absolute() and os.access(cache, os.W_OK):
+            jax.config.update("jax_compilation_cache_dir", str(cache))
     try:
         if jax.config.jax_platforms not in (None, "", "cpu"):  # else JAX takes what there is
             jax.devices()
     except (RuntimeError, AssertionError) as error:
         found = f" ({str(error).splitlines()[0].split(' (set ')[0]})" if str(error) else ""
         raise ValueError(
-            f"JAX_PLATFORMS={jax.config.jax_platforms} names no device that JAX finds here{found}. Leave it "
-            "out, or set it to cpu."
+            f"JAX_PLATFORMS={jax.config.jax_platforms} names no device that JAX finds here{found}. Leave it out, or "
+            "set it to cpu."
         ) from error
 
 
@@ -128,7 +116,7 @@ def compiled(make_step: Callable[[str | None], Callable], batch_size: int, machi
     """The step over all devices: step(state, batch) -> (state, metrics). It consumes its state.
 
     make_step: name of pmap's axis, None under jit -> the pure step. With pmap the state has one copy a device, see
-    `stack`. ValueError if a part of a batch does not divide over the devices.
+    `stack`. ValueError if a part of a batch does not divide over the devices, MemoryError if a step does not fit.
     """
     replicated, _ = shardings(batch_size)
     part, devices = batch_size // machine.accumulate, jax.device_count()
@@ -138,8 +126,9 @@ def compiled(make_step: Callable[[str | None], Callable], batch_size: int, machi
             f"{devices} devices: use a smaller one, or a larger data.batch_size"
         )
     if machine.parallel == "jit":
-        settings = f"data.batch_size {batch_size}, machine.accumulate {machine.accumulate}"
-        return _compiled_everywhere(jitted(make_step(None), replicated), settings)
+        found = f"found data.batch_size {batch_size}, machine.accumulate {machine.accumulate}"
+        advice = f"raise --machine.accumulate, or in another --workdir lower --data.batch-size ({found})"
+        return _compiled_everywhere(jitted(make_step(None), replicated), advice)
     mapped = jax.pmap(make_step(AXIS), AXIS, donate_argnums=0, devices=ordered(jax.devices()))
 
     def step(state, batch):
@@ -155,29 +144,26 @@ def jitted(step: Callable, replicated: NamedSharding) -> Any:
     return jax.jit(step, donate_argnums=0, out_shardings=replicated, compiler_options=cpu.step_options())
 
 
-def _compiled_everywhere(step_fn: Any, settings: str) -> Callable:
-    """The step, whose first call waits until every process has compiled: one may take much longer than another.
-
-    MemoryError, before the first step where the backend tells its limit, if a device has too little memory.
-    """
+def _compiled_everywhere(step_fn: Any, advice: str) -> Callable:
+    """The step, whose first call waits until every process has compiled: one may take much longer than another."""
     programs = []
 
     def step(state, batch):
         try:
             if not programs:
                 programs.append(step_fn.lower(state, batch).compile())
-                check_memory(programs[0], settings)
+                check_memory(programs[0], advice)
                 wait_for_all("compiled")
             return programs[0](state, batch)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            raise MemoryError(f"a step does not fit into the memory of a device; {_less(settings)}") from error
+            raise MemoryError(f"a step does not fit into the memory of a device; {advice}") from error
 
     return step
 
 
-def check_memory(program: jax.stages.Compiled, settings: str) -> None:
+def check_memory(program: jax.stages.Compiled, advice: str) -> None:
     """MemoryError if a step needs more memory than a device has; nothing where the backend does not tell (CPU)."""
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     sizes = program.memory_analysis() if limit else None
@@ -187,11 +173,7 @@ def check_memory(program: jax.stages.Compiled, settings: str) -> None:
     needed += sizes.output_size_in_bytes - sizes.alias_size_in_bytes  # the new state takes the place of the old one
     if needed > limit:
         has = f"a step needs {needed / 2**30:.1f} GiB of each device, which has {limit / 2**30:.1f}"
-        raise MemoryError(f"{has}; {_less(settings)}")
-
-
-def _less(settings: str) -> str:
-    return f"raise --machine.accumulate, or in another --workdir lower --data.batch-size (found {settings})"
+        raise MemoryError(f"{has}; {advice}")
 
 
 def accumulate(gradient: Callable[[Any], Any], batch: Any, parts: int) -> Any:
@@ -211,13 +193,18 @@ def accumulate(gradient: Callable[[Any], Any], batch: Any, parts: int) -> Any:
 
 def place(tree: Any, sharding: NamedSharding) -> Any:
     """Arrays that every process has whole -> global arrays with this sharding."""
+    return _mapped(lambda x: jax.device_put(np.asarray(x), sharding), tree)
 
-    def put(x):
-        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):  # device_put does not take these to other processes
-            return jax.random.wrap_key_data(put(jax.random.key_data(x)))
-        return jax.device_put(np.asarray(x), sharding)
 
-    return jax.tree.map(put, tree)
+def _mapped(function: Callable, tree: Any) -> Any:
+    """The tree with the function of every array, and of a key's raw data: numpy has no keys, nor have other devices."""
+
+    def apply(x):
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(function(jax.random.key_data(x)))
+        return function(x)
+
+    return jax.tree.map(apply, tree)
 
 
 def to_devices(batch: dict[str, np.ndarray], split: NamedSharding) -> dict[str, jax.Array]:
@@ -272,15 +259,9 @@ def main_first(name: str):
 def stack(tree: Any) -> Any:
     """For pmap: replicated arrays -> one copy for each device of this process, [D, ...]."""
     devices = ordered(jax.local_devices())
+    copies = _mapped(lambda x: np.broadcast_to(np.asarray(x), (len(devices), *x.shape)), tree)
     mesh = Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
-
-    def copies(x):
-        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(copies(jax.random.key_data(x)))
-        return np.broadcast_to(np.asarray(x), (len(devices), *x.shape))
-
-    stacked = jax.tree.map(copies, tree)
-    return place(stacked, NamedSharding(mesh, PartitionSpec(AXIS)))
+    return place(copies, NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
 def unstack(tree: Any, replicated: NamedSharding) -> Any:

@@ -1,5 +1,6 @@
 """Encoders against PyTorch's: features, logits and gradients of seeded weights, at each stride."""
 
+import chex
 import golden_encoders as made
 import jax
 import jax.numpy as jnp
@@ -34,24 +35,29 @@ def test_depthwise_sums_are_the_convolution_of_accelerators(monkeypatch, side, s
     conv = Conv(6, side, stride, 2, dilation, same=same, depthwise=True)
     x = np.random.default_rng(0).normal(size=(2, 16, 16, 6)).astype(np.float32)
     params = conv.init(jax.random.key(0), x)
-    found = []
+    shown, found = made.probes("out", (2, 16 // stride, 16 // stride, 6))[..., 0], []
     for backend in ("cpu", "tpu"):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
         found.append(conv.apply(params, x))
-    assert found[0].shape == (2, 16 // stride, 16 // stride, 6)
-    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-5)
+        found.append(jax.grad(lambda params, x: jnp.sum(shown * conv.apply(params, x)), argnums=(0, 1))(params, x))
+    assert found[0].shape == shown.shape
+    chex.assert_trees_all_close(found[:2], found[2:], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "resnet50", "densenet121"])
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "densenet121"])
 def test_signals_keep_their_size_from_scratch(name):
     encoder = Backbone(stages(name, 32, pretrained=False), 32)
     x = np.random.default_rng(0).normal(size=(2, SIDE, SIDE, 1)).astype(np.float32)
-    features, _ = jax.jit(encoder.init_with_output)(jax.random.key(0), x)
+    features, _ = jax.jit(encoder.init_with_output)(jax.random.key(0, impl="rbg"), x)  # which compiles at once
     assert 0.2 < float(jnp.sqrt(jnp.mean(features**2))) < 5
 
 
-@pytest.mark.parametrize("stride", made.STRIDES)
-@pytest.mark.parametrize("name", made.NAMES)
+# ResNet-34 has the blocks of ResNet-18, and torchxrayvision's network differs in its first convolution alone.
+CASES = [(name, stride) for name in made.NAMES for stride in made.STRIDES]
+CASES = [(name, stride) for name, stride in CASES if stride == 16 or name not in ("resnet34", "densenet121_xray")]
+
+
+@pytest.mark.parametrize(("name", "stride"), CASES)
 def test_features_logits_and_gradients_are_pytorchs(name, stride):
     golden = {key: GOLDEN[f"{name}/{stride}/{key}"] for key in ("features", "logits", "gradients", "norms")}
     with jax.enable_x64(True):  # in which no rounding turns a ReLU on or off

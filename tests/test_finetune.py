@@ -1,10 +1,9 @@
 """Training from trained weights: where they come from, which of them move, and what a run keeps of it."""
 
-import dataclasses
 import json
+import shutil
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +12,9 @@ import pytest
 from conftest import Examples
 from safetensors.numpy import save_file
 from test_encoders import state_dict
-from test_train import tiny
+from test_train import prepared, taught, tiny
 
-from infomask_jax import audit, checkpoint, datasets, experiment, export, pipeline, predict, weights
+from infomask_jax import audit, datasets, experiment, export, pipeline, predict, weights
 from infomask_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from infomask_jax.datasets import Synthetic
 from infomask_jax.explain import attribution
@@ -43,36 +42,23 @@ def config(workdir: Path, file: Path, **changes) -> Config:
     return changed(base, ONE_VIEW | changes)
 
 
-def moved(config: Config, steps: int) -> dict[str, bool]:
-    """After some steps, whether each part of the encoder, and the head, is another than at first."""
-    state = create_state(config, 1)
-    params, _ = weights.load(config.model, state.params)
-    state = state.replace(params=params)
-    first = jax.tree.map(np.asarray, params)
-    step = jax.jit(make_train_step(config))
-    for batch, _ in zip(pipeline.train_batches(Examples(size=SIDE), config.data, 0), range(steps), strict=False):
-        state, _ = step(state, batch)
-    differs = jax.tree.map(lambda a, b: bool(np.any(a != b)), first, jax.tree.map(np.asarray, state.params))
-    parts = differs["encoder"] | {"head": differs["head"]}
-    assert not any(
-        leaf for part in parts.values() for name, layer in part.items() if "bn" in name for leaf in layer.values()
-    )
-    return {name: any(jax.tree.leaves(part)) for name, part in parts.items()}
-
-
 @pytest.mark.parametrize(
     ("changes", "still"),
     [
-        ({}, ()),
-        ({"model.frozen_stages": 2}, ("stages_0", "stages_1")),
-        ({"model.frozen_stages": 5}, tuple(f"stages_{n}" for n in range(4))),
-        ({"train.head_first": 1.0}, tuple(f"stages_{n}" for n in range(4))),
-        ({"train.encoder_rate": 0.0}, tuple(f"stages_{n}" for n in range(4))),
+        ({"model.frozen_stages": 2}, {"stages_0", "stages_1"}),
+        ({"model.frozen_stages": 2, "train.head_first": 1.0}, {f"stages_{n}" for n in range(4)}),
     ],
 )
 def test_only_what_may_move_does(tmp_path, file, changes, still):
-    parts = moved(config(tmp_path, file, **changes), 3)
-    assert {name for name, differs in parts.items() if not differs} == set(still)
+    own = config(tmp_path, file, **changes)
+    state = create_state(own, 1)
+    first, _ = weights.load(own.model, state.params)
+    state, _ = taught(own, 3, Examples(size=SIDE), state.replace(params=first))
+    differs = jax.tree.map(lambda a, b: bool(np.any(a != b)), first, state.params)
+    parts = differs["encoder"] | {"head": differs["head"]}
+    assert {name for name, part in parts.items() if not any(jax.tree.leaves(part))} == still
+    norms = {f"{key}": moved for key, moved in jax.tree.leaves_with_path(differs["encoder"]) if "bn" in f"{key}"}
+    assert norms and not any(norms.values())
 
 
 def test_encoder_rate_multiplies_the_encoders_updates_alone(tmp_path, file):
@@ -80,78 +66,49 @@ def test_encoder_rate_multiplies_the_encoders_updates_alone(tmp_path, file):
     for rate in (1.0, 0.25):
         own = config(tmp_path, file, **{"train.encoder_rate": rate})
         state = create_state(own, 1)
-        gradients = jax.tree.map(jnp.ones_like, state.params)
-        for _ in range(2):  # the first is of the warm-up's rate, 0
-            found, opt_state = state.tx.update(gradients, state.opt_state, state.params)
-            state = state.replace(opt_state=opt_state)
-        updates.append(found)
-    slower = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - 4 * b))) < 1e-9, *updates)["encoder"]["stages_3"]
-    assert all(jax.tree.leaves(slower)) and any(np.any(x) for x in jax.tree.leaves(updates[0]["encoder"]["stages_3"]))
+        gradients, update = jax.tree.map(jnp.ones_like, state.params), jax.jit(state.tx.update)
+        _, opt_state = update(gradients, state.opt_state, state.params)  # of the warm-up's rate, 0
+        updates.append(update(gradients, opt_state, state.params)[0])
     for name in ("deep", "lateral"):
-        jax.tree.map(np.testing.assert_array_equal, *(update["encoder"][name] for update in updates))
+        jax.tree.map(np.testing.assert_array_equal, *(update["encoder"].pop(name) for update in updates))
     jax.tree.map(np.testing.assert_array_equal, *(update["head"] for update in updates))
+    fast, slow = (jax.tree.leaves(update["encoder"]) for update in updates)
+    assert any(np.any(x) for x in fast)
+    for a, b in zip(fast, slow, strict=True):
+        np.testing.assert_allclose(a, 4 * b, atol=1e-9)
 
 
-def test_frozen_stages_are_still_explained(tmp_path, file):
-    own = config(tmp_path, file, **{"model.frozen_stages": 3})
-    images = np.random.default_rng(0).normal(size=(1, SIDE, SIDE, 1)).astype(np.float32)
-    params = create_state(own, 1).params
-    assert np.any(attribution("gradient", own.model, 1)({"params": params}, images, 0))
-
-
-def test_frozen_stages_are_computed_without_gradient(tmp_path, file):
-    def flops(frozen):
+def test_frozen_stages_are_computed_without_gradient_and_still_explained(tmp_path, file):
+    flops, images = [], np.random.default_rng(0).normal(size=(1, SIDE, SIDE, 1)).astype(np.float32)
+    for frozen in (0, 5):
         own = config(tmp_path, file, **{"model.frozen_stages": frozen})
-        batch = next(iter(pipeline.train_batches(Examples(size=SIDE), own.data, 0)))
-        return jax.jit(make_train_step(own)).lower(create_state(own, 1), batch).compile().cost_analysis()["flops"]
+        batch, state = next(pipeline.train_batches(Examples(size=SIDE), own.data, 0)), create_state(own, 1)
+        flops.append(jax.jit(make_train_step(own)).lower(state, batch).cost_analysis()["flops"])
+    assert flops[1] < 0.5 * flops[0]
+    assert np.any(attribution("gradient", own.model, 1)({"params": state.params}, images, 0))
 
-    none, some, every = (flops(frozen) for frozen in (0, 2, 5))
-    assert every < 0.5 * none and every < some < none
 
-
-def test_remat_computes_anew_and_changes_no_gradient(tmp_path, file):
-    gradients = []
+def test_remat_changes_no_gradient(tmp_path, file):
+    gradients, images = [], np.random.default_rng(0).normal(size=(2, SIDE, SIDE, 1)).astype(np.float32)
     for remat in (False, True):
         own = config(tmp_path, file, **{"model.remat": remat})
         model, params = build(own.model, 1), create_state(own, 1).params
-        images = np.random.default_rng(0).normal(size=(2, SIDE, SIDE, 1)).astype(np.float32)
-
-        def loss(params, model=model, images=images):
-            return model.apply({"params": params}, images, train=False)[0].sum()
-
-        gradients.append(jax.jit(jax.grad(loss))(params))
-        program = str(jax.make_jaxpr(jax.grad(loss))(params))
-        assert ("remat" in program or "checkpoint" in program) == remat
+        forward = jax.grad(lambda params, model=model: model.apply({"params": params}, images, train=False)[0].sum())
+        gradients.append(jax.jit(forward)(params))
+        assert ("remat" in str(jax.make_jaxpr(forward)(params))) == remat
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *gradients)
 
 
 def test_a_run_remembers_its_weights_and_goes_on_without_their_file(tmp_path, file):
-    data = SimpleNamespace(
-        name="squares", fingerprint="f0", findings=("bright",), size=SIDE, source=lambda *_: Examples(size=SIDE)
-    )
-    copy = tmp_path / "w.safetensors"
-    copy.write_bytes(file.read_bytes())
-    own = config(tmp_path / "run", copy)
-    whole = train(dataclasses.replace(own, workdir=tmp_path / "whole"), data)
-    own = changed(own, {"machine.checkpoint_every": 2})
-    stopped = checkpoint.save
-
-    def save_and_stop(checkpoints, step, *rest):
-        stopped(checkpoints, step, *rest)
-        if step == 2:
-            checkpoint.wait(checkpoints)
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(checkpoint, "save", save_and_stop)
-        train(own, data)
+    data, copy = prepared(Examples(size=SIDE)), shutil.copy(file, tmp_path / "w.safetensors")
+    own = config(tmp_path / "run", copy, **{"machine.checkpoint_every": 2})
+    whole = train(own, data)
+    shutil.rmtree(own.workdir / "checkpoints" / "4")
     copy.unlink()
     again = train(own, data)
     jax.tree.map(np.testing.assert_array_equal, whole.params, again.params)
-    told = json.loads((tmp_path / "run" / "manifest.json").read_text())["weights"]
-    assert (
-        told["file"] == "w.safetensors" and len(told["sha256"]) == 64 and told["left_out"] == ["fc.bias", "fc.weight"]
-    )
+    told = json.loads((own.workdir / "manifest.json").read_text())["weights"]
+    assert (told["file"], told["left_out"]) == ("w.safetensors", ["fc.bias", "fc.weight"]) and len(told["sha256"]) == 64
     with pytest.raises(FileNotFoundError, match="found no file"):  # before it claims the folder
         train(config(tmp_path / "other", copy), data)
     assert not (tmp_path / "other").exists()

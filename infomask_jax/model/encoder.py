@@ -4,34 +4,14 @@ from functools import partial
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-RELU_GAIN = (2.0 / (1.0 - 1.0 / jnp.pi)) ** 0.5  # brings the variance of a standard normal's ReLU back to 1
-
-
-def standardised(kernel: jax.Array, gain: jax.Array) -> jax.Array:
-    """Scaled weight standardisation (Brock et al. 2021) of kernels [k, k, I, O], times gain [O]: filters of mean 0 and
-    variance 1 / fan-in keep the variance of the input, without statistics through which cells would see each other."""
-    centred = kernel - kernel.mean(axis=(0, 1, 2))
-    return gain * centred * jax.lax.rsqrt(kernel[..., 0].size * centred.var(axis=(0, 1, 2)) + 1e-4)
+from infomask_jax.model.backbone import RELU_GAIN, Conv
 
 
-class WSConv(nn.Module):
-    """Convolution with weight standardisation, a gain and a bias."""
+class WSConv(Conv):
+    """Weight-standardised, with a gain and a bias; its name is that of its parameters."""
 
-    features: int
-    side: int
-    dtype: str = "float32"
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", nn.initializers.he_normal(), (self.side, self.side, x.shape[-1], self.features))
-        gain = self.param("gain", nn.initializers.ones, (self.features,))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        kernel = standardised(kernel, gain)
-        x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
-        layout = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout) + bias
+    pretrained: bool = False
 
 
 class Encoder(nn.Module):
