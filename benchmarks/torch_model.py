@@ -1,18 +1,24 @@
-"""The default InfoMask and its loss in PyTorch, for benchmarks/step.py alone, which checks it against ours with equal
-parameters."""
+"""PyTorch's part: the default InfoMask for step.py, checked against ours with equal parameters, and torchvision's
+classifiers for encoders.py."""
 
 import math
+from collections.abc import Callable
 
+import jax
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from infomask_jax.config import LossConfig, ModelConfig
-from infomask_jax.model import encoder
+from infomask_jax.config import Config, LossConfig, ModelConfig
+from infomask_jax.model import build, encoder
 from infomask_jax.model.encoder import RELU_GAIN
 from infomask_jax.model.infomask import ABSENT, LOG_SIGMA, LOGIT_BOUND, MASK_LOGIT
 from infomask_jax.model.sampling import TEMPERATURE
 from infomask_jax.model.views import EMPTY_RANGE
+from infomask_jax.train import CLIP_NORM, WEIGHT_DECAY, create_state
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class WSConv(nn.Module):
@@ -169,3 +175,57 @@ def load(model: InfoMask, params: dict) -> None:
                 layer.bias.copy_(tensor(params[name]["bias"]))
         for name in ("closed_evidence", "prior_logit", "prior_coupling"):
             getattr(model, name).copy_(tensor(params[name]))
+
+
+def trained(model: nn.Module, loss: Callable, batch: dict) -> Callable[[int], None]:
+    """run(n) trains n steps of loss(forward, images, labels), with our optimizer, and waits."""
+    torch.backends.cudnn.benchmark = True  # XLA measures its algorithms, too
+    model = model.to(DEVICE, memory_format=torch.channels_last)
+    images, labels = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2), torch.from_numpy(batch["labels"]).to(DEVICE)
+    images = images.to(DEVICE).contiguous(memory_format=torch.channels_last)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=WEIGHT_DECAY, fused=True)
+    forward = torch.compile(model) if DEVICE == "cuda" else model
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            optimizer.zero_grad(set_to_none=True)
+            loss(forward, images, labels).backward()
+            torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
+            optimizer.step()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+def infomask(config: Config, batch: dict) -> Callable[[int], None]:
+    """run(n) of the port. AssertionError if its logits are not ours."""
+    torch.manual_seed(0)
+    port, rng = InfoMask(config.model, 1), np.random.default_rng(1)
+    params = create_state(config, 1).params  # not as initialised: a mask kernel of zeros would hide a mistake
+    params = jax.tree.map(lambda x: np.asarray(x + 0.05 * rng.normal(size=x.shape).astype(np.float32)), params)
+    load(port, params)
+    with torch.no_grad():
+        theirs = port.eval()(torch.from_numpy(batch["image"]).permute(0, 3, 1, 2))[0].numpy()
+    ours = build(config.model, 1).apply({"params": params}, batch["image"], train=False)[0]
+    tolerance = 1e-3 if config.model.dtype == "float32" else 0.2
+    np.testing.assert_allclose(theirs, ours, atol=tolerance, rtol=tolerance)
+    return trained(port.train(), lambda f, images, labels: loss_of(config.loss, f(images)[1], labels), batch)
+
+
+def classifier(name: str, batch: dict, dtype: str) -> Callable[[int], None]:
+    """run(n) of torchvision's network with frozen BatchNorm and one logit."""
+    import torchvision
+
+    net = getattr(torchvision.models, name)(weights=None, num_classes=1).eval()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.requires_grad_(False)
+
+    def loss(forward, images, labels):
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == "bfloat16"):
+            logits = forward(images)
+        return F.binary_cross_entropy_with_logits(logits.float(), labels)
+
+    return trained(net, loss, batch | {"image": np.repeat(batch["image"], 3, axis=-1)})
