@@ -59,7 +59,7 @@ def parse(monkeypatch, capsys):
         monkeypatch.setattr("sys.argv", [target, *arguments])
         monkeypatch.syspath_prepend(str((ROOT / target).parent))
         try:
-            verbs.main() if target == "infomask" else runpy.run_path(str(ROOT / target), run_name="__main__")
+            verbs.main(target) if target == "infomask" else runpy.run_path(str(ROOT / target), run_name="__main__")
         except (Parsed, SystemExit) as end:
             assert isinstance(end, Parsed), capsys.readouterr()
 
