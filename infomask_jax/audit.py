@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from infomask_jax import pipeline, report
-from infomask_jax.checkpoint import finished
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared, images, lookup
 from infomask_jax.evaluate import shares
-from infomask_jax.experiment import place, predict, read_examples
+from infomask_jax.inference import predict, read_examples
 from infomask_jax.model import build
 from infomask_jax.model.infomask import with_content
+from infomask_jax.run import Run
 from infomask_jax.system import write_all
 
 METHODS = ("infomask_bits", "vib_bits", "infomask")
@@ -27,7 +27,7 @@ TOLERANCE = 0.02  # by which the aspect of a lung file may differ from that of i
 
 
 def audit_run(
-    workdir: Path, data: Prepared, split: str, lungs: Path | None = None, lungs_from_image: bool = False
+    folder: Path, data: Prepared, split: str, lungs: Path | None = None, lungs_from_image: bool = False
 ) -> Path:
     """Audit a trained run on a split of prepared data.
 
@@ -41,23 +41,23 @@ def audit_run(
         exchanged), of any size, over the whole image; nonzero is lung. By default the stored lung fields.
       lungs_from_image: lung is where the stored image is not black.
     """
-    workdir, console = Path(workdir), report.console()
-    output, findings = place(workdir, data, split)
-    config, params = finished(workdir)
+    run, console = Run.open(folder), report.console()
+    output, findings = run.place(data, split)
+    config, params = run.config, run.params
     if config.model.kind not in ("infomask", "vib"):
-        raise ValueError(f"{workdir} is a plain classifier: it has no bits to audit; give a run with a bottleneck")
+        raise ValueError(f"{folder} is a plain classifier: it has no bits to audit; give a run with a bottleneck")
     examples, source = read_examples(data, split, findings), data.source(split)
     lung_of, lung_from = lung_fields(examples, source, data, split, lungs, lungs_from_image)
 
     unshifted = dataclasses.replace(config, map_shifts=1)
-    logits, maps = predict(unshifted, params, source, len(findings))
+    logits, maps, _ = predict(unshifted, params, source, len(findings))
     scores = {"auroc": logits}
     if "infomask" in maps:
         openness = maps["infomask"].sum(axis=(1, 2), dtype=float)  # [N, 1 or K]
         scores["auroc_of_openness"] = np.broadcast_to(openness, logits.shape)
         shuffled = make_shuffled(config, len(findings))
-        scores["auroc_of_shuffled_mask"] = predict(unshifted, params, source, len(findings), shuffled)[0]
-    maps = {name: m[..., 0] if m.shape[-1] == 1 else m for name, m in maps.items() if name in METHODS}
+        scores["auroc_of_shuffled_mask"] = predict(unshifted, params, source, len(findings), shuffled).logits
+    maps = {name: maps[name] for name in METHODS if name in maps}
     names = {"dataset": data.name, "split": split}
     result, means = shares.audit(findings, examples, maps, lung_of, scores=scores, **names, seed=config.seed)
     result["lung_from"] = lung_from
@@ -68,7 +68,7 @@ def audit_run(
         output / "eval" / f"audit_{split}.md": report.as_markdown(title, sheets, remarks),
         output / "figures" / f"audit_{split}.png": report.audit_figure(result, means),
     }
-    paths = [*write_all(files), report.write_page(output, workdir)]
+    paths = [*write_all(files), report.write_page(output, run)]
     console.print(report.screen(title, sheets, remarks))
     console.print("written:", *map(str, paths), sep="\n  ", soft_wrap=True)
     return output
@@ -119,7 +119,7 @@ def lung_fields(
 
 
 def make_shuffled(config: Config, findings: int) -> Callable:
-    """predict(params, images [B, H, W, 1]) -> (logits [B, K], {}) of InfoMask with the cells of each image's mask
+    """A function as `inference.forward` of InfoMask that returns logits alone, with the cells of each image's mask
     exchanged at random; its representation stays.
 
     The draw is of the seed and the image's pixels, so it does not depend on the batch or a machine's rounding. Empty
@@ -140,7 +140,8 @@ def make_shuffled(config: Config, findings: int) -> Callable:
         shown = with_content(config.model, out["features"]) > 0
         cells = mask.reshape(len(mask), -1, mask.shape[-1])
         mask = jax.vmap(exchange)(keys, cells, shown.reshape(cells.shape[:2])).reshape(mask.shape)
-        return apply(None, features=out["features"], mask=mask)[0], {}
+        logits = apply(None, features=out["features"], mask=mask)[0]
+        return logits, {}, jnp.full((len(logits), 2), jnp.nan)
 
     return predict
 

@@ -15,8 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from infomask_jax import manifest, parallel
-from infomask_jax.config import Config
+from infomask_jax import parallel
 from infomask_jax.pipeline import TrainBatches
 from infomask_jax.text import line
 
@@ -219,19 +218,6 @@ def load_params(workdir: Path) -> tuple[Any, int]:
                 f"checkpoint {directory / str(step)} cannot be read ({_said(error)}): the command that trained "
                 "the run sets it aside and goes on from the one before"
             ) from error
-
-
-def finished(workdir: Path) -> tuple[Config, Any]:
-    """Config and parameters of a run; ValueError if its training is not at its end, or its files do not agree."""
-    config = Config.load(workdir)
-    params, step = load_params(workdir)
-    if step != config.train.steps:
-        raise ValueError(f"{workdir} stopped at step {step} of {config.train.steps}: run its command to the end")
-    named, trained = len(manifest.read(workdir)["dataset"]["findings"]), params["head"]["kernel"].shape[-1]
-    if named != trained:
-        path = Path(workdir) / "manifest.json"
-        raise ValueError(f"{path}: dataset.findings: expected {trained}, as many as were trained, found {named}")
-    return config, params
 
 
 def _directory(workdir: Path) -> Path:

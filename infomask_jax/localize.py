@@ -117,3 +117,13 @@ def detections(
                 }
             )
     return found
+
+
+def four_axes(maps):
+    """Maps [N,h,w], shared by all findings, or [N,h,w,M] -> [N,h,w,M]."""
+    return maps if np.ndim(maps) == 4 else np.asarray(maps)[..., None]
+
+
+def of_finding(maps, k: int):
+    """Maps of finding k, [N,h,w], of maps [N,h,w,M]; M = 1: all findings share them."""
+    return maps[..., min(k, maps.shape[-1] - 1)]

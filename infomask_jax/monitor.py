@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from infomask_jax import manifest, parallel
+from infomask_jax import parallel, run
 from infomask_jax.system import read_json_lines, write_all
 
 METADATA_SECONDS = 5.0  # between two looks at the cloud's notices; a preempted machine has 30 seconds
@@ -166,7 +166,7 @@ def tell_of_resuming(console: Console, workdir: Path, step: int, total: int, bro
     if step:
         done = f"{workdir} is trained already, {total} steps"
         console.print(done if step == total else f"resumed {workdir} from step {step} of {total}")
-    if 0 < step < total and (lines := manifest.going_on(workdir, step)):
+    if 0 < step < total and (lines := run.going_on(workdir, step)):
         told = "not as when it began, so it may not end as it would have:"
         console.print(told, *lines, sep="\n  ", style="yellow", markup=False)
 

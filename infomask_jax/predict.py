@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import scipy.special
 
-from infomask_jax import checkpoint, datasets, experiment, localize, manifest, report
-from infomask_jax.config import Config
+from infomask_jax import datasets, localize, report
 from infomask_jax.datasets import schema
 from infomask_jax.evaluate.scoring import FIXED_THRESHOLD
 from infomask_jax.films import Films, find
-from infomask_jax.manifest import write_json
-from infomask_jax.system import lock
+from infomask_jax.inference import predicted_batches, save_maps
+from infomask_jax.localize import of_finding
+from infomask_jax.run import BASELINE, Run
+from infomask_jax.system import lock, write_json
 from infomask_jax.text import as_csv
 
 PROBABLE = 0.5  # probability from which on boxes are drawn
@@ -26,7 +27,7 @@ SCRATCH = ".building"  # folder in OUT of what is not whole yet
 FIRST = ("maps.npz", "boxes.json", "pictures", "skipped.csv")  # what moves out of it before predictions.csv
 
 
-def predict_files(run: Path, xrays: Sequence[Path], out: Path, skip_bad: bool = False) -> None:
+def predict_files(folder: Path, xrays: Sequence[Path], out: Path, skip_bad: bool = False) -> None:
     """Predict X-rays, resized as `prepare` resizes them, with a finished run; write the folder `out`, whole or not at
     all, and print what was found:
 
@@ -45,26 +46,24 @@ def predict_files(run: Path, xrays: Sequence[Path], out: Path, skip_bad: bool = 
       ValueError: an unfinished run, no X-ray, two of one name, an `out` that holds something or lies among the X-rays,
         or files that cannot be read, all of them listed.
     """
-    run, out = Path(run), Path(out)
+    run, out = Run.open(folder), Path(out)
     if out.exists() and (not out.is_dir() or {*out.iterdir()} - {*_leftovers(out)}):
         raise ValueError(f"--out: expected a new or an empty folder, found something in {out}; give another one")
-    config, params = checkpoint.finished(run)
-    facts = manifest.read(run)
-    findings, side, paths = facts["dataset"]["findings"], config.data.image_size, find(xrays)
+    params, findings, side, paths = run.params, run.findings, run.config.data.image_size, find(xrays)
     for folder in xrays:
         if Path(folder).resolve() in (out.resolve(), *out.resolve().parents):
             raise ValueError(f"--out: expected a folder outside of {folder}, which is searched for X-rays; found {out}")
-    cuts, ids, films = thresholds(run, findings), list(paths), Films(list(paths.values()), stored_size(run))
+    cuts, ids, films = thresholds(run), list(paths), Films(list(paths.values()), stored_size(run))
     done, kept, detections = 0, {}, []
     with _building(out) as scratch, ThreadPoolExecutor() as pool:
-        for logits, maps in experiment.predicted_batches(config, params, films, len(findings)):
+        for logits, maps, _ in predicted_batches(run.config, params, films, len(findings)):
             if films.problems and not skip_bad:
                 break
             good = [i for i in range(done, done + len(logits)) if i not in films.problems]
             rows, done = [i - done for i in good], done + len(logits)
             if not good:
                 continue
-            drawn = experiment.drawn_method(maps)
+            drawn = report.drawn_method(maps)
             found = {"probability": scipy.special.expit(logits.astype(np.float64))} | maps
             found = {name: values[rows] for name, values in found.items()}
             first = sum(map(len, kept.get("probability", ())))
@@ -89,31 +88,30 @@ def predict_files(run: Path, xrays: Sequence[Path], out: Path, skip_bad: bool = 
     _tell(out, kept_ids, films, probability, findings)
 
 
-def stored_size(run: Path) -> int:
+def stored_size(run: Run) -> int:
     """Side of the images that the run was trained and scored on, as prepared; where neither the run nor its data tells
     it, what its model takes, and a line that says so."""
-    config, facts = Config.load(run), manifest.read(run)
-    if "stored_size" in facts:
-        return facts["stored_size"]
+    if "stored_size" in run.manifest:
+        return run.manifest["stored_size"]
     with contextlib.suppress(FileNotFoundError):
-        data = datasets.of_run(config)
-        if data.fingerprint == facts["dataset"]["fingerprint"]:
+        data = datasets.of_run(run.config)
+        if data.fingerprint == run.fingerprint:
             return data.size
-    side = config.data.image_size
-    print(f"{run} does not tell the size of its prepared images, nor is its data here: films go straight to {side} px")
+    side, told = run.config.data.image_size, "does not tell the size of its prepared images, nor is its data here"
+    print(f"{run.folder} {told}: films go straight to {side} px")
     return side
 
 
-def thresholds(run: Path, findings: Sequence[str]) -> dict[str, dict[str, float]]:
+def thresholds(run: Run) -> dict[str, dict[str, float]]:
     """{finding: {method: threshold}} as the run was scored, on the test split if it was on several. Says which findings
     have none, because the run was not scored, or on no boxes of theirs."""
-    found, run = {}, run.resolve()
-    of_run = run.name == experiment.BASELINE and (run.parent / "config.json").exists()
-    scored = run.parent if of_run else run  # a plain classifier is scored with its run
+    found, folder = {}, run.folder.resolve()
+    if folder.name == BASELINE and (folder.parent / "config.json").exists():
+        folder = folder.parent  # a plain classifier is scored with its run
     for split in ("train", "val", "test"):
-        if (path := scored / "eval" / f"{split}.json").exists():
+        if (path := folder / "eval" / f"{split}.json").exists():
             found = report.read_thresholds(path)
-    if missing := [name for name in findings if name not in found]:
+    if missing := [name for name in run.findings if name not in found]:
         how = "not scored on boxes (`python -m infomask_jax evaluate` does that where there are boxes)"
         print(f"{', '.join(missing)}: {how}: its maps are cut at {FIXED_THRESHOLD}")
     return {name: {m: e["threshold"]["value"] for m, e in methods.items()} for name, methods in found.items()}
@@ -169,7 +167,7 @@ def find_boxes(
     """
     detections, panels = [], [[] for _ in ids]
     for k, name in enumerate(findings):
-        heat, p = found[drawn][..., min(k, found[drawn].shape[-1] - 1)], found["probability"][:, k]
+        heat, p = of_finding(found[drawn], k), found["probability"][:, k]
         cut = cuts.get(name, {}).get(drawn, FIXED_THRESHOLD)
         boxes = localize.detections(ids, heat, sizes, cut, (side, side), k, name, p, first)
         for j, size in enumerate(sizes):
@@ -188,11 +186,8 @@ def _draw(folder: Path, image_id: str, film: np.ndarray, panels: list) -> None:
 
 def _write_maps(path: Path, ids: list[str], kept: dict, probability: np.ndarray, findings: list[str]) -> None:
     """maps.npz of batches of maps, which are taken out of `kept`: there is memory for them once only."""
-    maps = {}
-    for name in list(kept):
-        values = np.concatenate(kept.pop(name))
-        maps[name] = values[..., 0] if values.shape[-1] == 1 else values
-    experiment.save_maps(path, ids, maps | {"probability": probability, "findings": np.array(findings)})
+    maps = {name: np.concatenate(kept.pop(name)) for name in list(kept)}
+    save_maps(path, ids, maps | {"probability": probability, "findings": np.array(findings)})
 
 
 def _write_tables(

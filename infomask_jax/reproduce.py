@@ -11,37 +11,37 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from infomask_jax import checkpoint, manifest, parallel, report, weights
+from infomask_jax import parallel, report, weights
 from infomask_jax.datasets import Prepared
+from infomask_jax.run import Run, changes
 from infomask_jax.system import NUMBER, read_json_lines
 from infomask_jax.train import train
 
 
-def reproduce(run: Path, data: Prepared) -> bool:
-    """Train `run` again in a temporary folder; print what differs in the environment, the first step whose loss
+def reproduce(folder: Path, data: Prepared) -> bool:
+    """Train a run again in a temporary folder; print what differs in the environment, the first step whose loss
     differs, and whether the parameters at the end are equal bit for bit. Returns that, on every process.
 
     ValueError if the run is not at its end, or the data is not what it was trained on.
     """
-    run, console = Path(run), report.console()
+    run, console = Run.open(folder), report.console()
     console.quiet = not parallel.is_main()
-    config, expected = checkpoint.finished(run)
-    made = manifest.read(run)
-    if made["dataset"]["fingerprint"] != data.fingerprint:
+    config, expected, read = run.config, run.params, run.manifest.get("weights")
+    if run.fingerprint != data.fingerprint:
         raise ValueError(
-            f"{run} was trained on data with fingerprint {made['dataset']['fingerprint']}, {data.directory} has "
+            f"{folder} was trained on data with fingerprint {run.fingerprint}, {data.directory} has "
             f"{data.fingerprint}: prepare it as it was"
         )
-    if config.model.init and "weights" in made and (found := weights.digest(config.model)) != made["weights"]["sha256"]:
-        file = f"{made['weights']['file']} with SHA-256 {made['weights']['sha256']}"
-        raise ValueError(f"{run} was trained from the weights {file}, {config.model.init} has {found}")
-    if lines := manifest.changes(run):
+    if config.model.init and read and (found := weights.digest(config.model)) != read["sha256"]:
+        file = f"{read['file']} with SHA-256 {read['sha256']}"
+        raise ValueError(f"{folder} was trained from the weights {file}, {config.model.init} has {found}")
+    if lines := changes(run.manifest):
         console.print("not as it was, and each of these can change the last bits:", *lines, sep="\n  ", markup=False)
-    with _folder(run) as folder:
+    with _scratch(run.folder) as scratch:
         machine = dataclasses.replace(config.machine, profile=False, hosts="")
-        again = dataclasses.replace(config, workdir=folder / "again", data_dir=data.directory, machine=machine)
+        again = dataclasses.replace(config, workdir=scratch / "again", data_dir=data.directory, machine=machine)
         params = jax.device_get(train(again, data).params)
-        first = first_difference(losses(run), losses(again.workdir)) if parallel.is_main() else None
+        first = first_difference(losses(run.folder), losses(again.workdir)) if parallel.is_main() else None
     if first is not None:
         console.print(f"the first step that differs is {first[0]}: loss {first[1]!r} then, {first[2]!r} now")
     largest = max(
@@ -55,7 +55,7 @@ def reproduce(run: Path, data: Prepared) -> bool:
 
 
 @contextlib.contextmanager
-def _folder(run: Path) -> Iterator[Path]:
+def _scratch(run: Path) -> Iterator[Path]:
     """A folder that is gone afterwards: a temporary one, or beside the run where several processes have to see it."""
     if jax.process_count() == 1:
         with tempfile.TemporaryDirectory(prefix="infomask-reproduce-") as folder:

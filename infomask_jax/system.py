@@ -47,6 +47,11 @@ def write_all(files: dict[Path, str | bytes | Callable[[BinaryIO], None] | None]
     return list(temporary)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Readers see the old file or the new one, never a half."""
+    write_all({path: json.dumps(value, indent=1, allow_nan=False) + "\n"})
+
+
 def lock(folder: Path, told: str) -> IO:
     """Keeps other processes out of a folder, which is made if need be, until the file that is returned is closed; the
     system frees it, too, if this process dies.

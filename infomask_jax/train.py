@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax.training import train_state
 
-from infomask_jax import checkpoint, command, cpu, manifest, monitor, parallel, pipeline, weights
+from infomask_jax import checkpoint, command, cpu, monitor, parallel, pipeline, run, weights
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
 from infomask_jax.finetune import of_encoder, without_gradient
@@ -45,7 +45,7 @@ def first_state(config: Config, findings: int) -> tuple[TrainState, dict | None]
     """`create_state` with the encoder's trained weights, if it has any and the run is not begun, whose checkpoints have
     them; and what was read, for the manifest."""
     state = create_state(config, findings)
-    if not config.model.init or manifest.saved(config.workdir):
+    if not config.model.init or run.saved(config.workdir):
         return state, None
     params, read = weights.load(config.model, state.params)
     return state.replace(params=params), read
@@ -114,7 +114,7 @@ def train(config: Config, data: Prepared) -> TrainState:
     with parallel.main_first("claim"):
         if read and parallel.is_main():
             print(f"encoder from {read['file']}, made for {read['input']}; left out: {', '.join(read['left_out'])}")
-        claimed = manifest.claim(config, data, read)  # only now: settings that cannot run must not own the folder
+        claimed = run.claim(config, data, read)  # only now: settings that cannot run must not own the folder
     with (
         claimed,
         checkpoint.manager(workdir) as checkpoints,

@@ -192,13 +192,12 @@ def audit(options: Audit) -> None:
 def open_data(options: Evaluate | Audit | Reproduce) -> datasets.Prepared:
     """The prepared data that is asked for, by default what the run was trained on; of that a run of folds has its own
     fold, wherever it lies."""
-    from infomask_jax import manifest
-    from infomask_jax.config import Config
+    from infomask_jax.run import Run
 
-    config = Config.load(options.run)
+    run = Run.open(options.run)
+    config = run.config
     data = datasets.load(options.dataset or config.dataset, options.data_dir or config.data_dir)
-    known = manifest.read(options.run)["dataset"]["fingerprint"] if config.folds > 1 else None
-    own = known == datasets.fingerprint(data, config.folds, config.fold)
+    own = config.folds > 1 and run.fingerprint == datasets.fingerprint(data, config.folds, config.fold)
     return datasets.fold(data, config.folds, config.fold) if own else data
 
 
@@ -236,6 +235,6 @@ def main(called: str) -> None:
 
         print(f"written: {export_run(verb.run, verb.out)}")
     else:
-        from infomask_jax import report
+        from infomask_jax import experiment
 
-        report.report(verb.run, verb.split)
+        experiment.redraw(verb.run, verb.split)

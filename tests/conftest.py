@@ -1,6 +1,7 @@
 """Eight virtual CPU devices, strict JAX settings, and data made once for all tests."""
 
 import atexit
+import fcntl
 import json
 import os
 import shutil
@@ -23,8 +24,55 @@ import jax
 import numpy as np
 import pytest
 
+from infomask_jax import datasets, experiment
+from infomask_jax.config import Config, DataConfig, LossConfig, MachineConfig, ModelConfig, OptimizerConfig
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_debug_key_reuse", True)
+
+
+def tiny_config(folder: Path) -> Config:
+    """Six steps of a model of width 8 on folder/data, into folder/run; maps are 16 x 16."""
+    return Config(
+        data_dir=folder / "data",
+        workdir=folder / "run",
+        map_shifts=2,
+        data=DataConfig(image_size=32, batch_size=8),
+        model=ModelConfig(width=8, stride=4, latent_channels=4),
+        loss=LossConfig(delay=0.2),
+        train=OptimizerConfig(steps=6),
+        machine=MachineConfig(log_every=2),
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, worker_id) -> Path:
+    """A trained run, scored on its test split: `tiny_config` on 24 + 16 + 20 phantoms of 32 pixels, with its plain
+    classifier. Its data are in trained.parent / "data", its test films, IMAGE_ID.png, in trained.parent / "films".
+
+    Made once for all processes of a test run, so only to be read: who writes takes `trained_copy`.
+    """
+    own = tmp_path_factory.getbasetemp()
+    folder = (own if worker_id == "master" else own.parent) / "trained"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the first process makes it, the others wait
+        if not (folder / "films").exists():
+            shutil.rmtree(folder / "run", ignore_errors=True)
+            made = datasets.Synthetic(data_dir=folder / "data", size=32, train=24, val=16, test=20, workers=1)
+            source = datasets.prepare(made).source("test")
+            experiment.run(tiny_config(folder))
+            (folder / "being_made").mkdir(exist_ok=True)
+            for film in map(source.__getitem__, range(len(source))):
+                (folder / "being_made" / f"{film['image_id']}.png").write_bytes(film["image"])
+            (folder / "being_made").rename(folder / "films")
+    return folder / "run"
+
+
+@pytest.fixture
+def trained_copy(trained, tmp_path) -> Path:
+    """`trained`, to damage and to write into, in tmp_path / "run"; without figures, which are large."""
+    return shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("figures"))
 
 
 class Examples:

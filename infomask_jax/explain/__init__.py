@@ -7,6 +7,7 @@ trained model for reasons afterwards.
 import inspect
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,29 +77,42 @@ def attribution(
 
 
 def shifted_heat_maps(
-    forward: Callable[[jax.Array], dict[str, jax.Array]], images: jax.Array, stride: int, shifts: int
-) -> dict[str, jax.Array]:
-    """Means of `heat_maps` over shifts x shifts shifts of the image, on a grid `shifts` times as fine.
+    forward: Callable[[jax.Array], tuple[Any, dict[str, jax.Array]]], images: jax.Array, stride: int, shifts: int
+) -> tuple[Any, dict[str, jax.Array]]:
+    """What `forward` says of the image as it is, and means of its maps over shifts x shifts shifts of the image, on a
+    grid `shifts` times as fine.
 
     The shifts spread evenly over one cell, edges are repeated, and each map is moved back before it is averaged. Ours:
-    a cell's edges fall at random on a finding, and this averages over where they fall.
+    a cell's edges fall at random on a finding, and this averages over where they fall. One pass is traced and compiled,
+    and goes through the loop for every shift.
 
     Args:
-      forward: images [B, H, W, 1] -> {method: [B, h, w, K]}.
+      forward: images [B, H, W, 1] -> (anything, {method: [B, h, w, K]}).
       stride: pixels of a cell. shifts: a divisor of it.
     """
+    if shifts == 1:
+        return forward(images)
     offsets = [(2 * a - shifts + 1) * stride // (2 * shifts) for a in range(shifts)]  # pixels
-    height, width = images.shape[1:3]
     padded = jnp.pad(images, ((0, 0), (stride, stride), (stride, stride), (0, 0)), mode="edge")
-    total = {}
-    for dy in offsets:
-        for dx in offsets:
-            top, left = stride + dy, stride + dx
-            for method, m in forward(padded[:, top : top + height, left : left + width]).items():
-                rows, columns = (finer(n, shifts, d / stride) for n, d in zip(m.shape[1:3], (dy, dx), strict=True))
-                moved = jnp.einsum("yi,xj,bijk->byxk", rows, columns, m, precision="highest")
-                total[method] = total.get(method, 0.0) + moved / shifts**2
-    return total
+    as_is, shape = jax.eval_shape(forward, images)
+    h, w = next(iter(shape.values())).shape[1:3]
+    rows, columns = (jnp.stack([finer(n, shifts, d / stride) for d in offsets]) for n in (h, w))
+    shifted = [(a, b) for a in range(shifts) for b in range(shifts)]
+    asked = [(0, 0, 0, 0), *((a, b, offsets[a], offsets[b]) for a, b in shifted)]  # first the image as it is
+
+    def one(found, at):
+        (number, (a, b, dy, dx)), (first, total) = at, found
+        moved = jax.lax.dynamic_slice(padded, (0, stride + dy, stride + dx, 0), images.shape)
+        other, maps = forward(moved)
+        first = jax.tree.map(lambda kept, new: jnp.where(number == 0, new, kept), first, other)
+        for method, m in maps.items():
+            back = jnp.einsum("yi,xj,bijk->byxk", rows[a], columns[b], m, precision="highest") / shifts**2
+            total[method] = jnp.where(number == 0, total[method], total[method] + back)
+        return (first, total), None
+
+    finest = {m: jnp.zeros((len(images), h * shifts, w * shifts, s.shape[-1]), s.dtype) for m, s in shape.items()}
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), as_is), finest
+    return jax.lax.scan(one, zeros, (jnp.arange(len(asked)), jnp.array(asked)))[0]
 
 
 def finer(cells: int, times: int, offset: float) -> np.ndarray:

@@ -15,8 +15,6 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from infomask_jax import datasets
-from infomask_jax.config import Config
 from infomask_jax.report.audit import audit_figure, audit_sheets
 from infomask_jax.report.export import render, write_predictions, write_scores
 from infomask_jax.report.figures import DRAWN, folders, galleries, training_curves
@@ -36,19 +34,24 @@ from infomask_jax.system import write_all
 
 __all__ = [
     "DRAWN",
-    "MOST",
+    "HINT",
     "as_markdown",
     "as_panel",
     "audit_figure",
     "audit_sheets",
     "console",
     "draw",
+    "drawn_method",
     "overlay",
     "print_scores",
+    "read_boxes",
+    "read_maps",
+    "read_probabilities",
+    "read_scores",
     "read_thresholds",
     "render",
-    "report",
     "screen",
+    "shown",
     "unit_boxes",
     "write_page",
     "write_predictions",
@@ -64,78 +67,44 @@ def console() -> Console:
     return found if found.is_terminal else Console(width=120, markup=False)
 
 
-def report(workdir: Path, split: str) -> list[Path]:
-    """Print the tables of a scored run, redraw its figures and page. FileNotFoundError if the split was not scored."""
-    workdir = Path(workdir)
-    config = Config.load(workdir)
-    data = datasets.of_run(config)
-    path = workdir / "eval" / f"{split}.json"
-    scores = read_scores(path)
-    with shown(path):
-        print_scores(scores, console())
-    paths = [*draw(workdir, workdir, data, split), write_page(workdir, workdir)]
-    print("written:", *paths, sep="\n  ")
-    return paths
+def drawn_method(maps) -> str:
+    """Of the maps of a run or of a model the one whose boxes are written and drawn."""
+    return next(name for name in DRAWN if name in maps)
 
 
-def draw(output: Path, workdir: Path, data: datasets.Prepared, split: str) -> list[Path]:
-    """Draw figures/hits.png and misses.png of every localized finding, and training.png; return the paths.
+def draw(output, scores, examples, maps, detections, image_of, curves) -> dict[Path, bytes | None]:
+    """figures/hits.png and misses.png of every localized finding, and training.png."""
+    from infomask_jax.localize import of_finding
 
-    Args:
-      output: folder with the scored split: eval/, maps/, boxes/ and predictions/.
-      workdir: the run, for its metrics and its model's input size.
-      data: what was scored.
-    """
-    from infomask_jax import pipeline  # brings JAX, which tables do without
-
-    path = output / "eval" / f"{split}.json"
-    scores, known = read_scores(path), ", ".join(data.findings)
-    if unknown := scores["localization"].keys() - (scores["classification"].keys() & {*data.findings}):
-        raise ValueError(f"{path}: localization: expected some of {known}, found {', '.join(unknown)}; {HINT}")
-    detections = read_boxes(output / "boxes" / f"{split}.json")
-    probabilities = read_probabilities(output / "predictions" / f"{split}.csv", scores["localization"])
-    maps = read_maps(output / "maps" / f"{split}.npz")
-    scored_ids = maps.pop("image_id")
-    order = [name for name in DRAWN if name in maps]
+    order, split = [name for name in DRAWN if name in maps], scores["split"]
     predicted = {}
     for box in detections:
         name = box.get("file_name", box["image_id"])  # older runs have the name as image_id
         predicted.setdefault((box["category"], name), []).append(box["bbox"])
-
-    source, size = data.source(split), Config.load(workdir).data.image_size
-    count, shapes = len(source), {array.shape for array in (scored_ids, *probabilities.values())}
-    chosen = np.unique(np.linspace(0, count - 1, min(MOST, count)).astype(int))
-    examples = [source[int(i)] for i in chosen]
-    images = [pipeline.fit(pipeline.decode_gray(example["image"]), size) for example in examples]
-    ids = [example["image_id"] for example in examples]
-    if shapes != {(count,)} or ids != [str(name) for name in scored_ids[chosen]]:
-        raise ValueError(
-            f"{output / 'maps'} or predictions/{split}.csv is of other images than {data.directory}: {HINT}"
-        )
-    figures, names = {}, folders(scores["localization"])
+    ids, figures, names = examples["image_id"], {}, folders(scores["localization"])
+    images = [image_of(i) for i in range(len(ids))]
     for finding in scores["localization"]:
-        k = list(scores["classification"]).index(finding)  # the run's order, in which maps are stored
-        own = data.findings.index(finding)  # the data's order
-        boxes = [unit_boxes(predicted.get((finding, e["image_id"]), []), e["height"], e["width"]) for e in examples]
+        k = list(scores["classification"]).index(finding)
+        boxes = [
+            unit_boxes(predicted.get((finding, i), []), *size) for i, size in zip(ids, examples["sizes"], strict=True)
+        ]
         figures |= galleries(
             images,
-            {name: maps[name][chosen] if maps[name].ndim == 3 else maps[name][chosen, ..., k] for name in order},
-            [e["boxes"][e["box_labels"] == own] for e in examples],
+            {name: of_finding(maps[name], k) for name in order},
+            [np.reshape(b, (-1, 4))[np.asarray(f, int) == k] for b, f in examples["boxes"]],
             {order[0]: boxes},
-            probabilities[finding][chosen].tolist(),
-            [int(e["labels"][own]) for e in examples],
+            examples["probabilities"][:, k].tolist(),
+            [int(label) for label in examples["labels"][:, k]],
             ids,
             output / "figures" / (names[finding] if len(names) > 1 else ""),
-            f"{scores['dataset']} / {split}, {finding}" + (f", {MOST} images" if count > MOST else ""),
+            f"{scores['dataset']} / {split}, {finding}",
         )
-    curves = {"InfoMask": workdir / "metrics.jsonl", "plain": workdir / "plain" / "metrics.jsonl"}
-    curves = {name: path for name, path in curves.items() if path.exists()}
-    return write_all({**figures, output / "figures" / "training.png": training_curves(curves)})
+    return {**figures, output / "figures" / "training.png": training_curves(curves)}
 
 
-def write_page(output: Path, workdir: Path) -> Path:
+def write_page(output: Path, run) -> Path:
     """Write report.html of what `output` holds, see `page.run_page`; return its path."""
-    return write_all({output / "report.html": run_page(output, Path(workdir))})[0]
+    return write_all({output / "report.html": run_page(output, run)})[0]
 
 
 def unit_boxes(boxes: list[list[float]], height: int, width: int) -> np.ndarray:

@@ -73,13 +73,11 @@ TEMPLATE = """<!doctype html>
 """
 
 
-def run_page(output: Path, workdir: Path) -> str:
-    """HTML of every scored split, every audit and every figure in `output`, and of how the run in `workdir` was made.
+def run_page(output: Path, run) -> str:
+    """HTML of every scored split, every audit and every figure in `output`, and of how `run` (run.Run) was made.
 
     Pictures are inside the page. `output` is the run or its on-NAME-FINGERPRINT.
     """
-    from infomask_jax.manifest import read  # brings JAX, which tables do without
-
     parts = []
     for path in sorted((output / "eval").glob("[!.]*.json"), key=lambda path: (path.stem != "test", path.stem)):
         try:
@@ -93,7 +91,7 @@ def run_page(output: Path, workdir: Path) -> str:
             title, tables, lines = path.stem, [], [f"{path.name} is not of this version: score that split again"]
             print(f"report.html goes without {error}")
         parts.append({"title": title, "sheets": tables, "lines": lines})
-    manifest = read(workdir)
+    manifest = run.manifest
     devices = ", ".join(sorted(set(manifest["devices"])))
     made = (
         f"Seed {manifest['seed']}, trained on {manifest['dataset']['name']}, revision {manifest['git_revision']}, "
@@ -109,6 +107,6 @@ def run_page(output: Path, workdir: Path) -> str:
         made=made,
         parts=parts,
         figures=figures,
-        config=(workdir / "config.json").read_text(),
+        config=(run.folder / "config.json").read_text(),
         manifest=json.dumps(manifest, indent=1),
     )
