@@ -20,8 +20,7 @@ from infomask_jax.config import DataConfig
 class Benchmark:
     """What is timed."""
 
-    rounds: int = 5
-    """How often the candidates take turns; figures are medians over the rounds."""
+    rounds: int = 5  # How often the candidates take turns; figures are medians over the rounds.
     out: Path | None = None
     """File for the last line, such as benchmarks/results/step.json; to a .jsonl file it is added."""
 
@@ -30,10 +29,8 @@ class Benchmark:
 class Sized(Benchmark):
     """What is timed."""
 
-    image_size: int = DataConfig.image_size
-    """Side of the images, pixels."""
-    batch_size: int = DataConfig.batch_size
-    """Images in one step, over all devices."""
+    image_size: int = DataConfig.image_size  # Side of the images, pixels.
+    batch_size: int = DataConfig.batch_size  # Images in one step, over all devices.
 
 
 def seconds(function: Callable, *arguments) -> float:

@@ -14,8 +14,8 @@ import json
 from dataclasses import dataclass
 
 import tyro
-from common import Sized, by_turns, rate, ratio, seconds, tell
-from step import noise, training
+from common import Sized, rate, ratio, tell
+from step import noise, step_times, training
 
 from infomask_jax import parallel
 from infomask_jax.config import Config
@@ -26,37 +26,27 @@ from infomask_jax.presets import CAM, changed
 class Encoders(Sized):
     """What is timed."""
 
-    encoders: tuple[str, ...] = ("resnet50", "densenet121")
-    """Of resnet18, resnet34, resnet50, densenet121."""
-    image_size: int = 224
-    """Side of the images, pixels."""
-    batch_size: int = 8
-    """Images in one step."""
-    rounds: int = 8
-    """How often the candidates take turns; figures are medians over the rounds."""
-    dtype: str = "float32"
-    """Compute type of the encoder, and of PyTorch's autocast."""
-    remat: bool = False
-    """Compute stages anew for the gradient (ours alone)."""
-    steps: int = 1
-    """Steps of one candidate in one round."""
+    encoders: tuple[str, ...] = ("resnet50", "densenet121")  # Of resnet18, resnet34, resnet50, densenet121.
+    image_size: int = 224  # Side of the images, pixels.
+    batch_size: int = 8  # Images in one step.
+    rounds: int = 8  # How often the candidates take turns; figures are medians over the rounds.
+    dtype: str = "float32"  # Compute type of the encoder, and of PyTorch's autocast.
+    steps: int = 1  # Steps of one candidate in one round.
 
 
 def measure(name: str, settings: Encoders) -> dict:
     """One row."""
     batch = noise(settings.batch_size, settings.image_size)
-    model = {"encoder": name, "init": "none is read", "stride": 32, "dtype": settings.dtype, "remat": settings.remat}
+    model = {"encoder": name, "init": "none is read", "stride": 32, "dtype": settings.dtype}
     changes = CAM | {f"model.{key}": value for key, value in model.items()}
     changes |= {"data.image_size": settings.image_size, "data.batch_size": settings.batch_size}
     run, flops, memory = training(changed(Config(data_dir="data", workdir="run"), changes), batch)
-    runs, n = {"ours": run}, settings.steps
+    runs = {"ours": run}
     if importlib.util.find_spec("torch"):
         import torch_model
 
-        runs["torch"] = torch_model.classifier(name, batch, settings.dtype)
-    for run in runs.values():
-        run(2)
-    times = by_turns({k: lambda run=run: seconds(run, n) / n for k, run in runs.items()}, settings.rounds)
+        runs["torch"] = torch_model.classifier_training(name, settings.dtype, batch)
+    times = step_times(runs, settings.steps, settings.rounds)
     return {
         "encoder": name,
         "images_per_s": rate(settings.batch_size, times["ours"]),

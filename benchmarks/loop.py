@@ -3,12 +3,10 @@
     python benchmarks/loop.py --data-dir data --dataset rsna --image-size 112
 
 The loop is the training loop's in its first epoch: stored PNGs are decoded (nothing is kept in memory for a second
-one), batches placed ahead, metrics left on the device. The bare step is fed the same batch again and again. Then the
-state is saved five times: `save_blocks_s` is for how long the loop waits, the rest is written in the background.
+one), batches placed ahead, metrics left on the device. The bare step is fed the same batch again and again.
 """
 
-import statistics
-import tempfile
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,8 +15,8 @@ import jax
 import tyro
 from common import Sized, by_turns, rate, ratio, seconds, tell
 
-from infomask_jax import checkpoint, datasets, parallel, pipeline
-from infomask_jax.config import Config, DataConfig, MachineConfig, ModelConfig
+from infomask_jax import datasets, parallel, pipeline
+from infomask_jax.config import Config, DataConfig, MachineConfig
 from infomask_jax.train import create_state, make_train_step
 
 
@@ -26,16 +24,10 @@ from infomask_jax.train import create_state, make_train_step
 class Loop(Sized):
     """What is timed."""
 
-    data_dir: Path = Path("data")
-    """Folder given to `prepare`."""
-    dataset: str = "synthetic"
-    """Name of the prepared dataset."""
-    stride: int = ModelConfig.stride
-    """Pixels per side of a cell."""
-    steps: int = 5
-    """Steps of each in one round."""
-    rounds: int = 40
-    """How often the two take turns; figures are medians over the rounds."""
+    data_dir: Path = Path("data")  # Folder given to `prepare`.
+    dataset: str = "synthetic"  # Name of the prepared dataset.
+    steps: int = 5  # Steps of each in one round.
+    rounds: int = 40  # How often the two take turns; figures are medians over the rounds.
 
 
 def main(settings: Loop) -> None:
@@ -44,9 +36,7 @@ def main(settings: Loop) -> None:
     config = Config(
         data_dir=settings.data_dir,
         workdir=Path("run"),
-        map_shifts=1,  # of which any stride is a multiple
         data=DataConfig(image_size=settings.image_size, batch_size=settings.batch_size),
-        model=ModelConfig(stride=settings.stride),
         machine=MachineConfig(cache_gib=0.0),
     )
     replicated, split = parallel.shardings(settings.batch_size)
@@ -64,25 +54,20 @@ def main(settings: Loop) -> None:
         jax.block_until_ready(metrics)
 
     def from_stream():
-        got = []
-        waits.append(seconds(lambda: got.append(next(stream))))
-        return got[0]
+        start = time.perf_counter()
+        batch = next(stream)
+        waits.append(time.perf_counter() - start)
+        return batch
 
     train(lambda: one)
     runs = {"loop": lambda: seconds(train, from_stream), "bare": lambda: seconds(train, lambda: one)}
     # The stream fills its buffers in the pause; else it would do so at the bare step's cost.
     times = by_turns(runs, settings.rounds, pause=0.5)
     waited = [sum(waits[i : i + settings.steps]) for i in range(0, len(waits), settings.steps)]
-    with tempfile.TemporaryDirectory() as folder, checkpoint.manager(Path(folder)) as checkpoints:
-        saved = []
-        for number in range(1, 6):
-            saved.append(seconds(checkpoint.save, checkpoints, number, state, stream))
-            checkpoint.wait(checkpoints)
     result = {
         "images_per_s": rate(settings.steps * settings.batch_size, times["loop"]),
         "of_bare_step": ratio(times["bare"], times["loop"]),
         "data_wait_share": ratio(waited, times["loop"]),
-        "save_blocks_s": {"first": round(saved[0], 3), "later": round(statistics.median(saved[1:]), 3)},
         "devices": jax.device_count(),
     }
     tell(settings, result, "jax")

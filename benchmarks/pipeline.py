@@ -25,12 +25,9 @@ from infomask_jax.config import DataConfig
 class Pipeline(Sized):
     """What is timed."""
 
-    data_dir: Path = Path("data")
-    """Folder given to `prepare`."""
-    dataset: str = "synthetic"
-    """Name of the prepared dataset."""
-    batches: int = 100
-    """Batches in one round."""
+    data_dir: Path = Path("data")  # Folder given to `prepare`.
+    dataset: str = "synthetic"  # Name of the prepared dataset.
+    batches: int = 100  # Batches in one round.
 
 
 AHEAD = 4  # batches that the stream makes before it is asked

@@ -23,25 +23,21 @@ import tyro
 from common import Benchmark, by_turns, peak_mib, rate, seconds, tell
 from step import noise
 
-from infomask_jax import checkpoint, parallel
+from infomask_jax import inference, parallel
 from infomask_jax.datasets import images
-from infomask_jax.export import make_predict
 from infomask_jax.films import find
 from infomask_jax.predict import predict_files
+from infomask_jax.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(Benchmark):
     """What is timed."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """Work directory of a finished run."""
-    xrays: Path
-    """Folder of X-rays; those it has in files are taken in turn until there are enough."""
-    films: int = 512
-    """Films by which the long call is longer."""
-    rounds: int = 3
-    """How often each is timed; figures are medians over the rounds."""
+    run: Annotated[Path, tyro.conf.Positional]  # Work directory of a finished run.
+    xrays: Path  # Folder of X-rays; those it has in files are taken in turn until there are enough.
+    films: int = 512  # Films by which the long call is longer.
+    rounds: int = 3  # How often each is timed; figures are medians over the rounds.
 
 
 def call(run: Path, paths: list[Path], count: int) -> float:
@@ -53,16 +49,11 @@ def call(run: Path, paths: list[Path], count: int) -> float:
         return seconds(predict_files, run, sorted(Path(folder).iterdir()), Path(folder) / "out")
 
 
-def decode(files: list[bytes]) -> None:
-    """Decodes and drops the films."""
-    for data in files:
-        images.decode(data)
-
-
 def main(settings: Predict) -> None:
     parallel.set_up()
     paths, films = list(find([settings.xrays]).values())[: settings.films], settings.films
-    config, params = checkpoint.finished(settings.run)
+    run = Run.open(settings.run)
+    config, size = run.config, run.config.data.image_size
     batch = config.data.batch_size
 
     def predict() -> float:
@@ -74,13 +65,14 @@ def main(settings: Predict) -> None:
     peak = peak_mib()
 
     stored = [paths[i % len(paths)].read_bytes() for i in range(films)]
-    forward = jax.jit(make_predict(config, params["head"]["kernel"].shape[-1]))
-    placed = jax.device_put((params, noise(batch, config.data.image_size)["image"]))
+    forward = jax.jit(inference.forward(config.model, len(run.findings), config.map_shifts))
+    placed = jax.device_put((run.params, noise(batch, size)["image"]))
     jax.block_until_ready(forward(*placed))
 
     def decode_all() -> None:
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(decode, [stored[i : i + batch] for i in range(0, films, batch)]))
+            for _ in pool.map(images.decode, stored):
+                pass
 
     def forward_all() -> None:
         jax.block_until_ready([forward(*placed) for _ in range(-(-films // batch))][-1])
@@ -94,7 +86,7 @@ def main(settings: Predict) -> None:
         "decode_images_per_s": decoding,
         "forward_images_per_s": forwards,
         "film_bytes": round(statistics.mean(map(len, stored))),
-        "image_size": config.data.image_size,
+        "image_size": size,
         "map_shifts": config.map_shifts,
     }
     tell(settings, result, "jax")

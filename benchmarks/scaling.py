@@ -27,12 +27,9 @@ from infomask_jax.config import Config, DataConfig
 class Scaling(Sized):
     """What is timed."""
 
-    steps: int = 10
-    """Steps in one round."""
-    devices: tuple[int, ...] = (1, 2, 4, 8)
-    """Counts of devices, the smallest first."""
-    hosts: tyro.conf.Suppress[str | None] = None
-    """In a process that the script has started: how it finds its fellows."""
+    steps: int = 10  # Steps in one round.
+    devices: tuple[int, ...] = (1, 2, 4, 8)  # Counts of devices, the smallest first.
+    hosts: tyro.conf.Suppress[str | None] = None  # In a process that the script has started: how it finds its fellows.
 
 
 def measure(settings: Scaling) -> float:

@@ -29,9 +29,6 @@ from infomask_jax.train import create_state, make_train_step
 
 PEAK = {  # FLOP/s of matrix products in bfloat16, dense, as published
     "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
     "NVIDIA A100-SXM4-80GB": 312e12,
     "NVIDIA H100 80GB HBM3": 989e12,
     "NVIDIA H200": 989e12,
@@ -42,18 +39,12 @@ PEAK = {  # FLOP/s of matrix products in bfloat16, dense, as published
 class Step(Sized):
     """What is timed."""
 
-    image_size: int = 128
-    """Side of the images, pixels."""
-    rounds: int = 60
-    """How often the candidates take turns; figures are medians over the rounds."""
-    widths: tuple[int, ...] = (16,)
-    """Encoder widths."""
-    dtypes: tuple[str, ...] = ("float32",)
-    """Compute types of the encoder."""
-    steps: int = 1
-    """Steps of one candidate in one round."""
-    one_view: bool = True
-    """Also time both classifiers with one view."""
+    image_size: int = 128  # Side of the images, pixels.
+    rounds: int = 60  # How often the candidates take turns; figures are medians over the rounds.
+    widths: tuple[int, ...] = (16,)  # Encoder widths.
+    dtypes: tuple[str, ...] = ("float32",)  # Compute types of the encoder.
+    steps: int = 1  # Steps of one candidate in one round.
+    one_view: bool = True  # Also time both classifiers with one view.
 
 
 def noise(batch_size: int, image_size: int) -> dict[str, np.ndarray]:
@@ -86,6 +77,13 @@ def training(config: Config, batch: dict[str, np.ndarray]) -> tuple[Callable, fl
     return run, flops, sizes and sizes.argument_size_in_bytes + sizes.temp_size_in_bytes
 
 
+def step_times(runs: dict[str, Callable], steps: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of one step in each round, `steps` of them at once; compilation is not counted."""
+    for run in runs.values():
+        run(2)
+    return by_turns({name: lambda run=run: seconds(run, steps) / steps for name, run in runs.items()}, rounds)
+
+
 def cpu_peak(size: int = 2048) -> float:
     """FLOP/s of a float32 matrix product of this size, the best of ten."""
     a, product = jnp.ones((size, size)), jax.jit(lambda a: a @ a)
@@ -107,11 +105,8 @@ def measure(settings: Step, width: int, dtype: str) -> dict:
     if importlib.util.find_spec("torch") and jax.device_count() == 1:  # which is all the port uses
         import torch_model
 
-        runs["torch"] = torch_model.infomask(base, batch)
-    for run in runs.values():
-        run(2)
-    n = settings.steps
-    times = by_turns({k: lambda run=run: seconds(run, n) / n for k, run in runs.items()}, settings.rounds)
+        runs["torch"] = torch_model.infomask_training(base, batch)
+    times = step_times(runs, settings.steps, settings.rounds)
     pairs = np.random.default_rng(0).choice(np.divide(times["infomask"], times["plain"]), (2000, settings.rounds))
     row = {
         "width": width,
