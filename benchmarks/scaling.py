@@ -29,7 +29,7 @@ class Scaling(Sized):
 
     steps: int = 10  # Steps in one round.
     devices: tuple[int, ...] = (1, 2, 4, 8)  # Counts of devices, the smallest first.
-    hosts: tyro.conf.Suppress[str | None] = None  # In a process that the script has started: how it finds its fellows.
+    hosts: str | None = None  # Set by the script itself: how a process that it starts finds the others.
 
 
 def measure(settings: Scaling) -> float:

@@ -48,7 +48,7 @@ def encode(c: ModelConfig, p: dict, x):
                     x = standardised(next(convs), y)
                 y = F.relu(standardised(next(convs), y)) * RELU_GAIN
                 x = x + standardised(next(convs), y)
-        return F.relu(x).float() * RELU_GAIN
+        return (F.relu(x) * RELU_GAIN).float()
 
 
 def views(c: ModelConfig, p: dict, x, train: bool):

@@ -109,7 +109,7 @@ def test_links_resolve(path):
         assert target.exists() and (not anchor or anchor in anchors), f"{file}#{anchor}"
 
 
-@pytest.mark.parametrize("path", [*TEXTS, *SOURCES], ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", [*TEXTS, *SOURCES, ROOT / ".ci" / "run"], ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_that_are_named_are_there(path):
     named = r"(?<![\w/.])(?:tests|benchmarks|experiments|docs|infomask_jax)/[\w./-]+\.(?:py|md|sh|jsonl?|npz)\b"
     assert not [name for name in re.findall(named, path.read_text()) if not (ROOT / name).exists()]
