@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,9 +19,8 @@ def python(code, *words, **options):
     return subprocess.run([sys.executable, "-c", code, *words], **options)
 
 
+ENDS = "import gc, os, signal, sys, time\nfrom infomask_jax import command\n"
 SWALLOWED = """
-import gc, os, signal, sys, time
-from infomask_jax import command
 def collect(phase, info):  # as JAX has one: what is raised in here is printed and dropped
     gc.callbacks.remove(collect)
     os.kill(os.getpid(), signal.{name})
@@ -36,21 +34,17 @@ print("went on")
 
 
 @pytest.mark.parametrize(
-    ("name", "resumes", "status"),
-    [("SIGINT", False, 1), ("SIGTERM", False, 1), ("SIGINT", True, 1), ("SIGTERM", True, 75)],
+    ("name", "resumes", "status"), [("SIGINT", False, 1), ("SIGINT", True, 1), ("SIGTERM", True, 75)]
 )
 def test_signal_that_is_swallowed_ends_the_command_all_the_same(name, resumes, status):
-    began = time.monotonic()
-    done = python(SWALLOWED.format(name=name, resumes=resumes))
-    assert done.returncode == status and done.stdout == b"" and time.monotonic() - began < 15
+    done = python(ENDS + SWALLOWED.format(name=name, resumes=resumes))
+    assert done.returncode == status and done.stdout == b""
     told = "The same command continues" if status == 75 else "interrupted; nothing half-written is left"
     assert told in done.stderr.decode() and b"Traceback" not in done.stderr and b"ignored" not in done.stderr
 
 
 def test_second_signal_does_not_disturb_the_clean_up(tmp_path):
     code = f"""
-import os, signal, time
-from infomask_jax import command
 with command.ends():
     try:
         os.kill(os.getpid(), signal.SIGINT)
@@ -60,58 +54,53 @@ with command.ends():
         time.sleep(0.5)
         open({str(tmp_path / "clean")!r}, "w").close()
 """
-    assert python(code).returncode == 1 and (tmp_path / "clean").exists()
+    assert python(ENDS + code).returncode == 1 and (tmp_path / "clean").exists()
 
 
-def test_handlers_are_as_before_once_a_command_has_ended():
+def test_error_is_one_line_that_cannot_command_the_terminal_and_handlers_are_as_before():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(SystemExit, match="error: wrong"), command.ends():
-        raise ValueError("wrong")
+    with pytest.raises(SystemExit, match=r"^error: \\x1b\[31m red\n  second line$"), command.ends():
+        raise ValueError("\x1b[31m red\n  second line")
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_any_terminal_takes_any_text(encoding):
-    code = "from infomask_jax import command\nwith command.ends(): print('.1\\u2013.2 \\u00b1 Erguss \\u00e9 \\u80ba')"
+@pytest.mark.parametrize(
+    ("encoding", "expected"),
+    [
+        ("ascii", rb".1-.2 +- Erguss \xe9 \u80ba"),
+        ("latin-1", b".1-.2 \xb1 Erguss \xe9 \\u80ba"),
+        ("utf-8", ".1–.2 ± Erguss é 肺".encode()),
+    ],
+)
+def test_any_terminal_takes_any_text(encoding, expected):
+    code = ENDS + "with command.ends(): print('.1\\u2013.2 \\u00b1 Erguss \\u00e9 \\u80ba')"
     done = python(code, env=os.environ | {"PYTHONIOENCODING": encoding})
-    expected = {
-        "ascii": rb".1-.2 +- Erguss \xe9 \u80ba",
-        "latin-1": b".1-.2 \xb1 Erguss \xe9 \\u80ba",
-        "utf-8": ".1–.2 ± Erguss é 肺".encode(),
-    }
-    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, expected[encoding], b"")
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, expected, b"")
 
 
-@pytest.mark.parametrize("script", ["-m infomask_jax predict", "experiments/quickstart.py", "-m infomask_jax"])
-def test_help_may_be_cut_short(script):
-    reading, writing = os.pipe()
-    os.close(reading)  # `| head` that has gone
-    words = [sys.executable, *script.split(), "--help"]
-    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, cwd=ROOT, timeout=60)
-    os.close(writing)
-    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
-
-
-def test_work_goes_on_where_nobody_reads(tmp_path):
-    """A training whose screen has gone keeps its result."""
+def test_reader_may_go_away(tmp_path):
+    """`| head`: help ends as if by SIGPIPE; work goes on, and keeps its result."""
     code = f"""
-from infomask_jax import command
 with command.ends():
     for i in range(20000): print("step", i)
     open({str(tmp_path / "result")!r}, "w").close()
 """
-    reading, writing = os.pipe()
-    os.close(reading)
-    done = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, cwd=ROOT, timeout=60)
-    os.close(writing)
-    assert (tmp_path / "result").exists() and b"Traceback" not in done.stderr and done.returncode == 0
+    for words, status in [
+        (["-m", "infomask_jax", "predict", "--help"], 128 + signal.SIGPIPE),
+        (["experiments/quickstart.py", "--help"], 128 + signal.SIGPIPE),
+        (["-c", ENDS + code], 0),
+    ]:
+        reading, writing = os.pipe()
+        os.close(reading)
+        done = subprocess.run([sys.executable, *words], stdout=writing, stderr=subprocess.PIPE, cwd=ROOT, timeout=60)
+        os.close(writing)
+        assert done.returncode == status and b"Traceback" not in done.stderr
+    assert (tmp_path / "result").exists()
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu", "nonsense"])
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
 def test_platform_without_a_device_is_one_line(platform):
-    code = (
-        "from infomask_jax import command\nwith command.ends():\n from infomask_jax import parallel; parallel.set_up()"
-    )
+    code = ENDS + "with command.ends():\n from infomask_jax import parallel; parallel.set_up()"
     done = python(code, env=os.environ | {"JAX_PLATFORMS": platform})
     lines = done.stderr.decode().strip().splitlines()
     assert done.returncode == 1 and lines[-1].startswith(f"error: JAX_PLATFORMS={platform} names no device")
@@ -120,8 +109,6 @@ def test_platform_without_a_device_is_one_line(platform):
 
 def test_commands_work_without_a_home(tmp_path):
     code = """
-import os, sys
-from infomask_jax import command
 with command.ends():
     from infomask_jax import parallel
     parallel.set_up()
@@ -129,58 +116,32 @@ with command.ends():
     print(jax.config.jax_compilation_cache_dir)
 """
     environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "JAX_COMPILATION_CACHE_DIR")}
-    done = python(code, env=environment | {"HOME": "/proc/none", "JAX_PLATFORMS": "cpu"})
+    done = python(ENDS + code, env=environment | {"HOME": "/proc/none", "JAX_PLATFORMS": "cpu"})
     assert (done.returncode, done.stdout.strip()) == (0, b"None"), done
-
-
-def test_error_cannot_command_the_terminal():
-    with pytest.raises(SystemExit, match=r"^error: \\x1b\[31m red\n  second line$"), command.ends():
-        raise ValueError("\x1b[31m red\n  second line")
 
 
 def test_tilde_is_the_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/jane")
     found = [command._expanded(word) for word in ("--workdir=~/run", "~/films", "--seed=3", "./~", "a~b", "--x=~")]
     assert found == ["--workdir=/home/jane/run", "/home/jane/films", "--seed=3", "./~", "a~b", "--x=/home/jane"]
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # a user without one
+    with pytest.raises(ValueError, match=r"--workdir=~/run: this user has no home folder"):
+        command._expanded("--workdir=~/run")
 
 
 def test_signal_waits_for_the_end_of_an_import(tmp_path):
     """NumPy prints what interrupts its import and makes an ImportError of it; other libraries crash."""
     slow = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(0.5)\nprint('imported')"
     (tmp_path / "slow.py").write_text(slow)
-    code = (
-        "import time\nfrom infomask_jax import command\nwith command.ends(): import slow; time.sleep(20); print('on')"
-    )
+    code = ENDS + "with command.ends(): import slow; time.sleep(20); print('on')"
     done = python(code, env=os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"})
     expected = 1, b"imported\n", b"interrupted; nothing half-written is left\n"
     assert (done.returncode, done.stdout, done.stderr) == expected
 
 
-@pytest.mark.parametrize("asked", [False, True])
-def test_what_python_drops_is_told_until_a_signal_ends_the_command(asked):
-    """Afterwards threads find that what they serve has gone: tracebacks that say nothing of the command."""
-    code = f"""
-import os, signal, time
-from infomask_jax import command
-class Late:
-    def __del__(self): raise RuntimeError("the loop has gone")
-with command.ends():
-    late = Late()
-    try:
-        if {asked}:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(20)
-    finally:
-        del late
-"""
-    done = python(code)
-    assert done.returncode == asked and (b"the loop has gone" in done.stderr) != asked, done.stderr
-
-
 def test_signal_within_exec_keeps_the_exit_status(tmp_path):
     """A module's process would end as if SIGINT had killed it."""
-    code = "import os, signal\nfrom infomask_jax import command\nwith command.ends():"
-    code += " exec('import time; os.kill(os.getpid(), signal.SIGINT); time.sleep(20)')"
+    code = ENDS + "with command.ends(): exec('os.kill(os.getpid(), signal.SIGINT); time.sleep(20)')"
     (tmp_path / "module.py").write_text(code)
     words, environment = [sys.executable, "-m", "module"], os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(words, capture_output=True, cwd=tmp_path, env=environment, timeout=60)
@@ -189,29 +150,21 @@ def test_signal_within_exec_keeps_the_exit_status(tmp_path):
 
 def test_files_with_names_of_any_letters_are_found_in_an_old_locale(tmp_path):
     (tmp_path / "é").write_text("found")
-    code = (
-        "import sys\nfrom infomask_jax import command\nwith command.ends(): print(open('\\u00e9').read(), sys.argv[1])"
-    )
+    code = ENDS + "with command.ends(): print(open('\\u00e9').read(), sys.argv[1])"
     old = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
     done = python(code, "Höhe", cwd=tmp_path, env=os.environ | old)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"found H\\xf6he\n", b"")
 
 
 def test_full_disk_under_the_screen_is_an_error_at_the_end(tmp_path):
-    code = "import sys\nfrom infomask_jax import command\n"
-    code += "with command.ends():\n print('told', flush=True); open(sys.argv[1], 'w').close()"
+    code = ENDS + "with command.ends():\n print('told', flush=True); open(sys.argv[1], 'w').close()"
     with open("/dev/full", "w") as full:
         done = python(code, str(tmp_path / "result"), capture_output=False, stdout=full, stderr=subprocess.PIPE)
-    assert done.returncode == 1 and (tmp_path / "result").exists()
-    assert (
-        done.stderr.decode()
-        == "error: what this command tells could not be written: [Errno 28] No space left on device\n"
-    )
+    assert done.returncode == 1 and (tmp_path / "result").exists() and b"No space left on device" in done.stderr
 
 
 def test_file_does_not_take_the_place_of_a_closed_screen(tmp_path):
-    code = "import os, sys\nfrom infomask_jax import command\n"
-    code += "with command.ends():\n file = open(sys.argv[1], 'w'); os.write(1, b'noise'); print('told', flush=True)"
+    code = ENDS + "with command.ends():\n file = open(sys.argv[1], 'w'); os.write(1, b'x'); print('told', flush=True)"
     words = [sys.executable, "-c", code, str(tmp_path / "result")]
     done = subprocess.run(words, stderr=subprocess.PIPE, cwd=ROOT, timeout=60, preexec_fn=lambda: os.close(1))
     assert (done.returncode, done.stderr, (tmp_path / "result").read_bytes()) == (0, b"", b"")
@@ -222,10 +175,3 @@ def test_processes_started_deaf_do_not_hear_an_interrupt():
     with command.deaf():
         blocked = python(code).stdout
     assert (blocked, python(code).stdout) == (b"True\n", b"False\n")
-
-
-def test_tilde_without_a_home_is_refused(monkeypatch):
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    with pytest.raises(ValueError, match=r"--workdir=~/run: this user has no home folder"):
-        command._expanded("--workdir=~/run")
-    assert command._expanded("--workdir=./~") == "--workdir=./~"

@@ -110,7 +110,7 @@ def shifted_heat_maps(
             total[method] = jnp.where(number == 0, total[method], total[method] + back)
         return (first, total), None
 
-    finest = {m: jnp.zeros((len(images), h * shifts, w * shifts, s.shape[-1]), s.dtype) for m, s in shape.items()}
+    finest = {m: jnp.zeros((images.shape[0], h * shifts, w * shifts, s.shape[-1]), s.dtype) for m, s in shape.items()}
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), as_is), finest
     return jax.lax.scan(one, zeros, (jnp.arange(len(asked)), jnp.array(asked)))[0]
 
