@@ -40,13 +40,12 @@ def commands(path: Path) -> set[str]:
 COMMANDS = sorted({line for path in [*TEXTS, *SCRIPTS] for line in commands(path)})
 
 
-class Parsed(BaseException):
-    """The command line was accepted."""
-
-
 @pytest.fixture
 def parse(monkeypatch, capsys):
     """Runs a command of ours to the end of its parser."""
+
+    class Parsed(BaseException):
+        """The command line was accepted."""
 
     def cli(*arguments, real=tyro.cli, **options):
         real(*arguments, **options)
@@ -68,15 +67,14 @@ def parse(monkeypatch, capsys):
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_command_is_accepted(line, parse):
-    program, *words = shlex.split(re.sub(r"[\[\]]", "", line))
-    words = [PLACEHOLDERS.get(word, word) for word in words]
+    program, *words = (PLACEHOLDERS.get(word, word) for word in shlex.split(re.sub(r"[\[\]]", "", line)))
     if program == "make":
         makefile = (ROOT / "Makefile").read_text()
         for name, assigned in re.findall(r"(\w+)(=?)", " ".join(words)):
             assert re.search(rf"^{name} \?=|\$\({name}\)" if assigned else rf"^{name}:", makefile, re.M), name
     elif program == "pip":
-        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-        assert set(re.findall(r"\.\[(\w+)\]", line)) <= extras.keys()
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        assert set(re.findall(r"\.\[(\w+)\]", line)) <= project["optional-dependencies"].keys()
     elif program == "infomask" or words[:2] == ["-m", "infomask_jax"]:
         parse("infomask", *words[0 if program == "infomask" else 2 :])
     elif ROOT / words[0] in SCRIPTS:
@@ -96,8 +94,8 @@ def test_options_in_prose_are_settings(path):
     source = "".join(file.read_text() for file in [*SOURCES, *ROOT.glob("tests/**/*.py")])
     for option in re.findall(r"`--(?:no-)?([a-z.-]+)", path.read_text()):
         group, _, name = option.replace("-", "_").rpartition(".")
-        known = group and name in vars(getattr(CONFIG, group))
-        assert known or f'"--{option}"' in source or (not group and re.search(rf"^    {name}: ", source, re.M)), option
+        known = name in vars(getattr(CONFIG, group)) if group else re.search(rf"^    {name}: ", source, re.M)
+        assert known or f'"--{option}"' in source, option
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
