@@ -3,58 +3,40 @@
     python benchmarks/loop.py --data-dir data --dataset rsna --image-size 112
 
 The loop is the training loop's in its first epoch: stored PNGs are decoded (nothing is kept in memory for a second
-one), batches placed ahead, metrics left on the device. The bare step is fed the same batch again and again. They take
-turns; figures are medians over the rounds. Then the state is saved five times: `save_blocks_s` is for how long the loop
-waits, the rest is written in the background. Prints one JSON object.
+one), batches placed ahead, metrics left on the device. The bare step is fed the same batch again and again.
 """
 
-import json
-import platform
-import statistics
-import tempfile
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import jax
 import tyro
+from common import Sized, by_turns, rate, ratio, seconds, tell
 
-from infomask_jax import __version__, checkpoint, datasets, parallel, pipeline
-from infomask_jax.config import Config, DataConfig, MachineConfig, ModelConfig
+from infomask_jax import datasets, parallel, pipeline
+from infomask_jax.config import Config, DataConfig, MachineConfig
 from infomask_jax.train import create_state, make_train_step
 
 
-@dataclass(frozen=True)
-class Benchmark:
+@dataclass(frozen=True, kw_only=True)
+class Loop(Sized):
     """What is timed."""
 
-    data_dir: Path = Path("data")
-    """Folder given to `prepare`."""
-    dataset: str = "synthetic"
-    """Name of the prepared dataset."""
-    image_size: int = DataConfig.image_size
-    """Side of the images, pixels."""
-    stride: int = ModelConfig.stride
-    """Pixels per side of a cell."""
-    batch_size: int = DataConfig.batch_size
-    """Images in one step, over all devices."""
-    steps: int = 5
-    """Steps of each in one round."""
-    rounds: int = 40
-    """How often the two take turns."""
+    data_dir: Path = Path("data")  # Folder given to `prepare`.
+    dataset: str = "synthetic"  # Name of the prepared dataset.
+    steps: int = 5  # Steps of each in one round.
+    rounds: int = 40  # How often the two take turns; figures are medians over the rounds.
 
 
-def main(settings: Benchmark) -> None:
+def main(settings: Loop) -> None:
     parallel.set_up()
     data = datasets.load(settings.dataset, settings.data_dir)
     config = Config(
         data_dir=settings.data_dir,
         workdir=Path("run"),
-        map_shifts=1,  # of which any stride is a multiple
         data=DataConfig(image_size=settings.image_size, batch_size=settings.batch_size),
-        model=ModelConfig(stride=settings.stride),
         machine=MachineConfig(cache_gib=0.0),
     )
     replicated, split = parallel.shardings(settings.batch_size)
@@ -63,49 +45,33 @@ def main(settings: Benchmark) -> None:
     to_devices = partial(parallel.to_devices, split=split)
     source = data.source("train", pipeline.FIELDS)
     stream = pipeline.train_batches(source, config.data, 0, config.machine, to_devices)
-    one = next(stream)
-    state, metrics = step(state, one)
-    jax.block_until_ready(metrics)
-    count, times = settings.steps * settings.batch_size, {"loop": [], "bare": []}
-    waited = []
-    for _ in range(settings.rounds):
-        start, waiting = time.perf_counter(), 0.0
+    one, waits = next(stream), []
+
+    def train(next_batch) -> None:
+        nonlocal state
         for _ in range(settings.steps):
-            asked = time.perf_counter()
-            batch = next(stream)
-            waiting += time.perf_counter() - asked
-            state, metrics = step(state, batch)
+            state, metrics = step(state, next_batch())
         jax.block_until_ready(metrics)
-        times["loop"].append(time.perf_counter() - start)
-        waited.append(waiting / times["loop"][-1])
-        time.sleep(0.5)  # the stream fills its buffers; else it would do so at the bare step's cost
+
+    def from_stream():
         start = time.perf_counter()
-        for _ in range(settings.steps):
-            state, metrics = step(state, one)
-        jax.block_until_ready(metrics)
-        times["bare"].append(time.perf_counter() - start)
-    saved = []
-    with tempfile.TemporaryDirectory() as folder, checkpoint.manager(Path(folder)) as checkpoints:
-        for number in range(1, 6):
-            start = time.perf_counter()
-            checkpoint.save(checkpoints, number, state, stream)
-            saved.append(time.perf_counter() - start)
-            checkpoint.wait(checkpoints)
+        batch = next(stream)
+        waits.append(time.perf_counter() - start)
+        return batch
+
+    train(lambda: one)
+    runs = {"loop": lambda: seconds(train, from_stream), "bare": lambda: seconds(train, lambda: one)}
+    # The stream fills its buffers in the pause; else it would do so at the bare step's cost.
+    times = by_turns(runs, settings.rounds, pause=0.5)
+    waited = [sum(waits[i : i + settings.steps]) for i in range(0, len(waits), settings.steps)]
     result = {
-        "images_per_s": round(count / statistics.median(times["loop"]), 1),
-        "of_bare_step": round(statistics.median(b / a for a, b in zip(times["loop"], times["bare"], strict=True)), 4),
-        "data_wait_share": round(statistics.median(waited), 4),
-        "save_blocks_s": {"first": round(saved[0], 3), "later": round(statistics.median(saved[1:]), 3)},
+        "images_per_s": rate(settings.steps * settings.batch_size, times["loop"]),
+        "of_bare_step": ratio(times["bare"], times["loop"]),
+        "data_wait_share": ratio(waited, times["loop"]),
         "devices": jax.device_count(),
-        "dataset": data.name,
-        "image_size": settings.image_size,
-        "batch_size": settings.batch_size,
-        "device": jax.devices()[0].device_kind,
-        "versions": {"infomask_jax": __version__, "python": platform.python_version(), "jax": jax.__version__},
-        "date": datetime.now(UTC).date().isoformat(),
     }
-    print(json.dumps(result))
+    tell(settings, result, "jax")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Benchmark, description=__doc__))
+    main(tyro.cli(Loop, description=__doc__))

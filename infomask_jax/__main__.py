@@ -1,4 +1,7 @@
-"""`python -m infomask_jax`: the verbs of verbs.py, which is imported only where Ctrl-C is already heard."""
+"""`infomask` and `python -m infomask_jax`: the verbs of verbs.py, imported only where Ctrl-C is already heard."""
+
+import sys
+from pathlib import Path
 
 from infomask_jax import command
 
@@ -7,7 +10,8 @@ def main() -> None:
     with command.ends():
         from infomask_jax import verbs
 
-        verbs.main()
+        called = Path(sys.argv[0])
+        verbs.main("python -m infomask_jax" if called.stem == "__main__" else called.stem)
 
 
 if __name__ == "__main__":

@@ -201,11 +201,11 @@ def open_data(options: Evaluate | Audit | Reproduce) -> datasets.Prepared:
     return datasets.fold(data, config.folds, config.fold) if own else data
 
 
-def main() -> None:
+def main(called: str) -> None:
     kinds = (Prepare, Evaluate, Predict, Audit, Reproduce, Export, Report)
     verbs = reduce(or_, (Annotated[v, tyro.conf.subcommand(v.__name__.lower())] for v in kinds))
     config = (tyro.conf.OmitSubcommandPrefixes,)
-    verb = command.parse(verbs, prog="python -m infomask_jax", description=__doc__, config=config)
+    verb = command.parse(verbs, prog=called, description=__doc__, config=config)
     if isinstance(verb, (Predict, Audit, Reproduce, Export)) or (isinstance(verb, Evaluate) and verb.run):
         from infomask_jax import parallel
 
