@@ -9,6 +9,7 @@ import numpy as np
 from infomask_jax import report
 from infomask_jax.datasets import images, lookup, schema
 from infomask_jax.datasets.images import BadImage
+from infomask_jax.pixels import encode, resize
 from infomask_jax.text import normal, printable
 
 LONGEST_NAME = 250  # bytes of a file name, so that a picture of that name and .png can be written
@@ -37,7 +38,7 @@ class Films:
             film = np.zeros((1, 1), np.uint8)
         else:
             self.sizes[i], self.shown[i] = film.shape, report.as_panel(film)
-        example = {"image": images.encode(images.resize(film, self.size)), "labels": np.zeros(0)}
+        example = {"image": encode(resize(film, self.size)), "labels": np.zeros(0)}
         if i == 0:
             self._first = example
         return example

@@ -20,6 +20,7 @@ from absl import flags
 from grain.experimental import ThreadPrefetchIterDataset
 
 from infomask_jax.config import DataConfig, MachineConfig
+from infomask_jax.pixels import blocks, decode_gray, fit, rescale, standardise
 
 Batch = dict[str, np.ndarray]
 IN_THREADS = MachineConfig()
@@ -30,11 +31,6 @@ ZOOM, SHIFT, CONTRAST = 0.1, 0.05, 0.2  # largest change of the side, shift as a
 # Threads that work on images below this side, pixels, wait longer for each other's Python than the work takes.
 _SMALL = 160
 _one_at_a_time = threading.Lock()
-
-
-def decode_gray(data: bytes) -> np.ndarray:
-    """Stored PNG bytes -> uint8 or uint16 [H, W]."""
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
 
 
 class Decoded:
@@ -60,46 +56,6 @@ class Decoded:
             self.left -= pixels.nbytes
             self.kept[i] = pixels, labels
         return pixels, labels
-
-
-def blocks(lengths: np.ndarray, size: int) -> np.ndarray:
-    """Pixels on a side of the blocks that `rescale` averages for sides of these lengths to become `size`."""
-    return np.maximum((lengths / size + 1 / 3).astype(int), 1)
-
-
-@lru_cache(maxsize=4096)  # films of one size, seen at different zooms
-def _near(shape: tuple[int, int], size: int) -> tuple[int, int]:
-    """Shape [H, W] of the averages over whole blocks, the first step of `rescale`."""
-    return tuple(np.rint(shape / blocks(np.array(shape), size)).astype(int).tolist())
-
-
-def rescale(image: np.ndarray, size: int) -> np.ndarray:
-    """[H, W] -> [size, size], same type: averages over blocks of pixels where they come near the size, then bilinear.
-
-    Blocks of 2 x 2 from 5/3 of the size on, of 3 x 3 from 8/3; below 5/3 (256 to 224 pixels) bilinear alone. Averages
-    over areas of any size (cv2.INTER_AREA) smooth a little better, but take up to half as long as decoding.
-    """
-    near = _near(image.shape, size)
-    if near != image.shape:
-        image = cv2.resize(image, near[::-1], interpolation=cv2.INTER_AREA)
-    if near != (size, size):
-        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
-    return image
-
-
-def fit(image: np.ndarray, size: int) -> np.ndarray:
-    """[H, W] -> float32 [size, size], see `rescale`."""
-    return rescale(image.astype(np.float32), size)
-
-
-def standardise(image: np.ndarray, gain: float = 1.0, out: np.ndarray | None = None) -> np.ndarray:
-    """Zero mean and standard deviation `gain` over the image, float32; a constant image becomes zeros."""
-    mean, deviation = cv2.meanStdDev(image)
-    out = np.empty(image.shape, np.float32) if out is None else out
-    np.copyto(out, image)  # and then in place: numpy subtracts from other types in chunks, through a buffer
-    out -= np.float32(mean.item())
-    out *= np.float32(gain / max(deviation.item(), 1e-3))
-    return out
 
 
 def augment(images: Sequence[np.ndarray], size: int, draws: np.ndarray) -> Iterator[np.ndarray]:

@@ -23,6 +23,7 @@ from infomask_jax.datasets.synthetic import render
 from infomask_jax.evaluate import shares
 from infomask_jax.evaluate.shares import REGIONS, region_areas
 from infomask_jax.model import build
+from infomask_jax.pixels import encode
 from infomask_jax.presets import CAM, changed
 from infomask_jax.train import train
 
@@ -329,7 +330,7 @@ def test_lungs_come_from_files_images_or_the_store(runs, tmp_path):
     assert (shown(3) == (images.decode(source[3]["image"]) > 0)).all()
 
     for name, field in zip(examples["image_id"], fields, strict=True):
-        (tmp_path / f"{name}.png").write_bytes(images.encode(field.astype(np.uint8).repeat(2, 0).repeat(2, 1)))
+        (tmp_path / f"{name}.png").write_bytes(encode(field.astype(np.uint8).repeat(2, 0).repeat(2, 1)))
     files, where = audit.lung_fields(examples, source, data, "test", tmp_path, False)
     assert where == str(tmp_path) and (files(5)[::2, ::2] == fields[5]).all() and files(5).shape == (128, 128)
     with pytest.raises(ValueError, match=r"found both"):
@@ -338,7 +339,7 @@ def test_lungs_come_from_files_images_or_the_store(runs, tmp_path):
     with pytest.raises(ValueError, match=r"a\.png: expected the lung of one image"):
         audit.lung_fields(twins, source, data, "test", tmp_path, False)
     path = tmp_path / f"{examples['image_id'][5]}.png"
-    path.write_bytes(images.encode(np.ones((128, 100), np.uint8)))
+    path.write_bytes(encode(np.ones((128, 100), np.uint8)))
     with pytest.raises(ValueError, match=rf"{path.name}.*aspect"):
         files(5)
     for name in examples["image_id"][:4]:
@@ -349,18 +350,18 @@ def test_lungs_come_from_files_images_or_the_store(runs, tmp_path):
     named = {**examples, "image_id": [f"sub/{name}.PNG" for name in examples["image_id"]]}
     (tmp_path / "sub").mkdir()
     for name, field in zip(examples["image_id"], fields, strict=True):
-        (tmp_path / "sub" / f"{name}.png").write_bytes(images.encode(field.astype(np.uint8)))
+        (tmp_path / "sub" / f"{name}.png").write_bytes(encode(field.astype(np.uint8)))
     assert (audit.lung_fields(named, source, data, "test", tmp_path, False)[0](5) == fields[5]).all()
 
 
 def test_a_lung_file_may_have_the_aspect_of_the_source(tmp_path):
-    (tmp_path / "a.png").write_bytes(images.encode(np.eye(40, 80, dtype=np.uint8)))
+    (tmp_path / "a.png").write_bytes(encode(np.eye(40, 80, dtype=np.uint8)))
     files, _ = audit.lung_fields({"image_id": ["a"], "sizes": [(1000, 2000)]}, None, None, "test", tmp_path, False)
     assert files(0).sum() == 40
 
 
 def test_lungs_are_found_in_either_unicode_form(tmp_path):
-    (tmp_path / "re\u0301.png").write_bytes(images.encode(np.eye(40, dtype=np.uint8)))
+    (tmp_path / "re\u0301.png").write_bytes(encode(np.eye(40, dtype=np.uint8)))
     files, _ = audit.lung_fields({"image_id": ["r\xe9.jpg"], "sizes": [(9, 9)]}, None, None, "test", tmp_path, False)
     assert files(0).sum() == 40
     with pytest.raises(ValueError, match="expected 1 files, found that 1 are missing"):
@@ -371,7 +372,7 @@ def test_data_without_lungs_says_what_to_do(runs, tmp_path):
     run = runs[1.0][0]
     for i in range(3):
         (tmp_path / "own").mkdir(exist_ok=True)
-        (tmp_path / "own" / f"{i}.png").write_bytes(images.encode(np.full((64, 64), 9 * i + 9, np.uint8)))
+        (tmp_path / "own" / f"{i}.png").write_bytes(encode(np.full((64, 64), 9 * i + 9, np.uint8)))
     (tmp_path / "own" / "labels.csv").write_text("image,opacity,split\n0.png,1,test\n1.png,0,test\n2.png,,test\n")
     other = datasets.prepare(datasets.Folder(tmp_path / "own", data_dir=tmp_path / "data", size=64))
     with pytest.raises(ValueError, match=r"no lung field for 3 of the 3 images of test: give --lungs DIR"):
@@ -400,7 +401,7 @@ def test_a_lung_field_does_not_change_the_fingerprint_of_data():
     example |= {"boxes": drawn["boxes"], "box_labels": np.zeros(len(drawn["boxes"]), np.int32)}
     prints = {_fingerprint({**example, "lung": lung}, drawn["image"], "test") for lung in (b"", b"\x89PNG")}
     assert len(prints) == 1
-    full = {**example, "image": images.encode(drawn["image"]), "mask": b"", "lung": images.encode(drawn["lung"])}
+    full = {**example, "image": encode(drawn["image"]), "mask": b"", "lung": encode(drawn["lung"])}
     schema.check(full, ("opacity",))
     schema.check({**full, "lung": b""}, ("opacity",))
     with pytest.raises(ValueError, match="lung: expected PNG"):

@@ -24,6 +24,7 @@ from conftest import change
 from infomask_jax import datasets, pipeline
 from infomask_jax.config import DataConfig, MachineConfig
 from infomask_jax.datasets import BadData, Folder, Source, Synthetic, images, load, prepare, schema
+from infomask_jax.pixels import encode, resize
 from infomask_jax.system import lock
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -31,7 +32,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 def picture(path, seed=0, shape=(32, 32)):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(images.encode(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)))
+    path.write_bytes(encode(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)))
 
 
 def table(path, *rows):
@@ -91,7 +92,7 @@ def test_folder_becomes_examples(own):
     np.testing.assert_allclose(train["a.png"]["boxes"], [[4 / 32, 10 / 40, 20 / 32, 30 / 40]])
     assert train["a.png"]["box_labels"].tolist() == [0] and train["e.png"]["box_labels"].tolist() == [1]
     assert train["e.png"]["boxes"].max() == 1  # half a pixel outside is rounding
-    expected = images.resize(images.decode(own.source / "images/a.png"), 16)
+    expected = resize(images.decode(own.source / "images/a.png"), 16)
     np.testing.assert_array_equal(images.decode(train["a.png"]["image"]), expected)
     assert prepared.summary["train"] == {
         **{"images": 4, "patients": 3, "boxes": 2, "boxed images": 2},
@@ -107,9 +108,9 @@ def test_findings_select_labels_and_boxes(own):
 
 def test_sixteen_bits_stay_sixteen(own):
     deep = np.arange(32 * 40, dtype=np.uint16).reshape(32, 40) * 50
-    (own.source / "images/a.png").write_bytes(images.encode(deep))
+    (own.source / "images/a.png").write_bytes(encode(deep))
     image = images.decode(examples(prepare(own), "train")["a.png"]["image"])
-    np.testing.assert_array_equal(image, images.resize(deep, 16))
+    np.testing.assert_array_equal(image, resize(deep, 16))
     assert image.dtype == np.uint16
 
 

@@ -28,6 +28,7 @@ from pydicom.uid import (
 
 from infomask_jax.datasets import images
 from infomask_jax.datasets.images import BadImage, decode
+from infomask_jax.pixels import encode, resize
 
 RAMP8 = np.add.outer(np.arange(48), np.arange(40)).astype(np.uint8) * 2  # [48, 40], smooth
 RAMP16 = RAMP8.astype(np.uint16) * 257
@@ -122,7 +123,7 @@ WHOLE = {
 def test_lossless_formats_return_the_very_pixels(image):
     rgb = np.repeat(image[..., None], 3, 2)
     rgba = np.concatenate([rgb, np.full_like(rgb[..., :1], np.iinfo(image.dtype).max)], 2)
-    frames = [coded(".png", image), coded(".png", rgb), coded(".png", rgba), images.encode(image)]
+    frames = [coded(".png", image), coded(".png", rgb), coded(".png", rgba), encode(image)]
     frames += [dicom(image), dicom(image, RLELossless), dicom(image, JPEG2000Lossless, j2k(image))]
     for data in frames:
         found = decode(data)
@@ -394,6 +395,7 @@ def test_nothing_of_the_patient_is_told(capfd):
     code = """
 import sys
 from infomask_jax.datasets import images
+from infomask_jax.pixels import encode, resize
 try:
     images.decode(sys.stdin.buffer.read())
 except images.BadImage as error:
@@ -496,9 +498,9 @@ def test_folder_missing_and_huge_files_are_refused(tmp_path, monkeypatch):
 def test_resize_keeps_mean_and_geometry(shape):
     image = np.zeros(shape, np.uint8)
     image[: shape[0] // 2, : shape[1] // 2] = 200
-    found = images.resize(image, 32)
+    found = resize(image, 32)
     assert found.shape == (32, 32) and found.dtype == np.uint8
     assert abs(found.mean() - image.mean()) < 3
     assert found[4, 4] == 200 and found[28, 28] == 0
     fine = np.indices(shape).sum(0).astype(np.uint8) % 2 * 200  # no stripes where it shrinks
-    assert images.resize(fine, 4).std() < 20
+    assert resize(fine, 4).std() < 20

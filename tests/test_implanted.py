@@ -17,6 +17,7 @@ from test_datasets import changed, examples, nothing_is_left, picture
 from infomask_jax.datasets import BadData, Synthetic, folder, images, implanted, load, nih, prepare, rsna, schema
 from infomask_jax.datasets.schema import Item
 from infomask_jax.datasets.synthetic import PhantomConfig, render
+from infomask_jax.pixels import encode, resize
 
 POSITIVE, NEGATIVE = (PhantomConfig(prevalence=p, contrast=0.35) for p in (1.0, 0.0))
 EVERYTHING = dict.fromkeys(schema.SPLITS)
@@ -31,7 +32,7 @@ def films(tmp_path_factory):
         film = render(8, index, PhantomConfig(size=128, prevalence=0))
         path = root / ("whole", "lungs")[index % 2] / f"{index:02d}.png"
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(images.encode(np.where(film["lung"] > 0, film["image"], 0) if index % 2 else film["image"]))
+        path.write_bytes(encode(np.where(film["lung"] > 0, film["image"], 0) if index % 2 else film["image"]))
     return root
 
 
@@ -76,8 +77,8 @@ def test_what_no_opacity_reaches_is_the_background(films, drawn, tmp_path, size,
         if deep:
             pixels = pixels.astype(np.uint16) * 257
             item = Item(item.image_id, item.patient_id, item.split, (), tmp_path / "deep.png")
-            item.path.write_bytes(images.encode(pixels))
-        background = images.resize(pixels, size)
+            item.path.write_bytes(encode(pixels))
+        background = resize(pixels, size)
         negative, none = drawn(item, changed(NEGATIVE, size=size))
         positive, alphas = drawn(item, changed(POSITIVE, size=size))
         assert (negative["labels"], positive["labels"]) == ((0,), (1,))
@@ -96,8 +97,8 @@ def test_what_is_black_outside_the_lungs_stays_black(films):
     for item in items(films / "lungs"):
         film = images.decode(item.path)
         dim = np.where(film > 0, 6, 0).astype(np.uint8)  # averaged with black, it can round to black
-        assert not implanted.lung_field(dim, 32)[images.resize(dim, 32) == 0].any()
-        black = images.resize(film, 64) == 0
+        assert not implanted.lung_field(dim, 32)[resize(dim, 32) == 0].any()
+        black = resize(film, 64) == 0
         assert black.mean() > 0.5 and not implanted.draw(item, POSITIVE)["pixels"][black].any()
 
 
@@ -106,7 +107,7 @@ def test_truth_is_where_the_film_changed(films, drawn):
         made, alphas = drawn(item, POSITIVE)
         mask = images.decode(made["mask"]) > 0
         np.testing.assert_array_equal(mask, (alphas > 0.5 * alphas.max((1, 2), keepdims=True)).any(0))
-        rise = made["pixels"].astype(float) - images.resize(images.decode(item.path), 64)
+        rise = made["pixels"].astype(float) - resize(images.decode(item.path), 64)
         assert rise[mask].mean() > 4 * rise[~mask].mean()
         for box, alpha in zip(made["boxes"] * 64, alphas, strict=True):
             y, x = np.argwhere(alpha > 0.5 * alpha.max()).T
@@ -120,7 +121,7 @@ def test_opacities_stay_in_the_lung_that_was_drawn(films):
     for item in items(films):
         lung = render(8, int(item.path.stem), PhantomConfig(size=128, prevalence=0))["lung"]
         mask = images.decode(implanted.draw(item, POSITIVE)["mask"]) > 0
-        assert (images.resize(lung, 64)[mask] > 127).mean() > (0.99 if "lungs" in item.image_id else 0.8)
+        assert (resize(lung, 64)[mask] > 127).mean() > (0.99 if "lungs" in item.image_id else 0.8)
 
 
 def test_lungs_of_whole_films_are_found_and_little_else():
@@ -211,7 +212,7 @@ def test_background_does_not_tell_the_label(films):
     for index in range(320):
         name, path = f"{index}.png", paths[index % 32]
         label = implanted.draw(Item(name, name, "train", (), path), PhantomConfig(size=32))["labels"][0]
-        pairs.append((label, images.resize(images.decode(path), 32)))
+        pairs.append((label, resize(images.decode(path), 32)))
     assert np.abs(np.subtract(auroc_of_background(pairs), 0.5)).max() < 0.12  # 3.5 standard errors
     assert abs(np.mean([label for label, _ in pairs]) - 0.5) < 0.1
 
@@ -221,7 +222,7 @@ def test_real_background_does_not_tell_the_label():
     pairs, views = [], []
     for item in items(test_releases.SHARED / "rsna_lung")[::8]:
         label = implanted.draw(item, PhantomConfig(size=32))["labels"][0]
-        pairs.append((label, images.resize(images.decode(item.path), 32)))
+        pairs.append((label, resize(images.decode(item.path), 32)))
         views.append(item.view == "AP")
     assert len(pairs) > 900 and 0.2 < np.mean(views) < 0.8
     scores = [*auroc_of_background(pairs), roc_auc_score([label for label, _ in pairs], views)]
@@ -302,8 +303,8 @@ def test_all_bad_backgrounds_are_named_or_skipped(options):
     root = options.backgrounds
     (root / "cut.png").write_bytes(next(root.rglob("*.png")).read_bytes()[:-20])
     (root / "empty.jpg").write_bytes(b"")
-    (root / "black.png").write_bytes(images.encode(np.zeros((64, 64), np.uint8)))
-    (root / "white.png").write_bytes(images.encode(np.full((64, 64), 255, np.uint8)))
+    (root / "black.png").write_bytes(encode(np.zeros((64, 64), np.uint8)))
+    (root / "white.png").write_bytes(encode(np.full((64, 64), 255, np.uint8)))
     for prevalence in (0.0, 1.0):  # what is refused does not depend on the label
         with pytest.raises(BadData, match="4 problems") as error:
             prepare(changed(options, prevalence=prevalence))

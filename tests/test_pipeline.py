@@ -12,6 +12,7 @@ from hypothesis import given, settings
 
 from infomask_jax import parallel, pipeline
 from infomask_jax.config import DataConfig, MachineConfig
+from infomask_jax.pixels import decode_gray, fit, rescale, standardise
 
 CONFIG = DataConfig(image_size=16, batch_size=8)
 
@@ -74,12 +75,12 @@ class Counting:
 @pytest.mark.parametrize("kept", [0, 20, 64])
 def test_what_is_kept_is_decoded_once_and_does_not_change_the_batches(examples, kept):
     """64 images, with room for `kept` of them."""
-    source, nbytes = Counting(examples), pipeline.decode_gray(examples[0]["image"]).nbytes
+    source, nbytes = Counting(examples), decode_gray(examples[0]["image"]).nbytes
     decoded = pipeline.Decoded(source, (kept + 0.5) * nbytes / 2**30)
     for _ in range(3):
         for i in range(64):
             pixels, labels = decoded[i]
-            np.testing.assert_array_equal(pixels, pipeline.decode_gray(examples[i]["image"]))
+            np.testing.assert_array_equal(pixels, decode_gray(examples[i]["image"]))
             np.testing.assert_array_equal(labels, examples[i]["labels"])
     assert [source.asked.count(i) for i in range(64)] == [1] * kept + [3] * (64 - kept)
     streams = (pipeline.train_batches(source, CONFIG, seed=0) for source in (pipeline.Decoded(examples), decoded))
@@ -117,13 +118,13 @@ def test_unknown_labels_are_masked():
 def test_standardised_images_have_mean_zero_and_variance_one(dtype):
     image = np.random.default_rng(0).integers(0, 256, (16, 12)).astype(dtype)
     expected = (image - image.astype(np.float64).mean()) / image.astype(np.float64).std()
-    np.testing.assert_allclose(pipeline.standardise(image), expected, atol=1e-5)
+    np.testing.assert_allclose(standardise(image), expected, atol=1e-5)
 
 
 def test_sixteen_bit_images_keep_their_depth():
     image = np.arange(256, dtype=np.uint16).reshape(16, 16) * 200
     data = cv2.imencode(".png", image)[1].tobytes()
-    np.testing.assert_array_equal(pipeline.fit(pipeline.decode_gray(data), 16), image.astype(np.float32))
+    np.testing.assert_array_equal(fit(decode_gray(data), 16), image.astype(np.float32))
 
 
 @settings(max_examples=60, deadline=None)
@@ -135,7 +136,7 @@ def test_resizing_keeps_what_is_where(shape, size):
         expected = (np.arange(size) + 0.5) * length / size
         pixel = max(length / size, 1.0)
         inner = (expected > pixel) & (expected < length - pixel)
-        found = pipeline.rescale(slope, size).mean(axis=1 - axis)
+        found = rescale(slope, size).mean(axis=1 - axis)
         np.testing.assert_allclose(found[inner], expected[inner], atol=0.02 * pixel)
 
 
@@ -144,7 +145,7 @@ def test_shrinking_smooths_about_as_averages_over_areas_do(length):
     """White noise is neither let through (aliasing) nor blurred away: .6 to 1.4 of what area averages leave."""
     noise = np.random.default_rng(length).normal(size=(length, length)).astype(np.float32)
     areas = cv2.resize(noise, (64, 64), interpolation=cv2.INTER_AREA)
-    assert 0.6 < pipeline.rescale(noise, 64).std() / areas.std() < 1.4
+    assert 0.6 < rescale(noise, 64).std() / areas.std() < 1.4
 
 
 def seen(image, size, draw, zoom=pipeline.ZOOM, shift=pipeline.SHIFT):
@@ -157,7 +158,7 @@ def seen(image, size, draw, zoom=pipeline.ZOOM, shift=pipeline.SHIFT):
 
 
 def test_augmentation_off_is_the_identity(examples):
-    pixels = pipeline.decode_gray(examples[0]["image"])
+    pixels = decode_gray(examples[0]["image"])
     np.testing.assert_array_equal(seen(pixels, 16, [0.7, -0.3, 0.2], 0.0, 0.0), pixels)
     np.testing.assert_array_equal(seen(pixels, 16, [0.0, 0.0, 0.0]), pixels)
     assert (seen(pixels, 16, [0.7, -0.9, 0.9]) != pixels).any()

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from infomask_jax.datasets import BadData, images, lookup, schema
+from infomask_jax.datasets import BadData, lookup, schema
 from infomask_jax.datasets.schema import Problem, read_table
+from infomask_jax.pixels import encode
 from infomask_jax.text import normal, printable
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
@@ -111,7 +112,7 @@ def test_a_table_without_rows_is_refused_whatever_came_before(tmp_path):
 def test_check_names_every_field_that_differs():
     good = {
         **{
-            "image": images.encode(np.zeros((4, 4), np.uint8)),
+            "image": encode(np.zeros((4, 4), np.uint8)),
             "mask": b"",
             "lung": b"",
             "image_id": "a",

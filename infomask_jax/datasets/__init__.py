@@ -21,6 +21,7 @@ from infomask_jax.datasets.rsna import Rsna
 from infomask_jax.datasets.schema import BadData, Item, Problem, Release
 from infomask_jax.datasets.store import Prepared, Source, load
 from infomask_jax.datasets.synthetic import PhantomConfig, render
+from infomask_jax.pixels import encode, resize
 from infomask_jax.system import cores, lock
 
 __all__ = [
@@ -166,8 +167,8 @@ def _from_file(item: Item, size: int) -> dict:
             boxes.append(schema.unit_box(box.xywh, height, width))
         except ValueError as error:
             problems.append(Problem(box.file, box.row, "box", str(error), item.image_id))
-    pixels = images.resize(pixels, size)
-    made = {"pixels": pixels, "image": images.encode(pixels), "mask": b"", "lung": b""}
+    pixels = resize(pixels, size)
+    made = {"pixels": pixels, "image": encode(pixels), "mask": b"", "lung": b""}
     made |= {"height": height, "width": width}
     boxes = np.array(boxes, np.float32).reshape(-1, 4)
     return made | {"boxes": boxes, "box_labels": [box.finding for box in item.boxes], "problems": problems}
@@ -191,7 +192,7 @@ def _backgrounds(options: Synthetic, problems: list[Problem]) -> Release:
 
 def _draw(item: Item, config: PhantomConfig) -> dict:
     drawn = render(config.seed, int(item.image_id), config)
-    made = {"pixels": drawn["image"], **{name: images.encode(drawn[name]) for name in ("image", "mask", "lung")}}
+    made = {"pixels": drawn["image"], **{name: encode(drawn[name]) for name in ("image", "mask", "lung")}}
     made |= {"labels": (int(drawn["label"]),), "boxes": np.asarray(drawn["boxes"], np.float32), "problems": []}
     return made | {"box_labels": [0] * len(drawn["boxes"]), "height": config.size, "width": config.size}
 

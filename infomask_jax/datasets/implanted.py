@@ -17,6 +17,7 @@ import numpy as np
 from infomask_jax.datasets import folder, images, lookup, nih, rsna, schema
 from infomask_jax.datasets.schema import BadData, Item, Problem, Release
 from infomask_jax.datasets.synthetic import PhantomConfig, opacities, truth
+from infomask_jax.pixels import encode, resize
 from infomask_jax.text import normal
 
 FINDINGS = ("opacity",)
@@ -70,11 +71,11 @@ def draw(item: Item, config: PhantomConfig) -> dict:
     labels, lesions = (np.random.Generator(np.random.Philox(child)) for child in children)
     label = int(labels.random() < config.prevalence)
     found = opacities(lesions, lung) if label else []
-    pixels = implant(images.resize(source, config.size), found, config.contrast)
+    pixels = implant(resize(source, config.size), found, config.contrast)
     mask, boxes = truth(found, config.size)
     height, width = item.frame or source.shape
     drawn = {"image": pixels, "mask": mask, "lung": np.where(lung > 0.5, 255, 0).astype(np.uint8)}
-    made = {"pixels": pixels, **{name: images.encode(those) for name, those in drawn.items()}, "labels": (label,)}
+    made = {"pixels": pixels, **{name: encode(those) for name, those in drawn.items()}, "labels": (label,)}
     return made | {"boxes": boxes, "box_labels": [0] * len(boxes), "height": height, "width": width, "problems": []}
 
 
@@ -101,7 +102,7 @@ def lung_field(pixels: np.ndarray, size: int) -> np.ndarray:
     """
     shown = pixels > BLACK * np.iinfo(pixels.dtype).max
     alone = shown.mean() < 0.5
-    inside = images.resize(shown.astype(np.float32) if alone else _dark_regions(pixels), size)
+    inside = resize(shown.astype(np.float32) if alone else _dark_regions(pixels), size)
     field = np.maximum(2 * inside - 1, 0)  # 0 where half of a pixel is outside, so that what is black stays black
     share = (field > 0.5).mean()
     if share < SMALLEST:
@@ -113,7 +114,7 @@ def lung_field(pixels: np.ndarray, size: int) -> np.ndarray:
 def _dark_regions(pixels: np.ndarray) -> np.ndarray:
     """The largest area that one threshold cuts into lungs, one or two tall regions away from the edges of the film:
     float32 [_GRID, _GRID] in 0..1, .5 at their edge."""
-    gray = cv2.GaussianBlur(images.resize(pixels, _GRID).astype(np.float32), (0, 0), 1.5)
+    gray = cv2.GaussianBlur(resize(pixels, _GRID).astype(np.float32), (0, 0), 1.5)
     edge, best = _GRID // 10, np.zeros(gray.shape, np.float32)
     for threshold in np.quantile(gray[edge:-edge, edge:-edge], np.arange(0.1, 0.65, 0.05)):
         dark = (gray < threshold).astype(np.uint8)

@@ -9,6 +9,7 @@ import numpy as np
 
 from infomask_jax.datasets import images, lookup
 from infomask_jax.localize import boxes_from_map
+from infomask_jax.pixels import resize
 from infomask_jax.report.figures import galleries
 from infomask_jax.report.sheet import rank
 
@@ -54,7 +55,7 @@ def choose(data: dict, chosen, find, frame: int, folder: Path) -> dict[str, tupl
     there = np.array([has_file(find, i) for i in data["image_id"]])
     if not there.any():
         raise ValueError(f"--images {folder}: expected files of the images, found none of {data['image_id'][0]!r}")
-    out, cut = {}, cache(lambda i: images.resize(images.decode(find(data["image_id"][i])), frame))
+    out, cut = {}, cache(lambda i: resize(images.decode(find(data["image_id"][i])), frame))
     for k, finding in enumerate(chosen):
         positive = np.array([k in at for _, at in data["boxes"]])
         if not positive.any():
