@@ -23,7 +23,8 @@ from conftest import change
 
 from infomask_jax import datasets, pipeline
 from infomask_jax.config import DataConfig, MachineConfig
-from infomask_jax.datasets import BadData, Folder, Source, Synthetic, images, load, prepare, schema
+from infomask_jax.datasets import BadData, Folder, Synthetic, images, load, prepare, schema
+from infomask_jax.datasets.store import Source
 from infomask_jax.pixels import encode, resize
 from infomask_jax.system import lock
 

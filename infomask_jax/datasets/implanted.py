@@ -8,6 +8,7 @@ every pixel that no opacity reaches keeps its value.
 
 import dataclasses
 import hashlib
+import itertools
 import os
 from pathlib import Path
 
@@ -76,7 +77,13 @@ def draw(item: Item, config: PhantomConfig) -> dict:
     height, width = item.frame or source.shape
     drawn = {"image": pixels, "mask": mask, "lung": np.where(lung > 0.5, 255, 0).astype(np.uint8)}
     made = {"pixels": pixels, **{name: encode(those) for name, those in drawn.items()}, "labels": (label,)}
-    return made | {"boxes": boxes, "box_labels": [0] * len(boxes), "height": height, "width": width, "problems": []}
+    return made | {
+        "boxes": boxes,
+        "box_findings": FINDINGS * len(boxes),
+        "height": height,
+        "width": width,
+        "problems": [],
+    }
 
 
 def implant(pixels: np.ndarray, found: list, contrast: float) -> np.ndarray:
@@ -148,14 +155,14 @@ def _negatives(root: Path, problems: list[Problem]) -> tuple[list[Item], list[Pa
         negative = (0,) * len(release.findings)
     else:
         return _every_image(root, problems), [], 0
-    items = [Item(**{**vars(i), "boxes": (), "labels": ()}) for i in release.items if i.labels == negative]
+    items = [dataclasses.replace(i, boxes=(), labels=()) for i in release.items if i.labels == negative]
     return items, release.tables, release.missing
 
 
 def _every_image(root: Path, problems: list[Problem]) -> list[Item]:
     """Each its own patient, named by its path below `root`."""
     items, named, real = {}, {}, str(root.resolve())
-    for path in sorted(p for paths in lookup.index_images(root, "name", images.SUFFIXES).values() for p in paths):
+    for path in sorted(itertools.chain(*lookup.index_images(root, "name", images.SUFFIXES).values())):
         name = path.relative_to(root).as_posix()
         try:
             image_id = lookup.safe_name(name)
