@@ -7,7 +7,7 @@ padding; index int32 [B], position in the split (-1 for padding).
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +25,7 @@ from infomask_jax.pixels import blocks, decode_gray, fit, rescale, standardise
 Batch = dict[str, np.ndarray]
 IN_THREADS = MachineConfig()
 FIELDS = ("image", "labels")  # of a stored example, all that a batch needs
+READING = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 ZOOM, SHIFT, CONTRAST = 0.1, 0.05, 0.2  # largest change of the side, shift as a share of it, change of the gain
 
@@ -87,22 +88,19 @@ def augment(images: Sequence[np.ndarray], size: int, draws: np.ndarray) -> Itera
         yield rescale(image, size)
 
 
-def to_batch(
-    examples: Decoded,
-    index: np.ndarray,
-    size: int,
-    picture: Callable[[list[np.ndarray]], Iterable[np.ndarray]],
-    gains: np.ndarray | None = None,
-) -> Batch:
+def to_batch(examples: Decoded, index: np.ndarray, size: int, draws: np.ndarray | None = None) -> Batch:
     """Batch of the examples at `index` [B]; -1 is padding, a copy of the first.
 
-    `picture`: stored pixels of the B examples -> [size, size] of each; gains [B]: standard deviations in place of 1.
+    With `draws` [B, 4], uniform in -1 .. 1, it is augmented: see `augment`; the last one is for the contrast.
     """
     read = [examples[i] for i in np.maximum(index, 0).tolist()]
     images, labels = np.empty((len(index), size, size, 1), np.float32), np.array([row for _, row in read], np.float32)
-    gains = [1.0] * len(index) if gains is None else gains.tolist()
     with _one_at_a_time if size < _SMALL else nullcontext():
-        for image, gain, out in zip(picture([pixels for pixels, _ in read]), gains, images, strict=True):
+        if draws is None:
+            shown, gains = (fit(pixels, size) for pixels, _ in read), np.ones(len(index))
+        else:
+            shown, gains = augment([pixels for pixels, _ in read], size, draws[:, :3]), 1.0 + CONTRAST * draws[:, 3]
+        for image, gain, out in zip(shown, gains.tolist(), images, strict=True):
             standardise(image, gain, out=out[..., 0])
     return {
         "image": images,
@@ -115,9 +113,7 @@ def to_batch(
 
 @lru_cache(maxsize=16)  # two epochs, where a batch ends one, of every seed that is trained side by side
 def _order(count: int, seed: int, epoch: int) -> np.ndarray:
-    order = np.random.default_rng((seed, epoch)).permutation(count)
-    order.flags.writeable = False
-    return order
+    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 @dataclass(frozen=True)
@@ -184,14 +180,12 @@ def train_batches(
     examples = source if isinstance(source, Decoded) else Decoded(source, machine.cache_gib / max(machine.workers, 1))
 
     def augmented(index: np.ndarray, rng: np.random.Generator) -> Batch:
-        draws = rng.uniform(-1.0, 1.0, (len(index), 4))[mine]  # of the whole batch, however it is shared
-        gains = 1.0 + CONTRAST * draws[:, 3]
-        return to_batch(examples, index[mine], size, lambda images: augment(images, size, draws[:, :3]), gains)
+        draws = rng.uniform(-1.0, 1.0, (len(index), 4))  # of the whole batch, however it is shared
+        return to_batch(examples, index[mine], size, draws[mine])
 
     def begin(taken: int) -> grain.IterDataset:
         dataset = grain.MapDataset.source(_Shuffled(len(source), config.batch_size, seed))
-        dataset = dataset.random_map(augmented, seed=seed)[taken:]
-        dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+        dataset = dataset.random_map(augmented, seed=seed)[taken:].to_iter_dataset(READING)
         if machine.workers:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain asks absl for its flags; ours is not an absl program
@@ -213,15 +207,10 @@ def eval_batches(source, image_size: int, batch_size: int, process: int = 0, pro
     count, examples = len(source), Decoded(source)
 
     def fitted(index: np.ndarray) -> Batch:
-        index = np.where(index < count, index, -1)
-        return to_batch(examples, index, image_size, lambda images: (fit(image, image_size) for image in images))
+        return to_batch(examples, np.where(index < count, index, -1), image_size)
 
-    return (
-        grain.MapDataset.range(-(-count // batch_size) * batch_size)
-        .batch(batch_size // processes)[process::processes]
-        .map(fitted)
-        .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
-    )
+    places = grain.MapDataset.range(-(-count // batch_size) * batch_size).batch(batch_size // processes)
+    return places[process::processes].map(fitted).to_iter_dataset(READING)
 
 
 def _ignore_interrupt(index: int, count: int) -> None:
