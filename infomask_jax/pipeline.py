@@ -93,7 +93,9 @@ def to_batch(examples: Decoded, index: np.ndarray, size: int, draws: np.ndarray 
 
     With `draws` [B, 4], uniform in -1 .. 1, it is augmented: see `augment`; the last one is for the contrast.
     """
-    read = [examples[i] for i in np.maximum(index, 0).tolist()]
+    places = np.maximum(index, 0).tolist()
+    once = {i: examples[i] for i in dict.fromkeys(places)}  # however much is padding
+    read = [once[i] for i in places]
     images, labels = np.empty((len(index), size, size, 1), np.float32), np.array([row for _, row in read], np.float32)
     with _one_at_a_time if size < _SMALL else nullcontext():
         if draws is None:
