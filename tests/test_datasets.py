@@ -414,7 +414,7 @@ def test_damaged_data_set_is_not_loaded_and_names_file_and_field(own, copied):
     refused("bytes of train")
     for path in whole:
         path.unlink()
-        refused(path.name if path.suffix else "bytes of train")
+        refused("bytes of train" if path == shard else path.name)
     (folder / "metadata.json").unlink()
     assert prepare(changed(own, overwrite=True)) == copied
 
