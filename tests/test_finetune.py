@@ -19,6 +19,7 @@ from infomask_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from infomask_jax.datasets import Synthetic
 from infomask_jax.explain import attribution
 from infomask_jax.model import build
+from infomask_jax.pixels import decode_gray, fit, standardise
 from infomask_jax.presets import ONE_VIEW, changed
 from infomask_jax.train import create_state, make_train_step, train
 
@@ -140,7 +141,7 @@ def test_a_run_with_trained_weights_is_whole(tmp_path, file):
     np.testing.assert_allclose(found["infomask"][0], scored["infomask"][0], atol=2e-3)
     audit.audit_run(own.workdir, data, "test")
     program = jax.export.deserialize(export.export_run(own.workdir).read_bytes())
-    image = pipeline.standardise(pipeline.fit(pipeline.decode_gray(data.source("test")[0]["image"]), SIDE))
+    image = standardise(fit(decode_gray(data.source("test")[0]["image"]), SIDE))
     np.testing.assert_allclose(
         program.call(image[None, ..., None])[1]["infomask"][0, ..., 0], scored["infomask"][0], atol=2e-3
     )
