@@ -4,10 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infomask_jax import pipeline
 from infomask_jax.model.pooling import noisy_or, pool
+from infomask_jax.presets import changed
+from infomask_jax.train import create_state, make_train_step
 
 
 def grid(values) -> jax.Array:
@@ -66,3 +70,11 @@ def test_noisy_or_is_exact_and_has_its_gradient_at_the_extremes():
         expected = p / whole if whole > 0 else np.exp(e - np.logaddexp.reduce(e))
         gradient = jax.grad(lambda e: noisy_or(e[:, None]).sum())(jnp.asarray(e, jnp.float32))
         np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_max_pooling_trains_in_a_compiled_step(tmp_path, examples):
+    """Its gradient must not look for the cell that equals the maximum: compiled, the two may differ by rounding."""
+    config = changed(tiny_config(tmp_path), {"model.pooling": "max", "data.image_size": 16})
+    batch = next(pipeline.train_batches(examples, config.data, seed=0))
+    _, metrics = jax.jit(make_train_step(config))(create_state(config, 1), batch)
+    assert np.isfinite(metrics["grad_norm"]) and metrics["grad_norm"] > 0

@@ -18,12 +18,11 @@ def pool(cells: jax.Array, pooling: str) -> jax.Array:
     cells = cells.reshape(*lead, height * width, findings)
     if pooling == "lse":
         return jax.nn.logsumexp(cells, axis=-2) - math.log(height * width)
-    if pooling == "max":
-        return cells.max(axis=-2)
     if pooling == "mean":
         return cells.mean(axis=-2)
-    if pooling == "topk":
-        count = math.ceil(TOP_SHARE * height * width)
+    if pooling in ("max", "topk"):
+        # max too: the gradient of jnp.max looks for cells that equal it, and in a compiled step none need be equal
+        count = 1 if pooling == "max" else math.ceil(TOP_SHARE * height * width)
         return jax.lax.top_k(cells.swapaxes(-1, -2), count)[0].mean(axis=-1)
     if pooling == "noisy_or":
         return noisy_or(cells)
