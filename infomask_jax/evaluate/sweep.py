@@ -142,8 +142,8 @@ def _saddles(basin: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _merge_tree(a, b, saddle, peak_level) -> tuple[np.ndarray, np.ndarray]:
-    """Each node's parent, and the level at which it forms, [nodes]: peaks, one for each merge, and the root, of level 0,
-    which is its own parent."""
+    """Each node's parent and the level at which it forms, [nodes]: peaks, merges, and the root, of level 0, which is
+    its own parent."""
     count = len(peak_level)
     top = int(peak_level.max()) + 1
     tree = minimum_spanning_tree(coo_matrix((top - saddle, (a, b)), shape=(count, count)).tocsr()).tocoo()
