@@ -93,15 +93,12 @@ def _maps(array: np.ndarray, name: str, where: str, n: int, k: int | None) -> np
     """[N,h,w] or [N,h,w,K] of numbers, K = k if given; the usual other shapes are explained."""
     shape = array.shape
     if name.startswith(("control/", "ceiling/")):
-        raise ValueError(
-            f"{where}: expected another name, this beginning is kept for our own controls; rename the array"
-        )
+        hint = "this beginning is kept for our own controls; rename the array"
+        raise ValueError(f"{where}: expected another name, {hint}")
     if not _numeric(array):
-        hint = (
-            f"write maps.detach().float().cpu().numpy(){' (bfloat16 is not kept)' * (array.dtype.kind == 'V')}{OTHERS}"
-        )
-        found = f"found {array.dtype}; {hint}"
-        raise ValueError(f"{where}: expected maps of float or integer numbers of at most 64 bits, {found}")
+        hint = "write maps.detach().float().cpu().numpy()" + " (bfloat16 is not kept)" * (array.dtype.kind == "V")
+        kinds = "float or integer numbers of at most 64 bits"
+        raise ValueError(f"{where}: expected maps of {kinds}, found {array.dtype}; {hint}{OTHERS}")
     hint = ""
     if array.ndim == 4 and shape[1] == 1:
         hint = f"squeeze axis 1: {name}[:, 0]"

@@ -87,9 +87,8 @@ def findings_of(file: MapFile, table: BoxTable, wanted, tables: str) -> tuple[li
     for name in ("probability", "label"):
         array = getattr(file, name)
         if array is not None and array.shape[1] != len(axes):
-            raise ValueError(
-                f"{file.path}, {name}: expected a column for each of {', '.join(axes)}; found {array.shape}"
-            )
+            wanted = f"a column for each of {', '.join(axes)}"
+            raise ValueError(f"{file.path}, {name}: expected {wanted}; found {array.shape}")
     odd = [name for name, a in file.maps.items() if a.ndim == 4 and a.shape[1] == len(axes) == a.shape[3]]
     what = f"of shape {file.maps[odd[0]].shape}: the last axis was taken as findings" if odd else ""
     return chosen, axes, [f"{file.path.name}, {', '.join(odd)}: {what}"] if odd else []
