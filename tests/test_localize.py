@@ -37,14 +37,12 @@ def test_resize_has_half_pixel_centres_and_shrinking_averages_over_areas(seed, h
     np.testing.assert_allclose(resize_map(fine, 5, width), half, rtol=1e-6)
 
 
-@pytest.mark.parametrize("size", [28, 224, 320])
 @pytest.mark.parametrize(("level", "gain"), [(0.9999, 1e-8), (1e6, 1e-3), (-3.0, 1e300)])
-def test_level_and_range_of_a_map_do_not_matter_and_constant_maps_stay_constant(size, level, gain):
-    heat = np.random.default_rng(0).random((size, size))
+def test_level_and_range_of_a_map_do_not_matter_and_constant_maps_stay_constant(level, gain):
+    heat = np.random.default_rng(0).random((320, 320))
     np.testing.assert_allclose(prepare_map(level + gain * heat, 224, 224), prepare_map(heat, 224, 224), atol=1e-5)
-    for dtype in (np.uint8, np.float32, np.float64):
-        constant = np.full((1, size, size), abs(level), dtype)
-        assert not prepare_maps(constant, 224).any() and not len(region_boxes(constant, 0.01, frame=224)[1])
+    constant = np.full((1, 320, 320), level)
+    assert not prepare_maps(constant, 224).any() and not len(region_boxes(constant, 0.01, frame=224)[1])
 
 
 @pytest.mark.parametrize("grid, cell", [((8, 8), (1, 6)), ((7, 14), (5, 2)), ((14, 7), (0, 6)), ((16, 16), (15, 0))])
@@ -57,13 +55,6 @@ def test_one_hot_cell_finds_its_own_box_and_no_mirrored_one(grid, cell):
     np.testing.assert_allclose(region_boxes(heat, 0.5, frame=224)[0].boxes, box, atol=1.5 / 224)
     np.testing.assert_array_equal(region_boxes(heat, 0.5)[0].boxes, box)
     assert rasterise(box, 224)[np.unravel_index(prepare_maps(heat, 224)[0].argmax(), (224, 224))]
-
-
-def test_findings_have_their_own_map_or_share_one():
-    maps = np.random.default_rng(0).random((2, 3, 4, 5))
-    for k in range(5):
-        np.testing.assert_array_equal(localize.of_finding(localize.four_axes(maps), k), maps[..., k])
-        np.testing.assert_array_equal(localize.of_finding(localize.four_axes(maps[..., 1]), k), maps[..., 1])
 
 
 def test_detections_are_coco_in_source_pixels_the_highest_peak_first(monkeypatch):

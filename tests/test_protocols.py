@@ -113,9 +113,6 @@ def test_pixel_scores_equal_scikit_learn_and_one_threshold_at_a_time(seed):
         np.testing.assert_array_equal(column, pixels.region_overlap(maps, truth, float(t))[0])
     best = pixels.tune_threshold(curve)
     assert curve.mean(0)[round(best * 100) - 1] == curve.mean(0).max()
-    few = pixels.tune_threshold(curve, protocols.CHEXLOCALIZE_THRESHOLDS)
-    assert few in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-    assert curve.mean(0)[round(few * 100) - 1] == curve.mean(0)[19:80:10].max()
 
 
 @settings(max_examples=40, deadline=None)
@@ -256,7 +253,7 @@ def test_li_scores_the_region_and_not_its_box():
 
 def test_chexlocalize_cuts_by_otsus_definition_and_counts_missed_findings_as_zero():
     rng = np.random.default_rng(0)
-    for s in prepare_maps(rng.random((6, 9, 9)) ** rng.uniform(0.3, 4, (6, 1, 1)), 30):
+    for s in prepare_maps(rng.random((3, 9, 9)) ** rng.uniform(0.3, 4, (3, 1, 1)), 30):
         levels, between = np.rint(s * 255).astype(int).ravel(), []  # variance between the classes of each cut
         for cut in range(255):
             low, high = levels[levels <= cut], levels[levels > cut]
@@ -265,10 +262,9 @@ def test_chexlocalize_cuts_by_otsus_definition_and_counts_missed_findings_as_zer
         np.testing.assert_array_equal(region.ravel(), levels > int(np.argmax(between)))
     s, mask = np.zeros((2, 8, 8), np.float32), np.zeros((2, 8, 8), bool)
     mask[:, :2, :2] = s[0, :2, :2] = 1
-    expected = {"mean_iou_otsu": 0.5, "mean_iou_fixed": 0.5, "hit_rate": (1 + 4 / 64) / 2}
-    for tuned, more in ((None, {}), (0.3, {"mean_iou_tuned": 0.5})):
-        scores = protocols.chexlocalize(s, mask, tuned)
-        assert {name: found.value for name, found in scores.items()} == pytest.approx(expected | more)
+    found = {name: score.value for name, score in protocols.chexlocalize(s, mask, 0.3).items()}
+    expected = {"mean_iou_otsu": 0.5, "mean_iou_fixed": 0.5, "mean_iou_tuned": 0.5}
+    assert found == pytest.approx(expected | {"hit_rate": (1 + 4 / 64) / 2})  # of a constant map, its share
 
 
 # --- RSNA
