@@ -56,13 +56,7 @@ class Film:
 
 
 def draw(
-    output: Path,
-    scores: dict,
-    examples: dict,
-    maps: dict[str, np.ndarray],
-    detections: list[dict],
-    image_of: Callable[[int], np.ndarray],
-    curves: dict[str, Path],
+    output: Path, scores: dict, examples: dict, maps: dict, detections: list[dict], image_of: Callable, curves: dict
 ) -> dict[Path, bytes | None]:
     """The pictures of a scored run, in output/figures: see `galleries`, and training.png.
 
@@ -70,7 +64,7 @@ def draw(
       scores, examples, image_of: as of `galleries`; examples also have `sizes` [N,2].
       maps: {method: [N,h,w,M]}; those of `DRAWN` are drawn.
       detections: COCO detections (see `localize.detections`) of the first of them.
-      curves: {label: metrics.jsonl} of the runs to compare.
+      curves: {label: path of metrics.jsonl} of the runs to compare.
     """
     predicted = {}
     for box in detections:

@@ -37,20 +37,21 @@ def check_ids(file: MapFile, val_file: MapFile | None, table: BoxTable) -> None:
 
 def nearly_matched(ids, table: BoxTable) -> list[str]:
     """A note on images of the maps that only their folder or suffix keeps from a row in the boxes."""
-    odd = _misspelled(ids, {**table.boxes, **table.negative})
-    what = f"{odd[0][0]!r} has a map and {odd[0][1]!r} a row in the boxes" if odd else ""
-    return [f"{len(odd)} images are not matched, but would be without folder and suffix: {what}"] if odd else []
+    if not (odd := _misspelled(ids, {**table.boxes, **table.negative})):
+        return []
+    what = f"{odd[0][0]!r} has a map and {odd[0][1]!r} a row in the boxes"
+    return [f"{len(odd)} images are not matched, but would be without folder and suffix: {what}"]
 
 
 def _misspelled(ids, listed) -> list[tuple[str, str]]:
     """Of names in only one of two lists, the pairs that are one name but for folder and suffix."""
+
+    def stem(name: str) -> str:
+        return re.sub(r"\.[a-z]\w{0,4}$", "", PurePosixPath(name).name, flags=re.IGNORECASE)
+
     ids = dict.fromkeys(ids)
-    stems = {_stem(name): name for name in listed if name not in ids}
-    return [(name, stems[_stem(name)]) for name in ids if name not in listed and _stem(name) in stems]
-
-
-def _stem(name: str) -> str:
-    return re.sub(r"\.[a-z]\w{0,4}$", "", PurePosixPath(name).name, flags=re.IGNORECASE)
+    stems = {stem(name): name for name in listed if name not in ids}
+    return [(name, stems[stem(name)]) for name in ids if name not in listed and stem(name) in stems]
 
 
 def findings_of(file: MapFile, table: BoxTable, wanted, tables: str) -> tuple[list[str], list[str], list[str]]:
