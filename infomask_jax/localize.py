@@ -1,15 +1,8 @@
 """Heat map -> regions -> boxes: what is scored and what is drawn come from here.
 
-Conventions
-- Maps are [N,h,w,M]: M = 1, shared by all findings, or one for each. `of_finding` picks [N,h,w].
-- A map [h,w] covers the whole image: cell (i,j) covers rows [i/h,(i+1)/h) and columns [j/w,(j+1)/w). It is enlarged
-  bilinearly with half-pixel centres (sample i sits at (i+.5)/h, edges are clamped) and shrunk by averaging over areas,
-  never shifted or cropped.
-- Boxes have continuous edges. Pixel i of an axis with n pixels covers [i,i+1)/n, so a region of rows a..b (inclusive)
-  has ymin = a/n and ymax = (b+1)/n, and its height is ymax - ymin: there is no +1 anywhere else.
-- Boxes are [n,4] (ymin,xmin,ymax,xmax) in 0..1 of the image; only `detections` speaks source pixels.
-- A region is 8-connected: pixels that touch at a corner belong together.
-"""
+- Maps are [N,h,w,M]: M = 1, shared by all findings, or one for each. A map covers the whole image: cell (i,j) covers
+  rows [i/h,(i+1)/h). It is enlarged bilinearly with half-pixel centres and shrunk by averaging over areas.
+- Boxes are [n,4] (ymin,xmin,ymax,xmax) in 0..1 of the image: rows a..b of n are ymin = a/n, ymax = (b+1)/n."""
 
 from typing import NamedTuple
 
@@ -50,14 +43,9 @@ def prepare_map(heat: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def prepare_maps(maps: np.ndarray, frame: int | tuple[int, int], names=None) -> np.ndarray:
-    """`prepare_map` of maps [n,h,w] in a frame (its side, or height and width) -> float32 [n,height,width].
-
-    ValueError naming the image (of `names`, else by its number) where a map is not finite.
-    """
-    maps = np.asarray(maps)
-    if maps.ndim != 3 or 0 in maps.shape[1:]:
-        raise ValueError(f"expected maps [n,h,w], found shape {maps.shape}")
-    height, width = np.broadcast_to(frame, 2).tolist()
+    """`prepare_map` of maps [n,h,w] in a frame (its side, or height and width) -> float32 [n,height,width]. ValueError
+    naming the image (of `names`, else by its number) where a map is not finite."""
+    maps, (height, width) = np.asarray(maps), np.broadcast_to(frame, 2).tolist()
     out = np.empty((len(maps), height, width), np.float32)
     for i, heat in enumerate(maps):
         try:
@@ -68,28 +56,23 @@ def prepare_maps(maps: np.ndarray, frame: int | tuple[int, int], names=None) -> 
 
 
 def resize_map(heat: np.ndarray, height: int, width: int) -> np.ndarray:
-    """heat [h,w], finite -> [height,width]; float32, or float64 of a type that float32 cannot hold. The level of a map
-    near the limit of its type is lowered."""
+    """heat [h,w], finite -> [height,width]; float32, or float64 of a type that float32 cannot hold."""
     return _resize(_as_float(heat), height, width)
 
 
 def normalise(heat: np.ndarray) -> np.ndarray:
     """Min-max of one finite map to 0..1, float32 (WSOL, Choe et al. 2020); a constant map becomes zeros."""
     low, high = heat.min(), heat.max()
-    if not high > low:
-        return np.zeros(heat.shape, np.float32)
-    return ((heat - low) / (high - low)).astype(np.float32)
+    return ((heat - low) / (high - low) if high > low else np.zeros_like(heat)).astype(np.float32)
 
 
 def _as_float(heat: np.ndarray) -> np.ndarray:
     heat = np.asarray(heat)
-    if heat.ndim != 2 or 0 in heat.shape:
-        raise ValueError(f"expected one map [h,w], found shape {heat.shape}")
     if not np.isfinite(heat).all():
         raise ValueError("the heat map has non-finite values (NaN, infinity or float16 overflow)")
     heat = np.ascontiguousarray(heat, np.float32 if heat.dtype in (np.float16, np.float32) else np.float64)
     if np.abs(heat).max() > 0.1 * np.finfo(heat.dtype).max:
-        heat = heat * heat.dtype.type(0.1)  # its range would overflow
+        heat = heat * heat.dtype.type(0.1)  # else its range would overflow
     return heat
 
 
@@ -104,15 +87,13 @@ def _resize(heat: np.ndarray, height: int, width: int) -> np.ndarray:
 def region_boxes(maps, threshold: float, images=None, *, frame=None, names=None) -> tuple[Boxes, np.ndarray]:
     """Tight boxes of the connected regions {s >= threshold} of maps [n,h,w], and the maximum of s in each, [boxes].
 
-    Boxes of an image go from top to bottom, then from left to right. A constant map has none: threshold is in (0,1].
+    Regions are 8-connected. Boxes of an image go from top to bottom, then from left to right.
 
     Args:
-      maps: prepared, or of any range: then `frame` and `names` are as in `prepare_maps`, which is called on some at a
-        time.
+      maps: prepared, or of any range: then `frame` and `names` are as in `prepare_maps`. threshold: in (0,1].
       images: positions of those asked for, among which boxes are numbered; by default all.
 
-    Images are stacked into tall pictures with an empty row after each, so that one connected-components call serves
-    many of them.
+    One connected-components call serves many images, stacked with an empty row after each.
     """
     maps, at = np.asarray(maps), np.arange(len(maps)) if images is None else images
     height, width = maps.shape[1:] if frame is None else np.broadcast_to(frame, 2).tolist()
@@ -140,15 +121,13 @@ def region_boxes(maps, threshold: float, images=None, *, frame=None, names=None)
 
 
 def detections(names, maps, sizes, threshold, frame, category_id, category, probabilities=None, first=0) -> list[dict]:
-    """COCO detections of one finding, as pycocotools' `loadRes` takes them, `bbox` [x,y,w,h] in pixels of the source
-    image, of each image the highest peak first. `image_id` is the image's number, which COCO wants to be an integer;
-    its name is beside it as `file_name`.
+    """COCO detections of one finding (pycocotools' `loadRes` takes them), of each image the highest peak first: `bbox`
+    [x,y,w,h] in pixels of the source image, `image_id` its number from `first` on, `file_name` its name.
 
     Args:
       names: [N] text. maps: [N,h,w], any range. sizes: [N,2] (height, width) of the source images.
       threshold, frame: as in `region_boxes`; those of the scores give the scored boxes.
       probabilities: [N] of the finding; given, a box scores peak * probability, otherwise its peak alone.
-      first: number of the first image; the others follow in their order.
     """
     boxes, peaks = region_boxes(maps, threshold, frame=frame, names=names)
     corners, out = boxes.boxes.astype(np.float32).astype(float), []

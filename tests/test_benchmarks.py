@@ -50,8 +50,7 @@ def last_line(monkeypatch, capsys, trained):
     return run
 
 
-def test_every_script_is_tried():
-    assert {path.name for path in BENCHMARKS.glob("*.py")} - {"common.py", "torch_model.py"} == SMALL.keys()
+assert {path.name for path in BENCHMARKS.glob("*.py")} - {"common.py", "torch_model.py"} == SMALL.keys()
 
 
 @pytest.mark.parametrize("script", SMALL)
@@ -60,9 +59,5 @@ def test_a_script_prints_what_it_promises(script, last_line, tmp_path):
     assert json.loads((tmp_path / "kept.json").read_text()) == found
     assert {"device", "versions", "date"} <= found.keys()
     assert all(0 <= found[name] <= most for name, most in SMALL[script][1].items()), found
-    if script == "step.py":
-        assert found["of_torch"] is None  # not installed, or several devices
-    if script == "encoders.py":
-        assert found["encoders"][0]["encoder"] == "resnet18" and found["encoders"][0]["memory_gib"] > 0
     if script == "scaling.py":
         assert found["devices"] == {"2": 1} and found["processes"].keys() == {"1", "2"}

@@ -34,10 +34,12 @@ def commands(path: Path) -> set[str]:
     lines = [part.strip() for line in lines for part in re.split(r"\s&& | \| | {2,}#.*", line)]
     lines = [re.sub(r"^(\w+=\S* )+", "", line) for line in lines]  # variables before a command
     lines = [re.sub(r"^experiments/tpu.sh start -- ", "python ", line) for line in lines]
-    return {line for line in lines if re.match(r"(python|infomask|make|pip install) ", line)}
+    found = {line for line in lines if re.match(r"(python|infomask|make|pip install) ", line)}
+    return {line for line in found if line != "python -m infomask_jax" and "$" not in line}  # no whole commands
 
 
 COMMANDS = sorted({line for path in [*TEXTS, *SCRIPTS] for line in commands(path)})
+assert {line.split()[0] for line in COMMANDS} >= {"python", "make", "pip"} and len(COMMANDS) > 30
 
 
 @pytest.fixture
@@ -82,11 +84,6 @@ def test_a_command_is_accepted(line, parse):
     else:
         script = (ROOT / words[0]).read_text()
         assert all(word in script for word in words if word.startswith("--"))
-
-
-@pytest.mark.parametrize("kind", ["python -m infomask_jax", "python experiments/", "python benchmarks/", "make", "pip"])
-def test_commands_are_found(kind):
-    assert any(line.startswith(kind) for line in COMMANDS)
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -2,8 +2,8 @@
 
 import copy
 import json
-import subprocess
-import sys
+import re
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from infomask_jax.evaluate import bootstrap, controls, deletion_insertion, pixels, protocols, ranking, scoring
+from infomask_jax import localize
+from infomask_jax.evaluate import bootstrap, controls, deletion_insertion, pixels, protocols, ranking
 from infomask_jax.evaluate import score as score_all
-from infomask_jax.evaluate.truth import finding_truth, patients_of, rasterise, resize_mask
+from infomask_jax.evaluate.boxes import overlap
+from infomask_jax.evaluate.truth import finding_truth, rasterise, resize_mask
 from infomask_jax.localize import prepare_maps
 
-SEEDS = st.integers(0, 10**6)
 BLIND = {f"control/{name}" for name in (*controls.MAPS, *controls.BOXES)}
 
 
@@ -87,33 +88,23 @@ def result():
 
 
 def test_result_has_the_promised_shape(result):
-    result = result[0]
+    result, rows = result
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     row, counts = result["localization"]["mass"]["infomask"], result["counts"]["mass"]
-    assert set(row["pxap"]) == {"value", "ci95", "n"}
     assert set(row["acc_iou"]) == {"0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7"} == set(row["afp"])
     assert set(row["acc_iobb"]) == {"0.1", "0.25", "0.5", "0.75", "0.9"}
     assert row["threshold"]["tuned_on"] == "val" and row["max_box_acc_v2"]["tuned_on"] == "oracle"
     assert set(result["classification"]["mass"]) == {*("auroc", "auprc", "ece", "brier", "reliability", "prevalence")}
     assert (row["pxap"]["n"], row["acc_iou"]["0.1"]["n"]) == (counts["scored_images"], counts["scored_boxes"])
-    low, high = row["mean_iou"]["ci95"]
-    assert low < row["mean_iou"]["value"] < high
-    differences, rows = result["differences"]["mass"], result["localization"]["mass"]
-    gap = row["pxap"]["value"] - rows["cam"]["pxap"]["value"]
+    differences, methods = result["differences"]["mass"], result["localization"]["mass"]
+    gap = row["pxap"]["value"] - methods["cam"]["pxap"]["value"]
     assert differences["infomask - cam"]["pxap"]["value"] == pytest.approx(gap, abs=2e-6)
     best = differences["infomask - best control"]["acc_iou/0.1"]["control"]
-    assert rows[best]["acc_iou"]["0.1"]["value"] == max(rows[m]["acc_iou"]["0.1"]["value"] for m in BLIND)
-
-
-def test_rows_of_images_average_to_the_scores(result):
-    result, rows = result
-    entry, own = result["localization"]["mass"]["cam"], [r for r in rows if r["method"] == "cam"]
+    assert methods[best]["acc_iou"]["0.1"]["value"] == max(methods[m]["acc_iou"]["0.1"]["value"] for m in BLIND)
+    entry, own = methods["cam"], [r for r in rows if r["method"] == "cam"]  # rows of images average to the scores
     scored = [r for r in own if r["iou"] is not None]
-    assert len(scored) == result["counts"]["mass"]["scored_images"] and len(own) == 40
-    found = sum(r["boxes_found_iou_0.3"] for r in scored) / sum(r["true_boxes"] for r in scored)
-    for column, name in (("iou", "mean_iou"), ("pointing_game", "pointing_game")):
-        assert np.mean([r[column] for r in scored]) == pytest.approx(entry[name]["value"], abs=1e-5)
-    assert found == pytest.approx(entry["acc_iou"]["0.3"]["value"], abs=1e-5)
+    assert len(scored) == counts["scored_images"] and len(own) == 40
+    assert np.mean([r["iou"] for r in scored]) == pytest.approx(entry["mean_iou"]["value"], abs=1e-5)
     challenge = [r["rsna"] for r in own if r["rsna"] is not None]
     assert np.mean(challenge) == pytest.approx(entry["protocols"]["rsna"]["map"]["value"], abs=1e-5)
 
@@ -124,9 +115,11 @@ def test_score_is_seeded_and_takes_every_shape_of_maps():
     assert runs[0] == runs[1] != runs[2]
     for same in (maps.tolist(), maps[..., None]):
         assert score(["mass"], data, {"cam": same}) == runs[0]
-    assert tuple(runs[0]["localization"]["mass"]["cam"]["protocols"]) == scoring.localization.PROTOCOLS
     few, rows = score_all(["mass"], data, {"cam": maps}, frame=16, resamples=5, protocols=("li2018",))
     assert set(few["localization"]["mass"]["cam"]["protocols"]) == {"li2018"} and "rsna" not in rows[0]
+
+
+# --- what is tuned and averaged on what
 
 
 def test_every_protocol_says_where_its_threshold_is_from():
@@ -142,31 +135,22 @@ def test_every_protocol_says_where_its_threshold_is_from():
         assert result["mean_boxes_from"]["mass"] == ("val" if tuned == "val" else "leave-one-out on the split")
 
 
-# --- what is tuned and averaged on what
-
-
-def test_thresholds_are_the_best_on_validation_and_not_on_the_scored_split():
+def test_thresholds_are_the_best_on_validation_and_random_maps_of_it_are_others():
+    """Tuned on the scored noise, a threshold could fit it."""
     (data, maps), (val, val_maps) = scene(60), scene(60, seed=1)
     val_maps = (val_maps / val_maps.max((1, 2), keepdims=True)) ** 4  # the same order of pixels, another best cut
-    options = {"val": val, "val_maps": {"cam": val_maps}, "frame": 32}
-    row = score(["mass"], data, {"cam": maps}, **options)["localization"]["mass"]["cam"]
-    best = tuned_on(val, val_maps, 32)
+    options = {"val": val, "val_maps": {"cam": val_maps}, "frame": 32, "protocols": ("chexlocalize",)}
+    rows = score(["mass"], data, {"cam": maps}, **options)["localization"]["mass"]
+    row, best = rows["cam"], tuned_on(val, val_maps, 32)
     assert row["threshold"] == {"value": best, "tuned_on": "val"} and abs(best - tuned_on(data, maps, 32)) > 0.1
     few = row["protocols"]["chexlocalize"]["threshold"]["value"]["tuned"]
     assert few == pytest.approx(best, abs=0.15) and few != 0.5
-
-
-def test_random_maps_of_validation_are_others_than_the_scored_ones():
-    """Tuned on the scored noise, a threshold could fit it."""
-    (data, maps), (val, val_maps) = scene(), scene(seed=1)
-    val = {**val, "boxes": data["boxes"], "labels": data["labels"]}
-    options = {"val": val, "val_maps": {"cam": val_maps}, "protocols": ()}
-    row = score(["mass"], data, {"cam": maps}, **options)["localization"]["mass"]["control/random"]
-    assert row["threshold"]["value"] == tuned_on(val, controls.random_maps(40, 1), 16)
+    assert rows["control/random"]["threshold"]["value"] == tuned_on(val, controls.random_maps(60, 1), 32)
     own = np.flatnonzero(data["labels"][:, 0])
-    noise = prepare_maps(controls.random_maps(40, 0)[own], 16)
-    truth = np.stack([rasterise(data["boxes"][i][0], 16) for i in own])
-    assert row["pxap"]["value"] == pytest.approx(average_precision_score(truth.ravel(), noise.ravel()), abs=1e-6)
+    noise = prepare_maps(controls.random_maps(60, 0)[own], 32)
+    truth = np.stack([rasterise(data["boxes"][i][0], 32) for i in own])
+    reference = average_precision_score(truth.ravel(), noise.ravel())
+    assert rows["control/random"]["pxap"]["value"] == pytest.approx(reference, abs=1e-6)
 
 
 def test_rsna_predicts_where_the_classifier_of_the_map_is_confident_and_controls_everywhere():
@@ -191,65 +175,42 @@ def test_mean_boxes_leave_the_image_out_and_come_from_validation_where_it_has_bo
     """Boxes on every third image only, so that positions among the scored and in the split differ."""
     rng, n = np.random.default_rng(6), 30
     corner = rng.uniform(0, 0.6, (n, 2))
-    boxes = np.hstack([corner, corner + 0.3])
+    boxes, owners = np.hstack([corner, corner + 0.3]), np.arange(0, n, 3)
     data = positives([boxes[i : i + 1] if i % 3 == 0 else [] for i in range(n)])
     data["labels"] = (np.arange(n) % 3 == 0)[:, None] * 1
-    maps, owners = {"cam": rng.random((n, 6, 6))}, np.arange(0, n, 3)
+    maps = {"cam": rng.random((n, 6, 6))}
 
     def hits(means):
-        return np.mean([iou(m, boxes[i]) > 0.3 for m, i in zip(means, owners, strict=True)])
-
-    def iou(a, b):
-        both = np.prod(np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None))
-        return both / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - both)
+        return np.mean([overlap(m, boxes[i])[0] > 0.3 for m, i in zip(means, owners, strict=True)])
 
     def found(**options):
         row = score(["mass"], data, maps, protocols=(), **options)["localization"]["mass"]["control/mean_box"]
-        assert row["boxes_per_image"] == 1
         return row["acc_iou"]["0.3"]["value"]
 
-    others = [boxes[owners[owners != i]].mean(0) for i in owners]
-    misnumbered = [boxes[owners[np.arange(len(owners)) != i]].mean(0) for i in owners]
-    every = boxes[owners].mean(0)
-    assert found() == pytest.approx(hits(others)) and hits(others) not in (hits([every] * 10), hits(misnumbered))
+    others, every = [boxes[owners[owners != i]].mean(0) for i in owners], boxes[owners].mean(0)
+    assert found() == pytest.approx(hits(others)) and hits(others) != hits([every] * 10)
     val = {**data, "image_id": [f"val {i}" for i in range(n)], "boxes": [(b * 0.5, f) for b, f in data["boxes"]]}
     assert found(val=val, val_maps=maps) == hits([every * 0.5] * 10)
 
 
-def test_controls_never_see_the_image():
-    """Other maps and probabilities, with and without validation: the controls' rows stay as they are."""
+def test_controls_never_see_the_image_but_brightness_which_is_a_map_where_both_splits_have_it():
+    """Other maps and probabilities: the controls' rows stay as they are."""
     (data, maps), (val, val_maps) = scene(20), scene(20, seed=1)
     other = {**data, "probabilities": 1 - data["probabilities"]}
-    for of_val in (val, None):
-        one, two = (
-            score(["mass"], d, {"cam": m}, val=of_val, val_maps=of_val and {"cam": m_val})["localization"]["mass"]
-            for d, m, m_val in ((data, maps, val_maps), (other, 1 - maps, maps))
-        )
-        assert {m for m in one if m.startswith("control/")} == BLIND
-        assert all(one[method] == two[method] for method in BLIND) and one["cam"] != two["cam"]
-
-
-def test_brightness_is_the_image_in_cells_and_scored_as_a_map_where_both_splits_have_it():
+    one, two = (
+        score(["mass"], d, {"cam": m}, val=val, val_maps={"cam": m_val})["localization"]["mass"]
+        for d, m, m_val in ((data, maps, val_maps), (other, 1 - maps, maps))
+    )
+    assert {m for m in one if m.startswith("control/")} == BLIND
+    assert all(one[method] == two[method] for method in BLIND) and one["cam"] != two["cam"]
     image = np.random.default_rng(0).integers(0, 255, (28, 42), np.uint8)
     np.testing.assert_allclose(controls.brightness(image), image.reshape(14, 2, 14, 3).mean(axis=(1, 3)), rtol=1e-5)
-    (data, maps), (val, val_maps) = scene(), scene(seed=1)
     bright = {**data, "brightness": 1 - maps}, {**val, "brightness": 1 - val_maps}
     options = {"val_maps": {"mine": 1 - val_maps}, "protocols": ("wang2017",)}
     rows = score(["mass"], bright[0], {"mine": 1 - maps}, val=bright[1], **options)["localization"]["mass"]
     assert rows["control/brightness"] == rows["mine"]
     one_sided = score(["mass"], bright[0], {"mine": 1 - maps}, val=val, **options)["localization"]["mass"]
     assert set(one_sided) == set(rows) - {"control/brightness"}
-
-
-def test_upside_down_or_mirrored_maps_score_worse():
-    (data, maps), (val, val_maps) = scene(60), scene(60, seed=1)
-    turns = {"right": np.asarray, "upside_down": lambda m: m[:, ::-1], "mirrored": lambda m: m[:, :, ::-1]}
-    turns["transposed"] = lambda m: m.swapaxes(1, 2)
-    turned, of_val = ({name: turn(m) for name, turn in turns.items()} for m in (maps, val_maps))
-    rows = score(["mass"], data, turned, val=val, val_maps=of_val, protocols=())["localization"]["mass"]
-    for name in ("upside_down", "mirrored", "transposed"):
-        for metric in ("pxap", "pointing_game", "mean_iou", "max_box_acc_v2"):
-            assert rows[name][metric]["value"] < rows["right"][metric]["value"] - 0.15, (name, metric)
 
 
 # --- which images and boxes count
@@ -273,26 +234,7 @@ def test_several_findings_and_findings_without_boxes():
     assert own > other + 0.2  # each finding is scored on its own map
     bare = {**data, "boxes": [(b[:0], f[:0]) for b, f in data["boxes"]], "probabilities": None}
     empty = score(["a", "b", "c"], bare, given)
-    assert empty["localization"] == {} and empty["n_boxed_images"] == 0
-    assert empty["classification"]["a"]["auroc"]["reason"] == "no probabilities"
-
-
-def test_boxes_that_are_not_positive_are_nowhere_true():
-    data, maps = scene(12)
-    boxed = [i for i, (b, _) in enumerate(data["boxes"]) if len(b)]
-    data["labels"][boxed[:2], 0] = 0, -1
-    kept = [i for i in range(12) if i not in boxed[:2]]
-    result = score(["mass"], data, {"cam": maps})
-    without = score(["mass"], {key: [v[i] for i in kept] for key, v in data.items()}, {"cam": maps[kept]})
-    assert result["counts"]["mass"]["skipped_boxed_not_positive"] == 2
-
-    def values(scores):
-        return scores["value"] if "value" in scores else {k: values(v) for k, v in scores.items() if k != "threshold"}
-
-    row, alone = (r["localization"]["mass"]["cam"]["protocols"] for r in (result, without))
-    for name in ("wang2017", "li2018", "wsol", "chexlocalize", "pixel_auprc"):
-        own, other = ({k: v for k, v in r[name].items() if k != "boxes_per_image"} for r in (row, alone))
-        assert values(own) == values(other)
+    assert empty["localization"] == {} and empty["classification"]["a"]["auroc"]["reason"] == "no probabilities"
 
 
 def test_what_is_counted_by_rsna_and_by_wang():
@@ -326,10 +268,9 @@ def test_exact_masks_are_the_truth_in_pixels_and_cut_to_the_boxes_of_the_finding
     exact[20:60, 20:60] = exact[80:82, 81:83] = True
     boxes = np.float32([[0.2, 0.2, 0.6, 0.6], [0.80, 0.81, 0.82, 0.83]])
     data = positives([boxes], [[0, 1]], masks=[exact]) | {"labels": np.ones((1, 2), int)}
-    for frame in (16, 28, 100):
-        large, small = (finding_truth(data, k, frame).mask[0] for k in range(2))
-        assert small.any() and not (small & large).any()  # scored however small
-        np.testing.assert_array_equal(large | small if frame == 100 else large, resize_mask(exact, frame))
+    large, small = (finding_truth(data, k, 16).mask[0] for k in range(2))
+    assert small.any() and not (small & large).any()  # scored however small
+    np.testing.assert_array_equal(large, resize_mask(exact, 16))
 
 
 def test_the_ceiling_of_a_grid_is_the_truth_on_it():
@@ -346,56 +287,26 @@ def test_the_ceiling_of_a_grid_is_the_truth_on_it():
         assert low < middle < full == 1, metric
     # Box a becomes rows 4-16 and columns 16-28 of 32 on the 8 x 8 grid, IoU 90 / 153; b mirrors it.
     assert rows["ceiling/8x8"]["acc_iou"]["0.5"]["value"] == 1 and rows["ceiling/8x8"]["acc_iou"]["0.6"]["value"] == 0
-    plain = score(["mass"], data, maps, frame=32, protocols=())
-    assert plain == score(["mass"], data | {"masks": [None] * 2}, maps, frame=32, protocols=())
-    overlap = plain["localization"]["mass"]["ceiling/8x8"]["mean_iou"]["value"]
-    assert overlap == pytest.approx(90 / 153, abs=1e-6)  # frame pixels lie on the grid: as the boxes
-
-
-def test_without_a_patient_an_image_stands_for_itself():
-    found = patients_of({"patient_id": ["p", "", None, float("nan"), "", "p"], "image_id": list("abcdef")})
-    assert found[0] == found[-1] and len(set(found)) == 5
+    plain = score(["mass"], data | {"masks": [None] * 2}, maps, frame=32, protocols=())
+    found = plain["localization"]["mass"]["ceiling/8x8"]["mean_iou"]["value"]
+    assert found == pytest.approx(90 / 153, abs=1e-6)  # frame pixels lie on the grid: as the boxes
 
 
 # --- odd and bad input
 
 
-def odd(maps, box=(0.0, 0.0, 0.25, 0.5)):
-    data = positives([[box]] * len(maps))
-    return score(["mass"], data, {"cam": maps}, frame=32)["localization"]["mass"]["cam"]
-
-
-def test_constant_maps_score_chance_and_predict_nothing():
-    entry = odd(np.full((3, 8, 8), 7.0))
+def test_constant_maps_score_chance_predict_nothing_and_extreme_ones_keep_their_order():
+    data, shape = positives([[[0.0, 0.0, 0.25, 0.5]]] * 3), np.zeros((3, 8, 8))
+    shape[:, :2, :4] = 1
+    maps = {"constant": np.full((3, 8, 8), 7.0), "float16": np.where(shape, np.float16(65504), np.float16(-65504))}
+    maps |= {"float64": np.where(shape, 1.7e308, -1.7e308), "int64": 2**40 + shape.astype(int)}
+    rows = score(["mass"], data, maps, frame=32)["localization"]["mass"]
+    assert all(rows[name]["mean_iou"]["value"] > 0.85 for name in ("float16", "float64", "int64"))
+    entry = rows["constant"]
     assert entry["pxap"]["value"] == entry["pointing_game"]["value"] == 0.125  # the boxes' share of the image
     assert entry["mean_iou"]["value"] == entry["max_box_acc_v2"]["value"] == entry["boxes_per_image"] == 0
     assert entry["protocols"]["chexlocalize"]["mean_iou_otsu"]["value"] == 0
     assert entry["protocols"]["rsna"]["map"]["value"] == 0
-
-
-@pytest.mark.parametrize(
-    "dtype, low, high",
-    [
-        *((np.float32, -3e38, 3e38), (np.float64, -1.7e308, 1.7e308), (np.float64, 1.0, 1 + 1e-12)),
-        *((np.float16, -65504, 65504), (np.float32, 0, 1e-44), (np.int64, 2**40, 2**40 + 1)),
-    ],
-)
-def test_maps_of_extreme_range_or_offset_keep_their_order(dtype, low, high):
-    shape = np.zeros((1, 8, 8))
-    shape[0, :2, :4] = 1
-    assert odd(np.where(shape > 0, dtype(high), dtype(low)).astype(dtype))["mean_iou"]["value"] > 0.85
-
-
-def test_boxes_of_one_pixel_and_less_are_scored():
-    heat = np.zeros((1, 32, 32), np.float32)
-    heat[0, 4, 8] = 1
-    entry = odd(heat, (4 / 32, 8 / 32, 5 / 32, 9 / 32))
-    assert entry["mean_iou"]["value"] == entry["acc_iou"]["0.7"]["value"] == entry["pointing_game"]["value"] == 1
-    smaller = odd(heat, (4.2 / 32, 8.2 / 32, 4.4 / 32, 8.4 / 32))  # in pixels it fills one, as a box it is small
-    assert smaller["mean_iou"]["value"] == 1 and smaller["acc_iou"]["0.1"]["value"] == 0
-
-
-BOXED = int(np.flatnonzero(scene(12)[0]["labels"][:, 0])[0])
 
 
 def put(name, at, value):
@@ -406,33 +317,19 @@ def put(name, at, value):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (put("image_id", 1, "image0"), "twice: image0"),
+        (put("image_id", 1, "image0"), "twice: image0$"),
         (put("labels", (2, 0), 3), "labels other.*image2"),
         (lambda d, m: d.update(labels=d["labels"][:, [0, 0]]), r"labels of shape \(12, 1\)"),
-        *((put("probabilities", (2, 0), p), r"not in 0\.\.1: image2") for p in (np.nan, 1.5)),
-        (lambda d, m: d.update(probabilities_of={"cam": d["probabilities"][:3]}), r"probabilities of shape \(12, 1\)"),
-        *(
-            (put("boxes", 3, pair), "bad boxes: image3")
-            for pair in (
-                *(([[0, 0, 1.2, 1]], [0]), ([[0.5, 0, 0.5, 1]], [0]), ([[0, 0, np.nan, 1]], [0])),
-                *(([[0, 0, 1, 1]], [1]), ([[0, 0, 1]], [0]), ([[0, 0, 1, 1]], 0), ([], [0])),
-            )
-        ),
+        (put("probabilities", (2, 0), np.nan), r"not in 0\.\.1: image2"),
+        (put("boxes", 3, ([[0, 0, 1.2, 1]], [0])), "bad boxes: image3"),
+        (put("boxes", 3, ([[0, 0, np.nan, 1]], [0])), "bad boxes: image3"),
+        (put("boxes", 3, ([[0, 0, 1, 1]], [1])), "bad boxes: image3"),
         (lambda d, m: d.update(masks=[np.zeros((8, 8, 1))] * 12), r"masks that are not \[H, W\]: image0"),
         (lambda d, m: d.update(masks=[np.zeros((8, 8))] * 12), "mask is empty"),
-        (lambda d, m: d.update(masks=[None] * 3), "3 entries in masks"),
-        (lambda d, m: d.update(brightness=[np.zeros((8, 8 + i)) for i in range(12)]), "one shape"),
-        (lambda d, m: d.update(brightness=np.zeros((5, 8, 8))), "5 entries in brightness"),
-        (lambda d, m: d["patient_id"].pop(), "patient_id"),
-        (lambda d, m: m["cam"].__setitem__(BOXED, np.nan), rf"cam maps with NaN.*: image{BOXED}$"),
-        (lambda d, m: m["cam"].__setitem__((BOXED, 0, 0), np.inf), rf"cam maps with NaN.*: image{BOXED}$"),
-        (lambda d, m: m["cam"].fill(-np.inf), r"cam maps with NaN.*image0, image1.* and 7 more"),
-        *(
-            (lambda d, m, shape=shape: m.update(cam=np.zeros(shape)), r"cam maps of shape \(12, h, w\)")
-            for shape in ((12, 8), (5, 8, 8), (12, 8, 8, 2), (12, 0, 8), (12, 8, 8, 1, 1))
-        ),
+        (lambda d, m: m["cam"].__setitem__((4, 0, 0), np.inf), r"cam maps with NaN.*: image4$"),
+        (lambda d, m: m.update(cam=np.zeros((12, 8, 8, 2))), r"cam maps of shape \(12, h, w\)"),
         (lambda d, m: m.update(cam=np.full((12, 4, 4), "x")), "expected numbers"),
-        *((lambda d, m, n=n: m.update({n: m["cam"]}), "kept for our") for n in ("control/random", "ceiling/8x8")),
+        (lambda d, m: m.update({"ceiling/8x8": m["cam"]}), "kept for our"),
     ],
 )
 def test_bad_input_is_refused_by_name(change, words):
@@ -443,41 +340,29 @@ def test_bad_input_is_refused_by_name(change, words):
         score(["mass"], data, maps, frame=8)
 
 
-@pytest.mark.parametrize(
-    "options, words",
-    [
-        ({"val": 0, "val_maps": {"cam": 0}}, r"20 images of test are in val, too, for example image0: .*oracle"),
-        ({"val": 1, "val_maps": {}}, r"validation maps are of \[\], test maps of \['cam'\]"),
+def test_bad_options_are_refused():
+    (data, maps), (val, _) = scene(20), scene(20, seed=1)
+    for options, words in (
+        ({"val": data, "val_maps": {"cam": maps}}, r"20 images of test are in val, too, for example image0: .*oracle"),
+        ({"val": val, "val_maps": {}}, r"validation maps are of \[\], test maps of \['cam'\]"),
         ({"resamples": 0}, "resamples: expected 1 or more"),
         ({"protocols": ("lee2018",)}, r"expected protocols among wang2017.*found lee2018"),
-    ],
-)
-def test_bad_options_are_refused(options, words):
-    splits = [scene(20), scene(20, seed=1)]
-    if "val" in options:
-        val, val_maps = splits[options["val"]]
-        options = {"val": val, "val_maps": dict.fromkeys(options["val_maps"], val_maps)}
-    with pytest.raises(ValueError, match=words):
-        score(["mass"], splits[0][0], {"cam": splits[0][1]}, **options)
+    ):
+        with pytest.raises(ValueError, match=words):
+            score(["mass"], data, {"cam": maps}, **options)
 
 
 def test_room_imports_neither_jax_nor_other_rooms_but_localize():
-    code = (
-        "import sys, infomask_jax.evaluate\n"
-        "bad = [m for m in sys.modules if m in ('jax', 'flax', 'torch', 'tensorflow')\n"
-        "       or m.startswith('infomask_jax.') and not m.startswith('infomask_jax.evaluate')\n"
-        "       and m != 'infomask_jax.localize']\n"
-        "assert not bad, bad"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    for path in [*Path(protocols.__file__).parent.glob("*.py"), Path(localize.__file__)]:
+        named = set(re.findall(r"^ *(?:from|import) (infomask_jax[.\w]*|jax|flax)", path.read_text(), re.M))
+        assert all(re.match(r"infomask_jax\.(evaluate|localize)\b", name) for name in named), path
 
 
 # --- the classifier
 
 
 @settings(max_examples=15, deadline=None)
-@given(SEEDS)
+@given(st.integers(0, 10**6))
 def test_auroc_and_auprc_equal_scikit_learn_also_on_repeated_images(seed):
     rng = np.random.default_rng(seed)
     labels, scores = rng.permutation(np.arange(30) % 3 // 2), rng.integers(0, 8, 30) / 8
@@ -511,13 +396,8 @@ def test_calibration_error_equals_a_plain_loop_and_reliability_equals_scikit_lea
         drawn = np.repeat(np.arange(500), times[index].astype(int))
         assert value == pytest.approx(plain(y[drawn], p[drawn]))
     rows = ranking.reliability(y, p)
-    expected = calibration_curve(y, p, n_bins=15)
-    for name, values in zip(("positive_share", "mean_probability"), expected, strict=True):
+    for name, values in zip(("positive_share", "mean_probability"), calibration_curve(y, p, n_bins=15), strict=True):
         np.testing.assert_allclose([r[name] for r in rows], values, atol=1e-6)
-    assert sum(r["n"] for r in rows) == 500
-    edges = ranking.reliability(np.zeros(3, int), np.array([0.0, 1 / 3, 1.0]))  # a bin holds its upper edge
-    assert [r["to"] for r in edges] == pytest.approx([1 / 15, 1 / 3, 1], abs=1e-6)
-    assert ranking.calibration_error(np.array([0, 1]), np.array([1.0, 0.0])).value == 1
 
 
 # --- intervals
@@ -543,25 +423,18 @@ def test_resampled_means_and_pxap_equal_a_plain_loop():
         assert mean == pytest.approx(values[drawn].mean())
         plain = average_precision_score(truth[drawn].ravel(), prepared[drawn].ravel())
         assert area == pytest.approx(plain, abs=2e-3)  # binned
-    perfect = bootstrap.estimate(pixels.pxap(truth.astype(np.float32), truth), weights, index)
-    np.testing.assert_allclose(perfect.samples, 1)
 
 
-def test_patients_are_drawn_whole_and_copies_of_an_image_are_no_evidence():
+def test_intervals_are_over_patients_who_are_drawn_whole():
+    """Every image four times, by one patient or by four; an image without a patient stands for itself."""
     weights, index = bootstrap.patient_weights(["b", "a", "b", "c"], 200)
     assert weights.shape == (200, 3) and index[0] == index[2] != index[1]
     np.testing.assert_array_equal(weights.sum(1), 3)
-    values = np.repeat(np.random.default_rng(0).normal(size=10), 4)
-    assert np.diff(interval(values, np.repeat(range(10), 4))) > 1.5 * np.diff(interval(values, range(40)))
-
-
-def test_intervals_of_the_whole_score_are_over_patients():
-    """Every image four times, by one patient or by four."""
     data, maps = scene(24)
     many = {"image_id": [f"copy {i}" for i in range(96)], "boxes": [pair for pair in data["boxes"] for _ in range(4)]}
     many |= {name: np.repeat(data[name], 4, axis=0) for name in ("labels", "probabilities")}
     widths = []
-    for patients in ([f"p{i // 4}" for i in range(96)], [""] * 96):
+    for patients in ([f"p{i // 4}" for i in range(96)], [("", None, float("nan"))[i % 3] for i in range(96)]):
         options = {"frame": 8, "resamples": 300, "protocols": ("wang2017", "rsna")}
         result = score(["mass"], {**many, "patient_id": patients}, {"cam": np.repeat(maps, 4, 0)}, **options)
         row, known = result["localization"]["mass"]["cam"], result["classification"]["mass"]
@@ -607,18 +480,7 @@ def test_deletion_and_insertion_of_a_model_that_reads_one_square():
     blurred = predict(np.stack([cv2.GaussianBlur(x, (0, 0), 2) for x in images]))  # 5% of 40 px
     assert curves["deletion"][0] == curves["insertion"][-1] == pytest.approx(predict(images).mean())
     assert curves["deletion"][-1] == curves["insertion"][0] == pytest.approx(blurred.mean(), abs=1e-6)
-    for i in range(3):  # images do not mix
-        alone, _ = deletion_insertion(predict, images[i : i + 1], right[i : i + 1])
-        assert alone["deletion"].part[0] == pytest.approx(good["deletion"].part[i])
-
-
-def test_deletion_takes_the_highest_pixels_first_and_a_predict_that_fails_is_refused():
-    image, heat, seen = np.arange(100, dtype=np.float32).reshape(1, 10, 10), np.arange(100).reshape(1, 10, 10), []
-    deletion_insertion(lambda batch: seen.append(batch.copy()) or np.zeros(1), image, heat)
-    changed = seen[2] != image  # deletion at 5%
-    assert set(np.flatnonzero(changed.ravel())) <= set(range(95, 100)) and changed.sum() >= 4
-    for predict in (lambda b: np.zeros(3), lambda b: np.full(1, np.nan)):
-        with pytest.raises(ValueError, match="predict: expected 1 finite scores"):
-            deletion_insertion(predict, image, heat)
-    with pytest.raises(ValueError, match="as many maps"):
-        deletion_insertion(lambda b: np.zeros(2), image, np.zeros((3, 4, 4)))
+    with pytest.raises(ValueError, match="predict: expected 3 finite scores"):
+        deletion_insertion(lambda batch: np.full(3, np.nan), images, right)
+    alone, _ = deletion_insertion(predict, images[2:], right[2:])  # images do not mix
+    assert alone["deletion"].part[0] == pytest.approx(good["deletion"].part[2])

@@ -1,7 +1,5 @@
 """Heat map to boxes: alignment, orientation, box edges, failures."""
 
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -39,14 +37,12 @@ def test_resize_has_half_pixel_centres_and_shrinking_averages_over_areas(seed, h
     np.testing.assert_allclose(resize_map(fine, 5, width), half, rtol=1e-6)
 
 
-@pytest.mark.parametrize("size", [28, 224, 320])
 @pytest.mark.parametrize(("level", "gain"), [(0.9999, 1e-8), (1e6, 1e-3), (-3.0, 1e300)])
-def test_level_and_range_of_a_map_do_not_matter_and_constant_maps_stay_constant(size, level, gain):
-    heat = np.random.default_rng(0).random((size, size))
+def test_level_and_range_of_a_map_do_not_matter_and_constant_maps_stay_constant(level, gain):
+    heat = np.random.default_rng(0).random((320, 320))
     np.testing.assert_allclose(prepare_map(level + gain * heat, 224, 224), prepare_map(heat, 224, 224), atol=1e-5)
-    for dtype in (np.uint8, np.float32, np.float64):
-        constant = np.full((1, size, size), abs(level), dtype)
-        assert not prepare_maps(constant, 224).any() and not len(region_boxes(constant, 0.01, frame=224)[1])
+    constant = np.full((1, 320, 320), level)
+    assert not prepare_maps(constant, 224).any() and not len(region_boxes(constant, 0.01, frame=224)[1])
 
 
 @pytest.mark.parametrize("grid, cell", [((8, 8), (1, 6)), ((7, 14), (5, 2)), ((14, 7), (0, 6)), ((16, 16), (15, 0))])
@@ -59,33 +55,6 @@ def test_one_hot_cell_finds_its_own_box_and_no_mirrored_one(grid, cell):
     np.testing.assert_allclose(region_boxes(heat, 0.5, frame=224)[0].boxes, box, atol=1.5 / 224)
     np.testing.assert_array_equal(region_boxes(heat, 0.5)[0].boxes, box)
     assert rasterise(box, 224)[np.unravel_index(prepare_maps(heat, 224)[0].argmax(), (224, 224))]
-
-
-def test_resizing_keeps_the_centre_of_mass():
-    """Corner-aligned resizing, or a shift by half a cell, would move it by more than a tenth of a pixel."""
-    axis = (np.arange(14) + 0.5) / 14
-    bump = np.exp(-((axis[:, None] - 0.3) ** 2 + (axis[None] - 0.64) ** 2) / 0.02)
-    fine, at = prepare_maps(bump[None], 224)[0].astype(float), (np.arange(224) + 0.5) / 224
-    assert (fine.sum(1) @ at / fine.sum(), fine.sum(0) @ at / fine.sum()) == pytest.approx((0.3, 0.64), abs=0.1 / 224)
-
-
-def test_findings_have_their_own_map_or_share_one():
-    maps = np.random.default_rng(0).random((2, 3, 4, 5))
-    for k in range(5):
-        np.testing.assert_array_equal(localize.of_finding(localize.four_axes(maps), k), maps[..., k])
-        np.testing.assert_array_equal(localize.of_finding(localize.four_axes(maps[..., 1]), k), maps[..., 1])
-
-
-def test_bad_maps_name_the_image():
-    maps = np.random.default_rng(0).random((3, 4, 4)).astype(np.float16)
-    with pytest.raises(ValueError, match=r"\[n,h,w\]"):
-        prepare_maps(maps[0], 8)
-    for bad in (np.nan, np.inf):
-        maps[1, 0, 0] = bad
-        with pytest.raises(ValueError, match=r"image beta: .*non-finite"):
-            prepare_maps(maps, 8, ["alpha", "beta", "gamma"])
-        with pytest.raises(ValueError, match=r"image b: .*non-finite"):
-            detections(["a", "b", "c"], maps, [(4, 4)] * 3, 0.5, (4, 4), 0, "mass")
 
 
 def test_detections_are_coco_in_source_pixels_the_highest_peak_first(monkeypatch):
@@ -101,5 +70,7 @@ def test_detections_are_coco_in_source_pixels_the_highest_peak_first(monkeypatch
         {"image_id": 7, "file_name": "c", **about, "bbox": [8, 2, 8, 2], "score": 1},
         {"image_id": 7, "file_name": "c", **about, "bbox": [0, 0, 2, 1], "score": 0.799805},
     ]
-    json.dumps(found, allow_nan=False)
     assert [box["score"] for box in detections(list("abcd"), maps, sizes, 0.6, 8, 3, "mass")] == [1, 1, 0.799805]
+    maps[1, 0, 0] = np.inf
+    with pytest.raises(ValueError, match=r"image b: .*non-finite"):
+        detections(list("abcd"), maps, sizes, 0.5, (4, 4), 0, "mass")

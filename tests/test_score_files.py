@@ -2,10 +2,8 @@
 
 import contextlib
 import csv
-import functools
 import io
 import json
-import operator
 import re
 import subprocess
 import sys
@@ -19,11 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infomask_jax import __main__ as command
-from infomask_jax.datasets.schema import BadData
-from infomask_jax.report.sheet import number
-from infomask_jax.report.table import COLUMNS
 from infomask_jax.score_files import box_tables, galleries, matching
-from infomask_jax.system import write_all
 
 ROOT = Path(__file__).parent.parent
 HEADER = "image,finding,x,y,w,h,image_width,image_height,patient"
@@ -116,16 +110,6 @@ def change(folder, name="maps.npz", **arrays):
     np.savez(folder / name, **{k: v for k, v in {**kept, **arrays}.items() if v is not None})
 
 
-def markdown_tables(text):
-    """{title: {row name: {heading: cell}}}, escapes undone."""
-    found = {}
-    for part in text.split("\n## ")[1:]:
-        lines = [re.sub(r"\\(.)", r"\1", line) for line in part.splitlines()]
-        bars = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines if line.startswith("|")]
-        found[lines[0]] = {cells[0]: dict(zip(bars[0], cells, strict=False)) for cells in bars[2:]}
-    return found
-
-
 @pytest.fixture
 def matched(own, monkeypatch):
     """A function of the command's arguments: findings, split and maps as they go to the scorer."""
@@ -165,34 +149,13 @@ def test_own_files_are_scored_tuned_counted_and_written(scored):
     assert "Paired differences, mass" in printed and "Images counted" in printed and "images with a map" in printed
     assert "Wang 2017" not in printed and "Wang 2017" in text
     assert {r["method"] for r in rows} >= {"infomask", "cam", "control/random", "ceiling/16x16"}
-
-
-def test_per_image_rows_average_to_the_table(scored):
-    for method, entry in scored[0]["localization"]["mass"].items():
+    for method, entry in scored[0]["localization"]["mass"].items():  # rows of images average to the scores
         mine = [r for r in scored[1] if r["method"] == method]
         # A negative has no overlap, but RSNA's score: of maps alone, not of controls.
         negatives = set() if "/" in method else {f"t{i}.png" for i in range(12, 18)}
         assert len(mine) == 12 + len(negatives) and {r["image_id"] for r in mine if not r["iou"]} == negatives
         boxed = [r for r in mine if r["iou"]]
         assert np.mean([float(r["iou"]) for r in boxed]) == pytest.approx(entry["mean_iou"]["value"], abs=1e-5)
-        found = sum(int(r["boxes_found_iou_0.3"]) for r in boxed) / sum(int(r["true_boxes"]) for r in boxed)
-        assert found == pytest.approx(entry["acc_iou"]["0.3"]["value"], abs=1e-5)
-
-
-def test_markdown_has_the_numbers_of_the_json(scored):
-    tables, entries = markdown_tables(scored[2]), scored[0]["localization"]["mass"]
-    headline = next(t for title, t in tables.items() if title.startswith("Localization of mass"))
-    wang = next(t for title, t in tables.items() if title.endswith("Acc, share of boxes hit, IoU"))
-    for method, entry in entries.items():
-        name = method.removeprefix("control/").removeprefix("ceiling/")
-        for heading, path in COLUMNS.items():
-            v = functools.reduce(operator.getitem, path, entry)
-            low, high = map(number, v["ci95"])
-            assert headline[name][heading].replace("*", "") == f"{number(v['value'])} ({low}–{high})"
-        cut = entry["threshold"]
-        assert headline[name]["cut at"] == ("-" if cut["value"] is None else f"{number(cut['value'])} (val)")
-        for level, v in entry["protocols"]["wang2017"]["acc_iou"].items():
-            assert wang[name][f"IoU>{level[1:]}"].replace("*", "").startswith(number(v["value"]) + " (")
 
 
 def test_only_the_upright_map_finds_the_box_and_protocols_are_printed_if_asked_for(own, capsys):
@@ -214,10 +177,8 @@ def test_only_the_upright_map_finds_the_box_and_protocols_are_printed_if_asked_f
 
 def test_nih_list_is_read_as_it_is_in_both_spellings(tmp_path):
     boxes = cells(6)
-    scaled = [[v * 64.0 for v in box] for box in boxes]
-    lines = [f"0000{i // 2}_00{i}.png,Infiltrate,{','.join(map(str, b))},,," for i, b in enumerate(scaled)]
-    lines += ["00009_000.png,Mass,10.5,20,300,400", "00000_000.png,Mass,10.5,20,300,400"]
-    lines += ["00010_000.png,Infiltrate,10.5,20,300,400", "00010_001.png,Mass,10.5,20,300,400"]
+    lines = [f"0000{i // 2}_00{i}.png,Infiltrate,{','.join(str(v * 64.0) for v in b)},,," for i, b in enumerate(boxes)]
+    lines += ["00000_000.png,Mass,10.5,20,300,400", "00010_000.png,Infiltrate,10.5,20,300,400"]
     (tmp_path / "BBox_List_2017.csv").write_text("\n".join([NIH_HEADER, *lines]) + "\n")
     names = [f"0000{i // 2}_00{i}.png" for i in range(6)] + ["00000_017.png", "00002_020.png", "00009_000.png"]
     maps = hot([*boxes, *boxes[:3]])
@@ -225,24 +186,18 @@ def test_nih_list_is_read_as_it_is_in_both_spellings(tmp_path):
     options = ("--maps", "maps.npz", "--boxes", "BBox_List_2017.csv", "--resamples", 20, "--frame", 64)
     assert "--findings" in refusal(tmp_path, *options) and "Infiltration, Mass" in refusal(tmp_path, *options)
     scores, rows, _ = evaluate(tmp_path, *options, "--findings", "Infiltration")
-    assert list(scores["localization"]) == list(scores["classification"]) == ["Infiltration"]
-    assert scores["localization"]["Infiltration"]["cam"]["mean_iou"]["value"] > 0.85
-    assert scores["n_patients"] == 4 and {r["patient_id"] for r in rows} == {"00000", "00001", "00002"}
-    files = scores["files"]
+    entry, files = scores["localization"]["Infiltration"]["cam"], scores["files"]
+    assert entry["mean_iou"]["value"] > 0.85 and {r["patient_id"] for r in rows} == {"00000", "00001", "00002"}
     assert (files["maps"], files["with_boxes"], files["unknown"]) == (9, 6, 3)
-    assert (files["boxes"], files["boxes_of_other_findings"], files["boxed_images_without_map"]) == (6, 2, 1)
-    # AFP divides by all boxes of the images, as Wang et al. do: two masses are on them, too.
-    wang = scores["localization"]["Infiltration"]["cam"]["protocols"]["wang2017"]
-    assert wang["afp_iou"]["0.1"]["n"] == 8 and wang["acc_iou"]["0.1"]["n"] == 6
-    several = {"image_id": names, "cam": np.stack([maps] * 3, -1)}
-    save(tmp_path, **several, findings=np.array(["Infiltrate", "Mass", "Hernia"]))
+    assert (files["boxes"], files["boxes_of_other_findings"], files["boxed_images_without_map"]) == (6, 1, 1)
+    # AFP divides by all boxes of the images, as Wang et al. do: a mass is on them, too.
+    wang = entry["protocols"]["wang2017"]
+    assert wang["afp_iou"]["0.1"]["n"] == 7 and wang["acc_iou"]["0.1"]["n"] == 6
+    findings = np.array(["Infiltrate", "Mass", "Hernia"])
+    save(tmp_path, image_id=names, cam=np.stack([maps] * 3, -1), findings=findings)
     scores, _, _ = evaluate(tmp_path, *options)
     assert list(scores["localization"]) == ["Infiltration", "Mass"]
     assert scores["notes"] == ["no box in BBox_List_2017.csv of Hernia"]
-    message = refusal(tmp_path, *options, "--findings", "Mass", "Hernia")
-    assert "BBox_List_2017.csv: expected boxes of Hernia; found only Infiltration, Mass" in message
-    save(tmp_path, **several, findings=np.array(["Infiltrate", "Mass", "Infiltration"]))
-    assert "maps.npz, findings: expected each once" in refusal(tmp_path, *options)
 
 
 def test_rsna_labels_are_read_as_they_are(tmp_path):
@@ -254,10 +209,9 @@ def test_rsna_labels_are_read_as_they_are(tmp_path):
     options = ("--maps", "maps.npz", "--boxes", "labels.csv", "--resamples", 20, "--frame", 64)
     scores, rows, _ = evaluate(tmp_path, *options)
     assert scores["counts"]["pneumonia"]["scored_boxes"] == 5 and scores["files"]["negative"] == 2
-    assert scores["files"]["negative_images_without_map"] == 1 and scores["n_patients"] == 6
     assert all(r["rsna"] == "0" for r in rows if r["method"] == "cam" and r["image_id"] in ("id-4", "id-5"))
     change(tmp_path, image_id=np.array([f"folder/id-{i}.dcm" for i in range(6)]))
-    assert re.search(r"'folder/id-0.dcm' is 'id-0'", refusal(tmp_path, *options))
+    assert "'folder/id-0.dcm' is 'id-0'" in refusal(tmp_path, *options)
 
 
 def pictures(folder, names, shape=(SIDE, SIDE)):
@@ -282,30 +236,22 @@ def test_images_give_sizes_and_galleries(own):
     assert figures.keys() == {"hits.png", "misses.png"} and min(figures.values()) > 5000
     (own / "films" / "a" / "t3.png").unlink()
     assert "row 5, x, y, w, h: expected a file of 't3.png'" in refusal(own, *FILES, "--images", "films", "--out", "b")
-
-
-def test_columns_of_sizes_agree_with_the_files(own, matched):
-    pictures(own, [f"t{i}.png" for i in range(17)], (SIDE // 2, SIDE // 2))
-    matched(*FILES, "--images", "films")  # smaller, of the same shape; t17.png has no file
+    make_own(own)  # with columns of sizes
     cv2.imwrite(str(own / "films" / "a" / "t3.png"), np.zeros((SIDE, SIDE - 2), np.uint8))
-    wanted = "row 5, x, y, w, h: expected image_width x image_height in the aspect ratio of its file, 158 x 160"
+    wanted = "row 2, x, y, w, h: expected image_width x image_height in the aspect ratio of its file, 160 x 80"
     assert wanted in refusal(own, *FILES, "--images", "films")
 
 
 def test_a_hidden_twin_of_an_image_is_not_its_file(own):
     pictures(own, ["t0.png", "re\u0301.png"])
-    (own / "films" / "__MACOSX").mkdir()
-    for twin in ("a/._t0.png", "__MACOSX/t0.png"):
-        (own / "films" / twin).write_bytes(b"\0\5\x16\7")
+    (own / "films" / "a" / "._t0.png").write_bytes(b"\0\5\x16\7")
     find = galleries.finder(own / "films")
     assert {find(name).name for name in ("t0", "t0.png", "a/t0.png")} == {"t0.png"}
     assert find("r\xe9.png").name == "re\u0301.png" and galleries.without_file(find, ["t0", "x"], own) == {"x"}
-    with pytest.raises(ValueError, match=r"--images films: expected files of the images, found none of 'x'"):
-        galleries.without_file(find, ["x"], "films")
 
 
 def test_figures_are_those_of_this_run(own, monkeypatch):
-    """Two findings with one folder's name, without every film; then a drawing that fails; then none drawn."""
+    """Two findings with one folder's name, without every film; then none drawn."""
     pictures(own, [f"t{i}.png" for i in range(10)])
     drawn = []
     monkeypatch.setattr("infomask_jax.report.figures.gallery", lambda films, _: drawn.extend(films) or b"drawn")
@@ -319,29 +265,15 @@ def test_figures_are_those_of_this_run(own, monkeypatch):
     assert {str(path.relative_to(figures)) for path in figures.rglob("*.png")} == {"a_b/misses.png", "A_B_2/misses.png"}
     assert scores["files"]["without_image_file"] == 8
     assert all(list(film.maps) == ["infomask", "cam", "zebra"] for film in drawn)  # as in the tables
-    assert all(film.caption[:2] in [f"t{i}" for i in range(10)] and len(film.predicted) for film in drawn)
     (figures / "mine.png").write_bytes(b"")
-    with monkeypatch.context() as patch:
-        patch.setattr("infomask_jax.report.figures.gallery", Mock(side_effect=KeyboardInterrupt))
-        before = {path: path.stat().st_mtime_ns for path in (own / "evaluation").rglob("*")}
-        refusal(own, *options, "--images", "films")
-        assert before == {path: path.stat().st_mtime_ns for path in (own / "evaluation").rglob("*")}
-    evaluate(own, *FILES, "--findings", "a/b", "A_B")
+    evaluate(own, *options)
     assert [path.name for path in figures.rglob("*.png")] == ["mine.png"]
-
-
-def test_nothing_is_half_written(tmp_path):
-    write_all({tmp_path / name: "old" for name in "ab"})
-    with pytest.raises(AttributeError):
-        write_all({tmp_path / "a": "new", tmp_path / "b": lambda file: file.write(b"half") and file.no_such_thing})
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old", "b": "old"}
 
 
 def test_axes_of_findings_are_picked_by_name(own, matched):
     maps = np.random.default_rng(0).random((18, 2, 3, 2))
     add_rows(own, *[row(f"t{i}.png", "nodule", (9, 9, 3, 3), f"p{i // 2}") for i in range(12)])
     change(own, infomask=maps[..., 0], cam=maps, probability=None)
-    assert "store their names as `findings`" in refusal(own, *FILES, "--findings", "mass")
     assert "which axis is which finding" in refusal(own, *FILES)
     findings, data, arrays = matched(*FILES, "--findings", "nodule", "mass")
     assert findings == ["nodule", "mass"] and {*data["boxes"][0][1]} == {0, 1}
@@ -349,7 +281,6 @@ def test_axes_of_findings_are_picked_by_name(own, matched):
     change(own, findings=np.array(["nodule", "mass"]), probability=np.linspace(0, 1, 36).reshape(18, 2))
     findings, data, arrays = matched(*FILES, "--findings", "mass")
     np.testing.assert_array_equal(arrays["cam"], maps[..., 1:])
-    np.testing.assert_array_equal(arrays["infomask"], maps[..., 0])
     np.testing.assert_array_equal(data["probabilities"][:, 0], np.linspace(0, 1, 36)[1::2])
     assert findings == ["mass"] and {*data["boxes"][0][1]} == {0, -1}
     scores, _, _ = evaluate(own, *FILES)
@@ -361,24 +292,12 @@ def test_axes_of_findings_are_picked_by_name(own, matched):
 def test_labels_and_patients_come_from_both_files(own, matched):
     lines = (own / "boxes.csv").read_text().splitlines()
     (own / "boxes.csv").write_text("\n".join(line for line in lines if ",,,," not in line))
-    assert (matched(*FILES)[1]["labels"][12:] == -1).all()
     change(own, label=np.array([1] * 11 + [-1] + [0] * 4 + [1, -1]), patient_id=np.array([""] * 13 + ["x"] * 5))
     data = matched(*FILES)[1]
     assert data["labels"][:, 0].tolist() == [1] * 12 + [0] * 4 + [1, -1]
     assert data["patient_id"] == [f"p{i // 2}" for i in range(12)] + [""] + ["x"] * 5
     counted = {"maps": 18, "with_boxes": 12, "positive_without_box": 1, "negative": 4, "unknown": 1}
     assert matching.count(data) == counted
-    change(own, label=np.zeros(18))
-    message = refusal(own, *FILES)
-    assert "12 problems" in message and "maps.npz, label of t0.png: expected 1 or -1 of mass" in message
-
-
-def test_patients_are_read_from_names_of_nih_alone(own, matched):
-    (own / "nih.csv").write_text(f"{NIH_HEADER}\n00000001_000.png,Mass,100,100,300,300,,,")
-    (own / "own.csv").write_text(f"{HEADER}\n{row('img_0.png', 'Mass', (1, 1, 4, 4), '')}")
-    save(own, image_id=["00000001_000.png", "00000001_002.png", "img_0.png"], cam=np.zeros((3, 8, 8)))
-    patients = matched("--maps", "maps.npz", "--boxes", "nih.csv", "own.csv")[1]["patient_id"]
-    assert patients[0] == patients[1] != "" and not patients[2]
 
 
 def test_notes_tell_fixed_thresholds_and_names_that_nearly_match(own, capsys):
@@ -402,8 +321,6 @@ def test_maps_to_tune_on_are_of_other_images_of_the_table(own):
     rename(own, "val.npz", [f"w{i}.png" for i in range(10)])
     wanted = "--tune-on val.npz: no image in common with the boxes: image_id has 'w0.png'"
     assert wanted in refusal(own, *tuned)
-    rename(own, "val.npz", [f"v{i}" for i in range(10)])
-    assert "'v0' is 'v0.png'" in refusal(own, *tuned)
     change(own, "val.npz", image_id=np.array(names), cam=np.full((10, 4, 4), np.nan))
     assert "val.npz: cam maps with NaN, infinity or float16 overflow: v0.png" in refusal(own, *tuned)
     change(own, "val.npz", cam=None)
@@ -427,8 +344,6 @@ def test_names_match_in_either_unicode_form(own, scored):
     scores, _, _ = evaluate(own, *FILES, "--tune-on", "val.npz", "--findings", forms[1])
     assert scores["localization"][forms[0]] == before["localization"]["mass"] and not scores["notes"]
     assert scores["files"] == before["files"]
-    rename(own, "maps.npz", [f"{forms[0]}0.png", f"{forms[1]}0.png", *names[2:]])
-    assert "expected each image once" in refusal(own, *FILES)
 
 
 def test_names_that_would_be_formulas_or_markup_are_only_text_and_files_come_before_the_screen(own, monkeypatch):
@@ -441,7 +356,7 @@ def test_names_that_would_be_formulas_or_markup_are_only_text_and_files_come_bef
     with pytest.raises((BrokenPipeError, SystemExit)):
         evaluate(own, *FILES)
     scores, rows, table = written(own)
-    assert name in scores["localization"] and name in markdown_tables(table)["Classification"]
+    assert name in scores["localization"]
     assert {row["finding"] for row in rows} == {f"'{name}"} and {"'-cam", "cam"} < {row["method"] for row in rows}
     assert "'@t0.png" in {row["image_id"] for row in rows}
     assert r"\=" not in table and r"=a\|b\`c\`\&amp;\$x\$" in table
@@ -452,18 +367,13 @@ def test_names_that_would_be_formulas_or_markup_are_only_text_and_files_come_bef
     ("arguments", "words"),
     [
         ((), "expected a RUN, or --maps with --boxes; found none"),
-        (("--maps", "maps.npz"), "found --maps"),
         (("runs/x", "--maps", "maps.npz"), "found both"),
         ((*FILES, "--split", "val", "--dataset", "nih"), "--dataset, --split: only for a RUN"),
-        (("runs/x", "--tune-on", "val.npz", "--frame", 64), "--tune-on, --frame: only for --maps"),
         ((*FILES, "--protocol", "wang"), "--protocol: expected some of wang2017"),
         ((*FILES[:-1], 0), "--frame: expected 8 to 4096, found 0"),
         ((*FILES, "--out", "boxes.csv"), "--out: expected a folder"),
         ((*FILES, "--images", "nowhere"), "--images: expected a folder"),
         (("--maps", "none.npz", "--boxes", "boxes.csv"), "none.npz: expected a file of maps, found none"),
-        (("--maps", ".", "--boxes", "boxes.csv"), "expected a file of maps, found a directory"),
-        ((*FILES, "--seed", 2**32), "--seed: expected 0 to 4294967295"),
-        ((*FILES, "--resamples", 100_001), "--resamples: expected 1 to 100000"),
         ((*FILES, "--out", "taken"), "--out: expected to write taken/table.md, found a folder"),
         (("--maps", "maps.npz", "--boxes", "none.csv"), "found no file none.csv"),
     ],
@@ -477,29 +387,18 @@ N = 18
 BAD_ARRAYS = [
     ({"image_id": np.array(["a"] * N)}, "image_id: expected each image once, found a"),
     ({"image_id": np.array([b"t0.png"] * N)}, "found bytes; write image_id=numpy.array(names, dtype=str)"),
-    ({"image_id": np.arange(N)}, "expected [N] text, found int64"),
-    ({"image_id": np.array("t0.png")}, "image_id: expected [N] text, found shape ()"),
     ({"image_id": None}, "expected an array image_id, found infomask, cam, probability"),
     ({"image_id": np.array(["../a"] * N)}, "image_id: expected the name of an image inside its folder"),
     ({"image_id": np.array([f"x{i}" for i in range(N)])}, "image_id has 'x0', they have 't0.png'"),
-    ({"image_id": np.array([f"t{i}" for i in range(N)])}, "without folder and suffix 't0' is 't0.png'"),
-    ({"infomask": None, "cam": None}, "expected an array of maps"),
-    ({"cam": np.array(1.0)}, "cam: expected shape (18, h, w)"),
     ({"cam": np.ones((N - 1, 4, 4))}, "found (17, 4, 4); one map for each of the 18 names"),
     ({"cam": np.ones((N, 1, 4, 1)), "findings": np.array(["mass"])}, "squeeze axis 1: cam[:, 0]"),
     ({"cam": np.ones((N, 2, 4, 4)), "findings": np.array(["mass", "b"])}, "last: cam.transpose(0, 2, 3, 1)"),
     ({"cam": np.ones((N, 4, 4, 2)), "infomask": np.ones((N, 4, 4, 3))}, "expected a last axis of the same"),
-    ({"cam": np.ones((N, 4, 4), np.longdouble)}, "of at most 64 bits, found float128; write"),
     ({"cam": np.zeros((N, 4, 4), "V2")}, "found |V2; write maps.detach().float().cpu().numpy() (bfloat16"),
-    ({"cam": np.full((N, 4, 4), np.inf)}, "NaN, infinity or float16 overflow: t0.png, t1.png, t2.png, t3.png, t4"),
-    ({"view": np.array(["PA"] * N)}, "view: expected maps of float or integer numbers of at most 64 bits, found <U2"),
     ({"control/x": np.ones((N, 4, 4))}, "this beginning is kept for our own controls"),
     ({"probabilities": np.ones(N)}, "image_id; other arrays have one of the names image_id, patient_id"),
     ({"probability": np.linspace(-3, 3, N)}, "expected 0 to 1; apply a sigmoid to logits; found -3 of t0.png"),
-    ({"label": np.full(N, np.nan)}, "label: expected 1 present, 0 absent, -1 unknown; found nan"),
-    ({"label": np.ones(3)}, "label: expected numbers of shape (18,) or (18, K), found float64 (3,)"),
     ({"label": np.ones(N)}, "label of t12.png: expected 0 or -1 of mass, as the boxes say; found 1"),
-    ({"patient_id": np.array(["a"])}, "patient_id: expected [18] text, found shape (1,)"),
     ({"patient_id": np.array(["p0", "q9"] + [""] * 16)}, "patient_id of t1.png: expected 'p0', as the boxes say"),
 ]
 
@@ -512,33 +411,25 @@ def test_bad_arrays_are_named(own, arrays, words):
 
 
 def test_faults_of_the_machine_are_one_line(own, monkeypatch):
-    """Too little memory, a folder that cannot be written, and a file that unpacks to much; the last two before all."""
+    """Too little memory, and a folder that cannot be written, which is found before all."""
     monkeypatch.setattr("infomask_jax.evaluate.score", Mock(side_effect=MemoryError))
     assert refusal(own, *FILES) == "error: out of memory; score fewer images or methods at a time, in a smaller --frame"
-    with monkeypatch.context() as patch:
-        patch.setattr("tempfile.TemporaryFile", Mock(side_effect=OSError(30, "Read-only file system")))
-        message = refusal(own, *FILES)
-        assert "--out: expected a folder that can be written to" in message and "Read-only file system" in message
-    monkeypatch.setattr("infomask_jax.npz.LARGEST", 1 << 16)
-    np.savez_compressed(own / "maps.npz", image_id=np.array(["t0.png"]), cam=np.zeros((1, 200, 200)))
-    assert refusal(own, *FILES).startswith("error: maps.npz: expected arrays that unpack to at most")
+    monkeypatch.setattr("tempfile.TemporaryFile", Mock(side_effect=OSError(30, "Read-only file system")))
+    message = refusal(own, *FILES)
+    assert "--out: expected a folder that can be written to" in message and "Read-only file system" in message
 
 
 BAD_ROWS = {
     "t0.png,mass,1,1,5,5,160,160,p0\nt0.png,mass,1,1,5,5,160,160,p0": "row 31, x, y, w, h: expected each box once",
     "t0.png,mass,150,1,50,5,160,160,p0": "expected a box inside 160 x 160",
     "t0.png,mass,.1,.1,.5,.5,160,160,p0": "row 30, x, y, w, h: expected pixels, found a box of 0.5 x 0.5",
-    "t0.png,mass,1,1,0,5,160,160,p0": "expected a box of some area",
     "t0.png,mass,nan,1,5,5,160,160,p0": "expected four numbers, found 'nan, 1, 5, 5'",
     "t0.png,mass,1,1,5,5,,,p0": "expected image_width and image_height, found nothing",
     "t0.png,mass,1,1,5,5,320,160,p0": "one size of 't0.png', found 320 x 160, and 160 x 160 in boxes.csv, row 2",
     "t0.png,mass,1,1,5,5,160.5,160,p0": "expected image_width and image_height in pixels, found '160.5, 160'; whole",
-    "t0.png,mass,1,1,5,5,wide,160,p0": "expected image_width and image_height in pixels, found 'wide, 160'",
     "t0.png,,1,1,5,5,160,160,p0": "finding: expected the finding of the box, found nothing",
     "t0.png,mass,1,1,5,5,160,160,p7": "patient: expected one patient of 't0.png', found also 'p0'",
     "t0.png,mass,,,,,160,160,p0": "expected no box of an image that is negative, found 't0.png' negative in boxes.csv",
-    "t0.png,,,,,,,,p0": "row 2, x, y, w, h: expected no box of an image that is negative",
-    "../t0.png,mass,1,1,5,5,160,160,p0": "expected the name of an image inside its folder",
     "t0.png,mass,1,1": "row 30, row: expected 9 cells, found 4",
 }
 
@@ -552,22 +443,15 @@ def test_bad_rows_are_named_together(own, line):
 
 BAD_TABLES = [
     ("a,b,c\n1,2,3", "expected the columns image, finding, x, y, w, h, image_width, image_height, or the header"),
-    ("image,finding,x,y,w\na,b,1,2,3", "among them image, finding, x, y, w, h; found image, finding, x, y, w"),
     ("image,finding\x1b,x", r"among them image, finding, x, y, w, h; found image, finding\x1b, x"),
-    ("image,finding\xff", "boxes.csv"),
     (HEADER, "found only the header"),
-    ("", "found none"),
     (f"{HEADER}\nt0.png,mass,.1,.1,.4,1,160,160,", "x, y, w, h: expected pixels, found no box larger than 1"),
     (f"{HEADER}\nt0.png,m\x1bass,1,1,5,5,160,160,", r"row 2, finding: expected printable text, found 'm\x1bass'"),
     (f"{HEADER}\nt0.png,mass,,,,,,,", "boxes.csv: expected a box, found only negative images"),
     (f"{NIH_HEADER}\nt0.png,Masss,1,1,5,5", "Finding Label: expected one of Atelectasis"),
-    (f"{NIH_HEADER}\nt0.png,Mass,,,,", "expected a box, found nothing"),
-    (f"{NIH_HEADER}\nt0.png,Mass,1000,1,50,5", "inside 1024 x 1024"),
     (f"{NIH_HEADER}\nt0.png,Mass,.1,.1,.4,.5", "Bbox [x,y,w,h]: expected pixels, found no box larger than 0.5; mul"),
     (f"{RSNA_HEADER}\nt0.png,1,1,5,5,0", "Target: expected a box with Target 1 and none with 0"),
-    (f"{RSNA_HEADER}\nt0.png,,,,,", "Target: expected 0 or 1"),
     (f"{RSNA_HEADER}\nt0.png,,,,,0\nt0.png,1,1,5,5,1", "expected no box of an image that is negative"),
-    (f"{RSNA_HEADER}\nt0.png,.1,.1,.4,.5,1", "found no box larger than 0.5; multiply them by 1024"),
 ]
 
 
@@ -596,23 +480,6 @@ def test_any_box_inside_its_image_is_read_back(folder, data, columns):
     ((finding, box),) = table.boxes["a/b.png"]
     np.testing.assert_allclose(box, [y / height, x / width, (y + h) / height, (x + w) / width], rtol=1e-6)
     assert finding == "mass" and table.patients == {"a/b.png": "p"}
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.sampled_from([HEADER, NIH_HEADER, RSNA_HEADER, "image,finding"]),
-    st.lists(st.lists(st.text(max_size=8) | st.sampled_from(["1", "-1", "1e400", "nan", "", "Mass"]), max_size=9)),
-)
-def test_no_text_breaks_the_reader(folder, header, rows):
-    path = folder / "fuzz.csv"
-    path.write_text("\n".join([header, *(",".join(cells) for cells in rows)]), encoding="utf-8", errors="replace")
-    try:
-        table = box_tables.read([path])
-    except BadData:
-        return
-    for own in table.boxes.values():
-        for _, (ymin, xmin, ymax, xmax) in own:
-            assert 0 <= ymin < ymax <= 1 and 0 <= xmin < xmax <= 1
 
 
 class Tensor(np.ndarray):

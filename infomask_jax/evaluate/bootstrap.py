@@ -1,8 +1,7 @@
 """Percentile bootstrap over patients, as matrix products.
 
-A resample draws P patients with replacement; `weights` [R,P] says how often each was drawn. A score is a function of
-sums over images (`PerImage`), so `weights @ per-patient sums` gives it for all resamples at once. Two methods share the
-weights, so that the interval of their difference is paired.
+`weights` [R,P] says how often each patient was drawn in each resample. A score is a function of sums over images, so
+`weights @ per-patient sums` gives it for all resamples at once. Methods share the weights: differences are paired.
 """
 
 from collections.abc import Callable
@@ -23,10 +22,10 @@ class PerImage(NamedTuple):
     @property
     def value(self) -> float:
         """The score of all images; NaN where there is nothing to average."""
+        if self.exact is not None:
+            return self.exact
         total = np.sum(self.whole)
-        if total == 0:
-            return np.nan
-        return float(self.finish(np.sum(self.part, axis=0) / total)) if self.exact is None else self.exact
+        return float(self.finish(np.sum(self.part, axis=0) / total)) if total else np.nan
 
 
 class Estimate(NamedTuple):
@@ -57,7 +56,7 @@ def estimate(score: PerImage, weights: np.ndarray, index: np.ndarray, reason: st
     total, shape = np.sum(score.whole), np.shape(score.part)
     if total == 0:
         return Estimate(np.nan, np.full(len(weights), np.nan), 0, reason)
-    of_images = np.asarray(np.column_stack([score.whole, np.reshape(score.part, (shape[0], -1))]), float)
+    of_images = np.column_stack([score.whole, np.reshape(score.part, (shape[0], -1))]).astype(float)
     of_patients = np.zeros((weights.shape[1], of_images.shape[1]))
     np.add.at(of_patients, index, of_images)
     sums = weights @ of_patients  # [R, 1 + elements of a part]
@@ -78,8 +77,8 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
 def as_json(estimate: Estimate) -> dict:
     """{"value", "ci95": [lo, hi], "n"}: 95% percentile interval; null, never NaN, with a "reason" where undefined.
 
-    Resamples in which the score is undefined (one class only, no box) are left out of the percentiles. An interval
-    beside the value (of `protocols.wsol`, on few images) is widened up to it.
+    Resamples that leave the score undefined (one class only, no box) are left out. An interval beside the value (of
+    `protocols.wsol`, on few images) is widened up to it.
     """
     value, samples, n, reason = estimate
     out = {"value": round(float(value), 6) if np.isfinite(value) else None, "ci95": None, "n": int(n)}

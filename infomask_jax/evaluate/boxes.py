@@ -1,8 +1,4 @@
-"""Overlaps of boxes. Boxes of many images are flat, see `localize.Boxes`.
-
-Edges are continuous, areas have no +1. IoU = |B n G| / |B u G|; IoBB = |B n G| / |B| for a predicted box B and a true
-box G.
-"""
+"""Overlaps of boxes with continuous edges, without +1. Boxes of many images are flat, see `localize.Boxes`."""
 
 import numpy as np
 
@@ -12,7 +8,7 @@ from infomask_jax.localize import Boxes
 def flatten(per_image: list[np.ndarray]) -> Boxes:
     """A list with one array [n_i,4] an image -> flat boxes."""
     per_image = [np.asarray(b, float).reshape(-1, 4) for b in per_image]
-    boxes = np.concatenate(per_image) if per_image else np.zeros((0, 4))
+    boxes = np.concatenate([np.zeros((0, 4)), *per_image])
     return Boxes(boxes, np.repeat(np.arange(len(per_image)), [len(b) for b in per_image]))
 
 
@@ -23,7 +19,7 @@ def take(boxes: Boxes, images: np.ndarray) -> Boxes:
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """IoU and IoBB of predicted boxes a with true boxes b, both [...,4] and broadcast: each [...].
+    """IoU, and IoBB = intersection / area of a, of predicted boxes a and true boxes b, [...,4] and broadcast: [...].
 
     Rounded to 6 digits, so that a ratio equal to a threshold is not decided by rounding errors of float32 edges.
     """
@@ -38,8 +34,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def best_overlaps(predicted: Boxes, true: Boxes) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The best {"iou", "iobb"} of each true box with a predicted box of its image, and of each predicted box with a
     true one; 0 where the image has none."""
-    size = max(predicted.image.max(initial=-1), true.image.max(initial=-1)) + 1
-    counts = np.bincount(true.image, minlength=size)
+    counts = np.bincount(true.image, minlength=predicted.image.max(initial=-1) + 1)
     pairs = counts[predicted.image]  # every (predicted, true) pair on the same image, at positions p and t
     p = np.repeat(np.arange(len(pairs)), pairs)
     within = np.arange(len(p)) - np.repeat(np.cumsum(pairs) - pairs, pairs)

@@ -4,32 +4,28 @@ from collections import Counter
 
 import numpy as np
 
+LABELS, PROBABILITIES = "labels other than 1, 0, -1", "probabilities that are not in 0..1"
+
 
 def check_split(findings, data: dict, split: str) -> None:
     """Raise unless the arrays of a split agree in length, range and ids."""
-    ids = [str(i) for i in data["image_id"]]
-    n, k = len(ids), len(findings)
-    if len(set(findings)) != k:
-        raise ValueError(f"duplicate findings in {list(findings)}")
-    _refuse([i for i, count in Counter(ids).items() if count > 1], split, "image ids that occur twice")
+    ids, k = [str(i) for i in data["image_id"]], len(findings)
+    n, times = len(ids), Counter(ids)
+    _refuse([times[i] > 1 for i in ids], ids, split, "image ids that occur twice")
     for name in ("patient_id", "boxes", "masks", "brightness"):
         if (name in ("patient_id", "boxes") or data.get(name) is not None) and len(data[name]) != n:
             raise ValueError(f"{split}: {n} image ids but {len(data[name])} entries in {name}")
-    labels = np.asarray(data["labels"])
-    if labels.shape != (n, k):
-        raise ValueError(f"{split}: expected labels of shape {(n, k)}, found {labels.shape}")
-    _refuse_where(~np.isin(labels, (-1, 0, 1)).all(1), ids, split, "labels other than 1, 0, -1")
-    given = {"probabilities": data.get("probabilities"), **(data.get("probabilities_of") or {})}
-    for p in (np.asarray(values, float) for values in given.values() if values is not None):
-        if p.shape != (n, k):
-            raise ValueError(f"{split}: expected probabilities of shape {(n, k)}, found {p.shape}")
-        _refuse_where(~((p >= 0) & (p <= 1)).all(1), ids, split, "probabilities that are not in 0..1")  # NaN too
-    if data.get("masks") is not None:
-        bad = [mask is not None and (np.ndim(mask) != 2 or 0 in np.shape(mask)) for mask in data["masks"]]
-        _refuse_where(bad, ids, split, "masks that are not [H, W]")
-    if data.get("brightness") is not None and len({np.shape(b) for b in data["brightness"]} | {(1, 1)}) > 2:
-        raise ValueError(f"{split}: expected brightness of one shape [h, w] for all images")
-    _refuse_where([not _good(pair, k) for pair in data["boxes"]], ids, split, "bad boxes")
+    arrays = [(LABELS, data["labels"]), (PROBABILITIES, data.get("probabilities"))]
+    arrays += [(PROBABILITIES, own) for own in (data.get("probabilities_of") or {}).values()]
+    for wrong, values in ((wrong, np.asarray(values, float)) for wrong, values in arrays if values is not None):
+        if values.shape != (n, k):
+            raise ValueError(f"{split}: expected {wrong.split()[0]} of shape {(n, k)}, found {values.shape}")
+        good = np.isin(values, (-1, 0, 1)) if wrong == LABELS else (values >= 0) & (values <= 1)  # NaN is neither
+        _refuse(~good.all(1), ids, split, wrong)
+    masks = [] if data.get("masks") is None else data["masks"]
+    bad = [mask is not None and (np.ndim(mask) != 2 or 0 in np.shape(mask)) for mask in masks]
+    _refuse(bad, ids, split, "masks that are not [H, W]")
+    _refuse([not _good(pair, k) for pair in data["boxes"]], ids, split, "bad boxes")
 
 
 def check_maps(maps: dict, data: dict, findings, split: str) -> None:
@@ -44,7 +40,7 @@ def check_maps(maps: dict, data: dict, findings, split: str) -> None:
         if not np.issubdtype(np.asarray(array).dtype, np.number) or np.iscomplexobj(array):
             raise ValueError(f"{split}: expected numbers in the {method} maps, found {np.asarray(array).dtype}")
         bad = [not np.isfinite(heat).all() for heat in array]
-        _refuse_where(bad, data["image_id"], split, f"{method} maps with NaN, infinity or float16 overflow")
+        _refuse(bad, data["image_id"], split, f"{method} maps with NaN, infinity or float16 overflow")
 
 
 def _good(pair, k: int) -> bool:
@@ -57,11 +53,7 @@ def _good(pair, k: int) -> bool:
     return bool(inside and finding.shape == (len(boxes),) and np.isin(finding, np.arange(-1, k)).all())
 
 
-def _refuse_where(bad, ids, split: str, what: str) -> None:
-    _refuse([ids[i] for i in np.flatnonzero(bad)], split, what)
-
-
-def _refuse(names: list[str], split: str, what: str) -> None:
-    if names:
+def _refuse(bad, ids, split: str, what: str) -> None:
+    if names := list(dict.fromkeys(str(ids[i]) for i in np.flatnonzero(bad))):
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        raise ValueError(f"{split}: {what}: {', '.join(map(str, names[:5]))}{more}")
+        raise ValueError(f"{split}: {what}: {', '.join(names[:5])}{more}")

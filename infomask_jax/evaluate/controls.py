@@ -1,7 +1,5 @@
-"""Controls: predictions that know the frame, at most the true boxes of *other* images, and but for one no pixel.
-
-That one, `brightness`, sees the image and has learned nothing. A method that does not beat them has localized nothing.
-Boxes are (ymin,xmin,ymax,xmax) in 0..1.
+"""Controls: predictions that know the frame, at most the true boxes of *other* images, and but for `brightness` no
+pixel. A method that does not beat them has localized nothing. Boxes are (ymin,xmin,ymax,xmax) in 0..1.
 """
 
 import cv2
@@ -15,7 +13,7 @@ BOXES = ("whole_image", "mean_box", "mean_right_box", "mean_lung_boxes", "lung_b
 
 
 def random_maps(n: int, seed: int) -> np.ndarray:
-    """Uniform noise on a 14 x 14 grid, another for every image, float32 [n,14,14]."""
+    """Uniform noise, another for every image, float32 [n,14,14]."""
     return np.random.default_rng(seed).random((n, GRID, GRID), dtype=np.float32)
 
 
@@ -27,10 +25,7 @@ def center_maps(n: int, frame: int) -> np.ndarray:
 
 
 def brightness(image: np.ndarray) -> np.ndarray:
-    """An image [H,W] averaged over 14 x 14 cells, float32: opacities are brighter than the lung around them.
-
-    Strong where all but the lungs is black; on whole films the mediastinum and the shoulders are brighter still.
-    """
+    """An image [H,W] averaged over cells, float32 [14,14]: opacities are brighter than the lung around them."""
     return cv2.resize(image.astype(np.float32), (GRID, GRID), interpolation=cv2.INTER_AREA)
 
 
@@ -38,8 +33,7 @@ def control_boxes(name: str, reference: np.ndarray, owner: np.ndarray, images: n
     """The boxes that control `name` of BOXES predicts for each of `images`.
 
     Args:
-      reference: true boxes [n,4] to average; owner: [n] the image of each, or -1 for a box of the validation split. An
-        image's own boxes are left out.
+      reference: true boxes [n,4] to average. owner: [n] the image of each, whose own prediction leaves it out, or -1.
     """
     if name in ("whole_image", "lung_boxes"):
         return [np.array([[0.0, 0, 1, 1]]) if name == "whole_image" else LUNG_BOXES] * len(images)
@@ -48,18 +42,16 @@ def control_boxes(name: str, reference: np.ndarray, owner: np.ndarray, images: n
 
 
 def mean_boxes(name: str, boxes: np.ndarray) -> np.ndarray:
-    """The arithmetic mean of (x,y,w,h), which is that of the edges, of boxes [n,4]: of all ("mean_box"), of those with
-    their centre in the right half of the image ("mean_right_box"), of each half ("mean_lung_boxes"). [0 to 2,4]."""
+    """The mean of boxes [n,4]: of all ("mean_box"), of those with their centre in the right half of the image
+    ("mean_right_box"), of each half ("mean_lung_boxes"). [0 to 2,4]."""
     left = (boxes[:, 1] + boxes[:, 3]) / 2 < 0.5
     parts = {"mean_box": [boxes], "mean_right_box": [boxes[~left]], "mean_lung_boxes": [boxes[left], boxes[~left]]}
     return np.reshape([part.mean(0) for part in parts[name] if len(part)], (-1, 4))
 
 
 def snap(boxes: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Edges moved to the nearest line of a grid of (rows, columns) cells, at least one cell: the ceiling of its maps.
-
-    Not a control: it knows the true boxes [n,4]. A box between two lines becomes the cell that holds its centre.
-    """
+    """True boxes [n,4] with their edges moved to the nearest line of a grid of (rows, columns): the ceiling of its
+    maps. A box between two lines becomes the cell that holds its centre."""
     size = np.array([*grid, *grid])
     edges = np.round(np.asarray(boxes, float).reshape(-1, 4) * size)
     low, high = edges[:, :2], edges[:, 2:]

@@ -1,7 +1,4 @@
-"""Deletion and insertion (Petsiuk et al. 2018): does the model use the pixels that a map calls important?
-
-A map can match the boxes and not the model, or the model and not the boxes; no other score here can tell.
-"""
+"""Deletion and insertion (Petsiuk et al. 2018): does the model use the pixels that a map calls important?"""
 
 from collections.abc import Callable
 
@@ -22,7 +19,7 @@ def deletion_insertion(
     """Areas under the curves of the model's score while pixels are exchanged in the order of the map, highest first.
 
     Deletion begins with the image and blurs pixels away: lower is better. Insertion begins with the blurred image and
-    puts pixels back: higher is better. Baseline: Gaussian blur, BLUR of the longer side. Trapezoids over FRACTIONS.
+    puts pixels back: higher is better. Trapezoids over FRACTIONS.
 
     Args:
       predict: float32 images [m,H,W] -> scores [m], such as the probability of the finding; m is at most CHUNK.
@@ -32,11 +29,9 @@ def deletion_insertion(
     Returns: {"deletion", "insertion"}: the areas, and the mean curves, each [21].
     """
     images = np.asarray(images, np.float32)
-    if images.ndim != 3 or len(maps) != len(images):
-        raise ValueError(f"expected images [n,H,W] and as many maps, found {images.shape} and {np.shape(maps)}")
     chunks = [slice(first, first + CHUNK) for first in range(0, len(images), CHUNK)]
-    deletion, insertion = np.concatenate([_curves(predict, images[c], maps[c], seed) for c in chunks], axis=1)
-    curves = {"deletion": deletion, "insertion": insertion}
+    found = np.concatenate([_curves(predict, images[c], maps[c], seed) for c in chunks], axis=1)
+    curves = dict(zip(("deletion", "insertion"), found, strict=True))
     areas = {name: average(np.trapezoid(rows, FRACTIONS, axis=1)) for name, rows in curves.items()}
     return areas, {name: rows.mean(0) for name, rows in curves.items()}
 

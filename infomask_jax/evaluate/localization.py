@@ -60,10 +60,7 @@ class Prediction(NamedTuple):
     def prepared(self, images: np.ndarray, frame: int, names) -> np.ndarray:
         """Maps of some images in the scoring frame, float32 [n,S,S]; boxes alone are drawn. `names`: of all images."""
         if self.maps is None:
-            drawn = np.zeros((len(images), frame, frame), np.float32)
-            for row, i in enumerate(images):
-                drawn[row] = rasterise(self.boxes[i], frame)
-            return drawn
+            return np.array([rasterise(self.boxes[i], frame) for i in images], np.float32).reshape(-1, frame, frame)
         return prepare_maps(self.maps[images], frame, [names[i] for i in images])
 
     def regions(self, images: np.ndarray, threshold: float, frame: int, names) -> tuple[Boxes, np.ndarray]:
@@ -79,12 +76,8 @@ class Prediction(NamedTuple):
 
 
 def tune(fixed: Thresholds, prediction: Prediction, truth: Truth, names, probabilities) -> Thresholds:
-    """The thresholds that are best on a (validation) split with boxes of the finding.
-
-    Args:
-      fixed: those without it; a confidence that is None stays so.
-      names: of all images. probabilities: [N] of the classifier that decides where boxes are predicted, or None.
-    """
+    """The thresholds that are best on a (validation) split with boxes of the finding; a confidence that is None in
+    `fixed` stays so. `names`, `probabilities` as in `measure`."""
     frame = truth.mask.shape[1]
     curve = pixels.iou_curve(prediction.prepared(truth.scored, frame, names), truth.mask)
     among_few = pixels.tune_threshold(curve, protocols.CHEXLOCALIZE_THRESHOLDS)
@@ -97,33 +90,26 @@ def tune(fixed: Thresholds, prediction: Prediction, truth: Truth, names, probabi
 
 
 def measure(
-    prediction: Prediction,
-    truth: Truth,
-    names,
-    thresholds: Thresholds,
-    probabilities: np.ndarray | None = None,
-    chosen=PROTOCOLS,
+    prediction: Prediction, truth: Truth, names, cut: Thresholds, probabilities=None, chosen=PROTOCOLS
 ) -> tuple[dict[str, PerImage], dict[str, float]]:
-    """Every score of a prediction: the headline as "metric" and "metric/level", then "protocol/metric/level".
+    """Every score of a prediction: the headline as "metric" and "metric/level", then "protocol/metric/level"; and
+    WSOL's best thresholds, see `protocols.wsol`.
 
     Args:
-      names: of all images. probabilities: [N], what thresholds.confidence is compared with.
-
-    Returns also WSOL's best thresholds (an oracle), see `protocols.wsol`.
+      names: of all images. probabilities: [N] of the classifier, what cut.confidence is compared with.
     """
-    frame, cut = truth.mask.shape[1], thresholds.region
-    rows = np.searchsorted(truth.boxed, truth.scored)
+    frame, rows = truth.mask.shape[1], np.searchsorted(truth.boxed, truth.scored)
     prepared, mask, n, m = prediction.prepared(truth.boxed, frame, names), truth.mask, len(rows), len(truth.boxed)
     own = prepared if n == m else prepared[rows]
     drawn = None if prediction.boxes is None else flatten([prediction.boxes[i] for i in truth.boxed])
-    every = region_boxes(prepared, cut)[0] if drawn is None else drawn
+    every = region_boxes(prepared, cut.region)[0] if drawn is None else drawn
     boxes = take(every, rows)
 
     def rsna() -> dict[str, PerImage]:
         images, confident = truth.listed, np.ones(len(truth.listed), bool)
-        if thresholds.confidence is not None:
-            confident = probabilities[images] >= thresholds.confidence
-        found, peaks = prediction.regions(images[confident], cut, frame, names)
+        if cut.confidence is not None:
+            confident = probabilities[images] >= cut.confidence
+        found, peaks = prediction.regions(images[confident], cut.region, frame, names)
         found = Boxes(found.boxes, np.flatnonzero(confident)[found.image])
         return protocols.rsna(found, peaks, truth.listed_boxes, len(images))
 
@@ -133,7 +119,7 @@ def measure(
     out = {
         "pxap": pixel_auprc["pooled"],
         "pointing_game": pixel_auprc["pointing_game"],
-        "mean_iou": average(pixels.region_overlap(own, mask, cut)[0]),
+        "mean_iou": average(pixels.region_overlap(own, mask, cut.region)[0]),
         "max_box_acc_v2": wsol["max_box_acc_v2"],
         **protocols.accuracy(boxes, truth.boxes, n),
         "boxes_per_image": average(np.bincount(boxes.image, minlength=n)),
@@ -141,9 +127,9 @@ def measure(
     }
     blocks = {
         "wang2017": lambda: protocols.wang2017(prepared, truth.boxed_boxes, truth.boxes_of_all, drawn),
-        "li2018": lambda: protocols.li2018(own, mask, cut),
+        "li2018": lambda: protocols.li2018(own, mask, cut.region),
         "wsol": lambda: {**wsol, "pxap": pixel_auprc["pooled"]},
-        "chexlocalize": lambda: protocols.chexlocalize(own, mask, thresholds.chexlocalize),
+        "chexlocalize": lambda: protocols.chexlocalize(own, mask, cut.chexlocalize),
         "rsna": rsna,
         "pixel_auprc": lambda: pixel_auprc,
     }

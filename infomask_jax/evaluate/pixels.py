@@ -1,7 +1,5 @@
-"""Pixel scores of prepared maps: average precision, pointing game, overlap of a thresholded region.
-
-All take maps float32 [n,S,S] in 0..1 (`localize.prepare_maps`) and truth bool [n,S,S] of the same images.
-"""
+"""Pixel scores of prepared maps float32 [n,S,S] in 0..1 against truth bool [n,S,S]: average precision, pointing game,
+overlap of the region {s >= threshold}."""
 
 import cv2
 import numpy as np
@@ -9,7 +7,7 @@ import numpy as np
 from infomask_jax.evaluate.bootstrap import PerImage
 from infomask_jax.evaluate.ranking import average_precision
 
-THRESHOLDS = np.linspace(0.01, 1, 100, dtype=np.float32)  # a region is {s >= t}
+THRESHOLDS = np.linspace(0.01, 1, 100, dtype=np.float32)
 
 
 def pixel_average_precision(maps: np.ndarray, truth: np.ndarray) -> float:
@@ -27,10 +25,10 @@ def pixel_average_precision(maps: np.ndarray, truth: np.ndarray) -> float:
 
 
 def pxap(maps: np.ndarray, truth: np.ndarray, bins: int = 1000) -> PerImage:
-    """PxAP (WSOL, Choe et al. 2020): average precision over the pixels of all images pooled.
+    """PxAP (WSOL, Choe et al. 2020): average precision over the pixels of all images pooled; the value is exact.
 
-    The value is exact. Resamples come from per-image histograms, whose edges are quantiles of the true pixels' scores:
-    every bin holds an equal share of the recall, and the error is about 1/bins of the value.
+    Resamples come from per-image histograms, whose edges are quantiles of the true pixels' scores: every bin holds an
+    equal share of the recall, and the error is about 1/bins of the value.
     """
     exact = pixel_average_precision(maps, truth)
     edges = np.unique(np.quantile(maps[truth], np.linspace(0, 1, bins + 1)[:-1]).astype(np.float32))
@@ -44,34 +42,29 @@ def pxap(maps: np.ndarray, truth: np.ndarray, bins: int = 1000) -> PerImage:
 
 
 def pointing_game(maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """1 where the map's maximum lies in the truth (Zhang et al. 2018, without a tolerance margin). [n].
-
-    Tied maxima score the share of them that is true: a constant map gets its chance level, the true share of the area.
-    """
+    """1 where the map's maximum lies in the truth (Zhang et al. 2018, without a tolerance margin); of tied maxima the
+    share that does. [n]."""
     top = maps == maps.max(axis=(1, 2), keepdims=True)
     return (top & truth).sum((1, 2)) / top.sum((1, 2))
 
 
 def region_overlap(maps: np.ndarray, truth: np.ndarray, threshold) -> tuple[np.ndarray, np.ndarray]:
-    """IoU and IoR of the region R = {s >= threshold} with the truth, each [n]; `threshold` is one number, or [n].
-
-    IoR = |R n G| / |R|. An empty region scores 0, it is never dropped.
-    """
+    """IoU of the region with the truth, and IoR = intersection / region, each [n]; 0 of an empty region. `threshold` is
+    one number, or [n]."""
     region = maps >= np.asarray(threshold, np.float32).reshape(-1, 1, 1)
     both, size, true = (region & truth).sum((1, 2)), region.sum((1, 2)), truth.sum((1, 2))
     return both / np.maximum(size + true - both, 1), both / np.maximum(size, 1)
 
 
 def otsu_thresholds(maps: np.ndarray) -> np.ndarray:
-    """Otsu's threshold of each map, quantised to 8 bits: the region is {s >= t}. float32 [n]."""
+    """Otsu's threshold of each map, quantised to 8 bits, float32 [n]."""
     cut = [cv2.threshold(np.rint(s * 255).astype(np.uint8), 0, 1, cv2.THRESH_OTSU)[0] for s in maps]
     return ((np.array(cut) + 0.5) / 255).astype(np.float32)  # pixels above the cut, in steps of 1/255
 
 
 def iou_curve(maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """IoU of the region at each of THRESHOLDS, [n,100], from one histogram per image."""
-    curve = np.zeros((len(maps), len(THRESHOLDS)))
-    size = len(THRESHOLDS) + 1
+    curve, size = np.zeros((len(maps), len(THRESHOLDS))), len(THRESHOLDS) + 1
     for i, (s, t) in enumerate(zip(maps, truth, strict=True)):
         passed = np.searchsorted(THRESHOLDS, s.ravel(), side="right")
         outside, inside = np.bincount(passed * 2 + t.ravel(), minlength=2 * size).reshape(size, 2).T

@@ -1,10 +1,8 @@
-"""The published protocols, each a pure function of maps, truth and settings. docs/evaluation.md has a page on each.
+"""The published protocols, each a pure function; docs/evaluation.md has formula, source and weakness of each.
 
-Maps are prepared (`localize.prepare_maps`: float32 [n,S,S] in 0..1), `mask` bool [n,S,S] is the truth in pixels, `true`
-the true boxes. Every function returns {"metric" or "metric/level": PerImage}: the `value` of one is the score, and
-`bootstrap.estimate` gives its interval. `predicted` replaces the boxes of regions where a prediction is boxes already
-(the controls); the maps are then those boxes, drawn.
-"""
+Maps are prepared (float32 [n,S,S] in 0..1), `mask` bool [n,S,S] is the truth in pixels, `true` the true boxes. Every
+function returns {"metric" or "metric/level": PerImage}. `predicted` replaces the boxes of regions where a prediction is
+boxes already (the controls); the maps are then those boxes, drawn."""
 
 import numpy as np
 
@@ -16,6 +14,7 @@ from infomask_jax.localize import Boxes, region_boxes
 
 IOU_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 IOBB_LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9)
+LEVELS = {"iou": IOU_LEVELS, "iobb": IOBB_LEVELS}
 WANG_THRESHOLDS = (60 / 255, 180 / 255)
 TAUS = np.linspace(0, 0.999, 1000, dtype=np.float32)
 DELTAS = (0.3, 0.5, 0.7)
@@ -28,7 +27,7 @@ def accuracy(boxes: Boxes, true: Boxes, n: int) -> dict[str, PerImage]:
     best, whole = best_overlaps(boxes, true)[0], np.bincount(true.image, minlength=n)
     return {
         f"acc_{measure}/{t:g}": PerImage(np.bincount(true.image, best[measure] > t, n), whole)
-        for measure, levels in (("iou", IOU_LEVELS), ("iobb", IOBB_LEVELS))
+        for measure, levels in LEVELS.items()
         for t in levels
     }
 
@@ -38,19 +37,17 @@ def false_positives(boxes: Boxes, true: Boxes, whole) -> dict[str, PerImage]:
     best = best_overlaps(boxes, true)[1]
     return {
         f"afp_{measure}/{t:g}": PerImage(np.bincount(boxes.image, best[measure] <= t, len(whole)), whole)
-        for measure, levels in (("iou", IOU_LEVELS), ("iobb", IOBB_LEVELS))
+        for measure, levels in LEVELS.items()
         for t in levels
     }
 
 
 def wang2017(maps, true: Boxes, boxes_of_all, predicted: Boxes | None = None) -> dict[str, PerImage]:
-    """ChestX-ray8 (Wang et al. 2017): `accuracy` of the boxes of all regions s >= 60/255 and of all s >= 180/255.
-
-    Their `false_positives` are counted on all boxed images, over the boxes of all findings on them (984 in NIH).
+    """ChestX-ray8 (Wang et al. 2017): `accuracy` and `false_positives` of the boxes of all regions s >= 60/255 and of
+    all s >= 180/255.
 
     Args:
-      maps: of all images with a box of any finding, also those without a box of this one.
-      boxes_of_all: [n], how many boxes of any finding each image has.
+      maps: of all images with a box of any finding. boxes_of_all: [n], how many boxes of any finding each has.
     """
     n = len(maps)
     if predicted is None:
@@ -65,21 +62,15 @@ def wang2017(maps, true: Boxes, boxes_of_all, predicted: Boxes | None = None) ->
 
 
 def li2018(maps, mask, threshold: float) -> dict[str, PerImage]:
-    """Li et al. 2018: share of images whose region R = {s >= threshold} has IoU >= T with the boxes' mask, or IoR >= T.
-
-    IoR = |R n G| / |R|. An empty region is a miss.
-    """
+    """Li et al. 2018: share of images whose region s >= threshold has IoU >= T with the mask, or IoR >= T."""
     iou, ior = pixels.region_overlap(maps, mask, threshold)
     out = {f"acc_iou/{t:g}": average(iou >= t) for t in IOU_LEVELS}
     return out | {f"acc_ior/{t:g}": average(ior >= t) for t in IOBB_LEVELS}
 
 
 def wsol(maps, true: Boxes, predicted: Boxes | None = None):
-    """MaxBoxAcc and MaxBoxAccV2 (Choe et al. 2020). BoxAcc(tau, delta): share of images with IoU >= delta at tau.
-
-    max_box_acc: the box of the largest region {s > tau}, maximum over tau at delta .5. max_box_acc_v2: the best of all
-    regions and true boxes, mean over delta .3 .5 .7 of the maximum over tau. Both choose tau on the scored images (an
-    oracle), which `_without_optimism` takes out of the intervals. PxAP, the paper's third score, is `pixels.pxap`.
+    """MaxBoxAcc and MaxBoxAccV2 (Choe et al. 2020). Both choose tau on the scored images (an oracle), which
+    `_without_optimism` takes out of the intervals.
 
     Returns: the scores, and the best tau {"max_box_acc": tau, "0.3": tau, ...}, empty for `predicted` boxes.
     """
@@ -90,7 +81,7 @@ def wsol(maps, true: Boxes, predicted: Boxes | None = None):
         best, largest = best_iou(predicted, true, n)[:, None], _largest_box_iou(predicted, true, n)[:, None]
     v1, v2 = largest[..., None] >= 0.5, np.stack([best >= delta for delta in DELTAS], axis=-1)  # [n,T,1], [n,T,3]
     scores = {
-        name: PerImage(hits, np.ones(n), _mean_of_maxima, resampled=_without_optimism)
+        name: PerImage(hits, np.ones(n), lambda shares: shares.max(-2).mean(-1), resampled=_without_optimism)
         for name, hits in (("max_box_acc", v1), ("max_box_acc_v2", v2))
     }
     if predicted is not None:
@@ -99,17 +90,10 @@ def wsol(maps, true: Boxes, predicted: Boxes | None = None):
     return scores, {name: round(float(TAUS[at]), 6) for name, at in chosen.items()}
 
 
-def _mean_of_maxima(shares: np.ndarray) -> np.ndarray:
-    return shares.max(-2).mean(-1)
-
-
 def _without_optimism(shares: np.ndarray, of_all: np.ndarray) -> np.ndarray:
-    """Resamples [R,T,D] and all images [T,D] -> [R] around the score of another data set, not around the maximum.
-
-    A maximum over noisy shares is too high, that of a resample doubly so: noise of noise. So tau stays the best one of
-    all images, and what choosing it gains is taken off: the mean over resamples of how far the maximum of one exceeds
-    what its own tau reaches on all images (the optimism of Efron 1983).
-    """
+    """Resamples [R,T,D] and all images [T,D] -> [R] at the tau that is best on all images, less what choosing it gains:
+    the mean over resamples of how far the maximum of one exceeds what its own tau reaches on all images (the optimism
+    of Efron 1983). A maximum over noisy shares is too high, that of a resample doubly so."""
     own = shares.argmax(1)[:, None]  # [R,1,D]
     optimism = np.take_along_axis(shares, own, 1) - np.take_along_axis(of_all[None], own, 1)
     kept = np.take_along_axis(shares, of_all.argmax(0)[None, None], 1)
@@ -125,21 +109,15 @@ def _largest_box_iou(predicted: Boxes, true: Boxes, n: int) -> np.ndarray:
 
 
 def chexlocalize(maps, mask, tuned: float | None) -> dict[str, PerImage]:
-    """CheXlocalize (Saporta et al. 2022): mean IoU of a region at Otsu's threshold, at .5, at a tuned one; hit rate.
-
-    hit_rate: the maximum lies in the truth. An empty region counts 0; the published code drops it.
-
-    Args:
-      tuned: of .2 .3 ... .8, the best on validation; None where there is none, and that score is left out.
-    """
+    """CheXlocalize (Saporta et al. 2022): mean IoU of a region at Otsu's threshold, at .5, at the one of .2 .3 ... .8
+    that was best on validation (None: left out); hit rate. An empty region counts 0; the published code drops it."""
     thresholds = {"otsu": pixels.otsu_thresholds(maps), "fixed": 0.5} | ({} if tuned is None else {"tuned": tuned})
     out = {f"mean_iou_{how}": average(pixels.region_overlap(maps, mask, t)[0]) for how, t in thresholds.items()}
     return out | {"hit_rate": average(pixels.pointing_game(maps, mask))}
 
 
 def pixel_auprc(maps, mask) -> dict[str, PerImage]:
-    """Average precision of the map against the truth (Arun et al. 2021), pixels pooled and per image; pointing game
-    (Zhang et al. 2018)."""
+    """Average precision (Arun et al. 2021), pixels pooled and per image; pointing game (Zhang et al. 2018)."""
     alone = [pixels.pixel_average_precision(s[None], t[None]) for s, t in zip(maps, mask, strict=True)]
     return {
         "pooled": pixels.pxap(maps, mask),
@@ -151,8 +129,8 @@ def pixel_auprc(maps, mask) -> dict[str, PerImage]:
 def rsna(predicted: Boxes, scores: np.ndarray, true: Boxes, n: int) -> dict[str, PerImage]:
     """RSNA Pneumonia Detection Challenge 2018: mean over images of the mean over t = .40 .45 ... .75 of TP/(TP+FP+FN).
 
-    Predicted boxes are matched in the order of their scores [boxes], each to the free true box with which its IoU is
-    highest, if that is > t. An image without true and predicted boxes is left out; with predictions only it scores 0.
+    Predicted boxes are matched in the order of their scores [boxes], each to the free true box of the highest IoU, if
+    that is > t. An image without true and predicted boxes is left out; with predictions only it scores 0.
     """
     predictions, truths = (np.bincount(b.image, minlength=n) for b in (predicted, true))
     value = np.zeros(n)
@@ -175,10 +153,7 @@ def _matches(iou: np.ndarray, level: float) -> int:
 
 
 def tune_confidence(predicted: Boxes, scores: np.ndarray, true: Boxes, probabilities: np.ndarray) -> float:
-    """The probability below which no box is predicted with the highest RSNA score; of equal ones the highest.
-
-    Args: as `rsna`, with the boxes of every image; probabilities: [n] of the finding.
-    """
+    """The probability [n] below which no box is predicted with the highest RSNA score; of equal ones the highest."""
     n = len(probabilities)
     value = rsna(predicted, scores, true, n)["map"].part
     has_predicted, has_true = (np.bincount(b.image, minlength=n) > 0 for b in (predicted, true))

@@ -1,7 +1,5 @@
-"""Scores of the classifier: average precision and the area under the ROC curve, with resamples, and calibration.
-
-The first two are functions of counts per distinct score, so ties are exact: a tied group enters as one step.
-"""
+"""Scores of the classifier: average precision and the area under the ROC curve, with resamples, and calibration. The
+first two are functions of counts per distinct score: a tied group enters as one step."""
 
 import numpy as np
 
@@ -12,10 +10,8 @@ CALIBRATION_BINS = 15
 
 
 def average_precision(positives: np.ndarray, totals: np.ndarray) -> np.ndarray:
-    """AP = sum_g (R_g - R_{g-1}) P_g over groups of equal score, best score first. Counts [...,G] -> [...].
-
-    As scikit-learn's average_precision_score (no interpolation). NaN where there is no positive.
-    """
+    """sum_g (R_g - R_{g-1}) P_g over groups of equal score, best first, as scikit-learn's. Counts [...,G] -> [...]; NaN
+    where there is no positive."""
     hits, picked = np.cumsum(positives, -1), np.cumsum(totals, -1)
     precision = hits / np.maximum(picked, 1e-12)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -23,10 +19,8 @@ def average_precision(positives: np.ndarray, totals: np.ndarray) -> np.ndarray:
 
 
 def roc_area(positives: np.ndarray, totals: np.ndarray) -> np.ndarray:
-    """P(score of a positive > score of a negative) + P(equal)/2. Counts [...,G], best score first -> [...].
-
-    NaN where a class is missing.
-    """
+    """P(score of a positive > score of a negative) + P(equal)/2. Counts [...,G], best score first -> [...]; NaN where a
+    class is missing."""
     negatives = totals - positives
     not_above = np.cumsum(negatives[..., ::-1], -1)[..., ::-1]  # negatives at or below the group
     won = np.sum(positives * (not_above - negatives / 2), -1)
@@ -35,8 +29,7 @@ def roc_area(positives: np.ndarray, totals: np.ndarray) -> np.ndarray:
 
 
 def classification_scores(data: dict, k: int, seed: int, resamples: int = 1000) -> dict:
-    """AUROC, AUPRC, expected calibration error, Brier score, reliability diagram and prevalence of finding k of a split
-    (see `scoring.score`), over images with a known label."""
+    """The entry of finding k of a split (see `scoring.score`) in eval/SPLIT.json, over images with a known label."""
     labels = np.asarray(data["labels"])[:, k]
     known, given = labels != -1, data.get("probabilities")
     y = (labels[known] == 1).astype(int)
@@ -54,13 +47,11 @@ def classification_scores(data: dict, k: int, seed: int, resamples: int = 1000) 
 
 
 def areas(labels: np.ndarray, scores: np.ndarray | None, weights, index) -> tuple[Estimate, Estimate]:
-    """AUROC and AUPRC of labels [n] in {0,1} and scores [n], with their resamples; NaN, with the reason, of one class
-    and of scores None; ValueError of scores that are not finite. `weights`, `index`: of `bootstrap.patient_weights`."""
+    """AUROC and AUPRC of labels [n] in {0,1} and finite scores [n], with their resamples; NaN, with the reason, of one
+    class and of scores None. `weights`, `index`: of `bootstrap.patient_weights`."""
     n = len(labels)
     reason = "" if len(set(labels.tolist())) == 2 else "one class only" if n else "no known label"
-    if scores is None:
-        reason = "no probabilities"
-    if reason:
+    if reason := "no probabilities" if scores is None else reason:
         return (Estimate(np.nan, np.full(len(weights), np.nan), n, reason),) * 2
     if not np.isfinite(scores).all():
         raise ValueError(f"expected finite scores, found {np.sum(~np.isfinite(scores))} that are not")
@@ -70,15 +61,12 @@ def areas(labels: np.ndarray, scores: np.ndarray | None, weights, index) -> tupl
 
 
 def resampled_areas(labels, scores, weights, index, chunk: int = 4_000_000) -> tuple[np.ndarray, np.ndarray]:
-    """(AUROC [R], AUPRC [R]) of every resample at once: one sort, then cumulative sums of weights.
-
-    Args: as `areas`. chunk: elements of the largest intermediate, which bounds the memory.
-    """
+    """(AUROC [R], AUPRC [R]) of every resample at once, arguments as of `areas`: one sort, then cumulative sums of
+    weights. `chunk`: elements of the largest intermediate, which bounds the memory."""
     order = np.argsort(-np.asarray(scores, float), kind="stable")
     labels, scores, index = np.asarray(labels)[order], np.asarray(scores)[order], index[order]
     starts = np.flatnonzero(np.r_[True, scores[1:] != scores[:-1]])  # first image of each tied group
-    step = max(1, chunk // len(labels))
-    found = []
+    step, found = max(1, chunk // len(labels)), []
     for first in range(0, len(weights), step):
         w = weights[first : first + step, index]  # [r,n]
         totals = np.add.reduceat(w, starts, axis=1)
@@ -89,10 +77,7 @@ def resampled_areas(labels, scores, weights, index, chunk: int = 4_000_000) -> t
 
 def calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> PerImage:
     """Expected calibration error (Guo et al. 2017): sum over bins of |mean probability - share of positives| * share.
-
-    Args:
-      labels: [n] in {0,1}; probabilities: [n] in 0..1, in 15 bins of equal width (a bin holds its upper edge).
-    """
+    Labels [n] in {0,1}, probabilities [n]; bins have equal width and hold their upper edge."""
     part = np.zeros((len(labels), CALIBRATION_BINS, 2))
     part[np.arange(len(labels)), _bin(probabilities)] = np.stack([probabilities, labels], axis=1)
     return PerImage(part, np.ones(len(labels)), lambda mean: np.abs(mean[..., 0] - mean[..., 1]).sum(-1))

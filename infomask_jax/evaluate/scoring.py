@@ -6,7 +6,7 @@ from itertools import chain
 import cv2
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import track
 
 from infomask_jax.evaluate import bootstrap, controls, localization
 from infomask_jax.evaluate.bootstrap import Estimate, PerImage
@@ -34,7 +34,7 @@ def score(
     resamples=1000,
     protocols=PROTOCOLS,
 ) -> tuple[dict, list[dict]]:
-    """Classification and localization scores of one split. On a terminal, a bar shows which method is being scored.
+    """Classification and localization scores of one split.
 
     Args:
       findings: K names.
@@ -59,18 +59,16 @@ def score(
         raise ValueError(f"expected protocols among {', '.join(PROTOCOLS)}; found {', '.join(unknown)}")
     if resamples < 1:
         raise ValueError(f"resamples: expected 1 or more, found {resamples}")
-    val_maps = val_maps or {}
-    check_split(findings, data, split)
-    check_maps(maps, data, findings, split)
+    for own, its_maps, name in ((data, maps, split), *([(val, val_maps, "val")] if val is not None else ())):
+        check_split(findings, own, name)
+        check_maps(its_maps, own, findings, name)
     if val is not None:
-        check_split(findings, val, "val")
-        check_maps(val_maps, val, findings, "val")
         if set(val_maps) != set(maps):
             raise ValueError(f"validation maps are of {sorted(val_maps)}, test maps of {sorted(maps)}")
         if shared := sorted({*map(str, data["image_id"])} & {*map(str, val["image_id"])}):
             what = f"{len(shared)} images of {split} are in val, too, for example {shared[0]}"
             raise ValueError(f"{what}: thresholds tuned on scored images would be an oracle; leave them out of val")
-    maps, val_maps = ({m: four_axes(array) for m, array in given.items()} for given in (maps, val_maps))
+    maps, val_maps = ({m: four_axes(array) for m, array in (given or {}).items()} for given in (maps, val_maps))
     patients, labels = patients_of(data), np.asarray(data["labels"])
     out = {
         "dataset": dataset,
@@ -85,7 +83,6 @@ def score(
         "conventions": localization.CONVENTIONS,
     }
     rows, console = [], Console(stderr=True)
-    columns = TextColumn("{task.description}", markup=False), MofNCompleteColumn(), BarColumn()
     for k, name in enumerate(findings):
         truth = finding_truth(data, k, frame)
         out["counts"][name] = _counts(labels[:, k], truth)
@@ -97,23 +94,20 @@ def score(
             over: bootstrap.patient_weights(patients[getattr(truth, over)], resamples, seed)
             for over in ("scored", "boxed", "listed")
         }
-        found, entries = {}, {}
+        found, out["localization"][name] = {}, {}
         pairs = predictions(maps, val_maps, data, k, truth, *((val, val_truth) if tuned else (None, None)), seed)
         grids = sorted({array.shape[1:3] for array in maps.values()})
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            bar = progress.add_task("", total=len(pairs) + len(grids))
-            for method, (own, of_val) in chain(pairs, ceilings(grids, data, k, truth)):
-                progress.update(bar, description=f"scoring {name}, {method}")
-                gate, val_gate = (_gate(examples, method, k) if method in maps else None for examples in (data, val))
-                thresholds = Thresholds(confidence=None if gate is None else localization.FIXED_CONFIDENCE)
-                if of_val is not None:
-                    thresholds = localization.tune(thresholds, of_val, val_truth, val["image_id"], val_gate)
-                scores, taus = localization.measure(own, truth, data["image_id"], thresholds, gate, protocols)
-                found[method] = localization.estimates(scores, weights)
-                entries[method] = _entry(found[method], thresholds, taus, own.boxes is None, protocols)
-                rows += _rows(name, method, data, truth, scores, every=method in maps)
-                progress.advance(bar)
-        out["localization"][name] = entries
+        bar = {"console": console, "transient": True, "disable": not console.is_terminal}
+        every = chain(pairs, ceilings(grids, data, k, truth))
+        for method, (own, of_val) in track(every, f"scoring {name}", len(pairs) + len(grids), **bar):
+            gate, val_gate = (_gate(examples, method, k) if method in maps else None for examples in (data, val))
+            cut = Thresholds(confidence=None if gate is None else localization.FIXED_CONFIDENCE)
+            if of_val is not None:
+                cut = localization.tune(cut, of_val, val_truth, val["image_id"], val_gate)
+            scores, taus = localization.measure(own, truth, data["image_id"], cut, gate, protocols)
+            found[method] = localization.estimates(scores, weights)
+            out["localization"][name][method] = _entry(found[method], cut, taus, own.boxes is None, protocols)
+            rows += _rows(name, method, data, truth, scores, every=method in maps)
         out["differences"][name] = _differences(found, list(maps))
         out["mean_boxes_from"][name] = "val" if tuned else "leave-one-out on the split"
     return out, rows
@@ -130,10 +124,8 @@ def _gate(split: dict | None, method: str, k: int) -> np.ndarray | None:
 def predictions(
     maps, val_maps, data, k, truth: Truth, val, val_truth: Truth | None, seed
 ) -> list[tuple[str, tuple[Prediction, Prediction | None]]]:
-    """Every method and control: (name, (its prediction, that on validation or None)).
-
-    `val`, `val_truth` are None where nothing can be tuned or averaged on validation. Maps are [N,h,w,M].
-    """
+    """Every method and control: (name, (its prediction, that on validation or None)). Maps are [N,h,w,M]; `val`,
+    `val_truth` are None where nothing can be tuned or averaged on validation."""
 
     def maps_of(split, maps, seed) -> dict[str, np.ndarray]:
         n = len(split["image_id"])
@@ -185,16 +177,14 @@ def _entry(found: dict[str, Estimate], thresholds: Thresholds, taus: dict, is_ma
         at[last] = round(estimate.value, 4) if last == "boxes_per_image" else bootstrap.as_json(estimate)
     out["threshold"] = cut = {"value": thresholds.region if is_map else None, "tuned_on": thresholds.tuned_on}
     out["max_box_acc_v2"]["tuned_on"] = "oracle"
-    confidence = None
-    if thresholds.confidence is not None:
-        confidence = {"value": thresholds.confidence, "tuned_on": thresholds.confidence_tuned_on}
+    confidence = {"value": thresholds.confidence, "tuned_on": thresholds.confidence_tuned_on}
     chexlocalize = {"otsu": "of each map", "fixed": FIXED_THRESHOLD, "tuned": thresholds.chexlocalize}
     provenance = {
         "wang2017": {"value": [round(t, 6) for t in WANG_THRESHOLDS] if is_map else None, "tuned_on": "fixed"},
         "li2018": cut,
         "wsol": {"value": taus or None, "tuned_on": "oracle"},
         "chexlocalize": {"value": chexlocalize if is_map else None, "tuned_on": thresholds.tuned_on},
-        "rsna": {**cut, "confidence": confidence},
+        "rsna": {**cut, "confidence": None if thresholds.confidence is None else confidence},
         "pixel_auprc": {"value": None, "tuned_on": "fixed"},
     }
     for protocol in protocols:
@@ -213,19 +203,16 @@ def _rows(finding: str, method: str, data: dict, truth: Truth, scores: dict[str,
     }
     if "pixel_auprc/per_image" in scores:
         columns["average_precision"] = scores["pixel_auprc/per_image"].part
-    position = {int(i): row for row, i in enumerate(truth.scored)}
-    challenge = scores.get("rsna/map")
-    rows = []
+    position, challenge, rows = {int(i): row for row, i in enumerate(truth.scored)}, scores.get("rsna/map"), []
     for at, i in enumerate(truth.listed.tolist()):
         own = position.get(i)
-        if own is None and not (every and challenge):
-            continue
-        row = {"finding": finding, "method": method, "image_id": data["image_id"][i]}
-        row["patient_id"] = data["patient_id"][i]
-        row |= {c: round(float(v[own]), 6) if own is not None else None for c, v in columns.items()}
-        if challenge:
-            row["rsna"] = round(float(challenge.part[at]), 6) if challenge.whole[at] else None
-        rows.append(row)
+        if own is not None or (every and challenge):
+            names = {name: data[name][i] for name in ("image_id", "patient_id")}
+            row = {"finding": finding, "method": method, **names}
+            row |= {c: round(float(v[own]), 6) if own is not None else None for c, v in columns.items()}
+            if challenge:
+                row["rsna"] = round(float(challenge.part[at]), 6) if challenge.whole[at] else None
+            rows.append(row)
     return rows
 
 
@@ -233,27 +220,26 @@ def _differences(found: dict, methods: list[str]) -> dict:
     """Every method minus CAM, and minus the best control of each metric, paired over the same resamples."""
     out, untrained = {}, [m for m in found if m.startswith("control/")]
     best = {m: max(untrained, key=lambda name: np.nan_to_num(found[name][m].value, nan=-1.0)) for m in COMPARED}
+
+    def minus(method: str, other: str, metric: str) -> dict:
+        return bootstrap.as_json(bootstrap.difference(found[method][metric], found[other][metric]))
+
     for method in methods:
-        own = found[method]
         if "cam" in found and method != "cam":
-            pairs = {m: bootstrap.difference(own[m], found["cam"][m]) for m in COMPARED}
-            out[f"{method} - cam"] = {m: bootstrap.as_json(e) for m, e in pairs.items()}
-        out[f"{method} - best control"] = {
-            m: {**bootstrap.as_json(bootstrap.difference(own[m], found[name][m])), "control": name}
-            for m, name in best.items()
-        }
+            out[f"{method} - cam"] = {m: minus(method, "cam", m) for m in COMPARED}
+        out[f"{method} - best control"] = {m: {**minus(method, name, m), "control": name} for m, name in best.items()}
     return out
 
 
 def _counts(labels: np.ndarray, truth: Truth) -> dict:
     """How many images and boxes of a finding with labels [N] were scored, and what was left out and why."""
-    n = len(truth.scored)
+    n, positive = len(truth.scored), int((labels == 1).sum())
     return {
-        "positive": int((labels == 1).sum()),
+        "positive": positive,
         "unknown": int((labels == -1).sum()),
         "scored_images": n,
         "scored_boxes": len(truth.boxes.boxes),
-        "skipped_positive_without_box": int((labels == 1).sum()) - n,
+        "skipped_positive_without_box": positive - n,
         "skipped_boxed_not_positive": truth.not_positive,
         **({} if n else {"reason": "no positive image has a box"}),
     }

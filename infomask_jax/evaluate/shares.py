@@ -1,17 +1,16 @@
 """Where the mass of a map lies: in the lesion, in the lung beside it, or elsewhere, against the area of each.
 
 The value of a cell is spread evenly over its area, and regions are exact: an image is cut at every edge of its cells,
-of the pixels of its masks and of its boxes, so that each piece lies in one cell and one region. Nothing is resized.
-"""
+of the pixels of its masks and of its boxes, so that each piece lies in one cell and one region."""
 
 from collections.abc import Callable
 
 import numpy as np
 
 from infomask_jax.evaluate import bootstrap, ranking
-from infomask_jax.evaluate.checks import check_maps, check_split
+from infomask_jax.evaluate.checks import check_maps
 from infomask_jax.evaluate.truth import boxes_of, patients_of
-from infomask_jax.localize import four_axes, of_finding
+from infomask_jax.localize import of_finding
 
 REGIONS = ("lesion", "lung", "elsewhere")
 CONVENTIONS = {
@@ -30,12 +29,10 @@ CONVENTIONS = {
 def region_areas(grid: tuple[int, int], lung: np.ndarray, mask=None, boxes=None) -> np.ndarray:
     """The share of each cell's area that each of REGIONS takes, [3,h,w]; adds up to 1 in every cell.
 
-    The lesion is what `mask` and `boxes` have in common, or the one that is given; with neither there is none. It
-    comes before the lung, inside which it need not lie.
+    The lesion is what `mask` and `boxes` have in common, or the one that is given. It comes before the lung.
 
     Args:
-      grid: (h, w). lung, mask: bool [H,W], each of any size, over the whole image.
-      boxes: [n,4] (ymin,xmin,ymax,xmax) in 0..1, continuous edges.
+      grid: (h, w). lung, mask: bool [H,W], each of any size, over the whole image. boxes: [n,4] in 0..1.
     """
     edges = np.reshape([] if boxes is None else boxes, (-1, 4)).astype(float)
     sizes = [grid, lung.shape, *([] if mask is None else [mask.shape])]
@@ -53,10 +50,8 @@ def region_areas(grid: tuple[int, int], lung: np.ndarray, mask=None, boxes=None)
     if mask is not None:
         lesion &= pieces(np.asarray(mask, bool))
     if boxes is not None:
-        covered = np.zeros_like(lesion)
-        for ymin, xmin, ymax, xmax in edges:
-            covered |= ((ymin < y) & (y < ymax))[:, None] & (xmin < x) & (x < xmax)
-        lesion &= covered
+        own = [((ymin < y) & (y < ymax))[:, None] & (xmin < x) & (x < xmax) for ymin, xmin, ymax, xmax in edges]
+        lesion &= np.any([np.zeros_like(lesion), *own], axis=0)
     rows, columns = (
         (np.arange(n)[:, None] == (m * n).astype(int)) * np.diff(cut) * n
         for m, cut, n in zip(middles, cuts, grid, strict=True)
@@ -70,22 +65,18 @@ def audit(
     """Shares of every map in every region, on positive and on negative images.
 
     Args:
-      findings, data: as in `scoring.score`. Where an image has boxes of several findings, its mask is cut to the boxes
-        of each.
+      findings, data: as in `scoring.score`. Where an image has boxes of several findings, its mask is cut to each's.
       maps: {method: [N,h,w,M]}, all on one grid, not negative, not shifted.
       lung_of: position in the split -> bool [H,W] of any size; called once an image, in order.
       scores: {name: [N,K]}, predictions whose AUROC is reported beside.
 
     Returns:
-      What audit_SPLIT.json holds: for each finding its `counts`, the AUROC of each of `scores`, and, of "positive",
-      "positive_without_lesion" (no box, no mask: lesion and lung cannot be told apart) and "negative" those that there
-      are: {"images", "area": {region: V}, METHOD: {"total": V, "shares": {region: V}, "over_area": {region: V}}}. Then
-      {finding: {group: {"lung" or method: mean [h,w]}}}.
+      What audit_SPLIT.json holds, whose groups are "positive", "positive_without_lesion" (no box, no mask: lesion and
+      lung cannot be told apart) and "negative". Then {finding: {group: {"lung" or method: mean [h,w]}}}.
     """
-    check_split(findings, data, split)
     check_maps(maps, data, findings, split)
     labels, patients = np.asarray(data["labels"]), patients_of(data)
-    maps = {name: four_axes(m).astype(float) for name, m in maps.items()}
+    maps = {name: m.astype(float) for name, m in maps.items()}
     (grid,) = {m.shape[1:3] for m in maps.values()}
     n, K = labels.shape
     area, inside = np.zeros((n, K, 3)), {name: np.zeros((n, K, 3)) for name in maps}
@@ -139,18 +130,17 @@ def _lesion(data: dict, i: int, k: int) -> tuple:
 
 def _shares(inside: dict, area: np.ndarray, regions: tuple, weights: tuple) -> dict:
     """The entry of one group of n images: `inside` {method: [n,3]} and `area` [n,3], by REGIONS."""
-    n = len(area)
     areas = {r: bootstrap.estimate(bootstrap.average(area[:, REGIONS.index(r)]), *weights) for r in regions}
-    out = {"images": n, "area": {r: bootstrap.as_json(a) for r, a in areas.items()}}
+    out = {"images": len(area), "area": {r: bootstrap.as_json(a) for r, a in areas.items()}}
     for method, parts in inside.items():
-        total, shares, over = parts.sum(axis=1), {}, {}
+        total = parts.sum(axis=1)
+        mean = bootstrap.as_json(bootstrap.estimate(bootstrap.average(total), *weights))
+        out[method] = {"total": mean, "shares": {}, "over_area": {}}
         for r in regions:
             score = bootstrap.PerImage(parts[:, REGIONS.index(r)], total)
-            share = bootstrap.estimate(score, *weights, "the map is zero everywhere")._replace(n=n)
+            share = bootstrap.estimate(score, *weights, "the map is zero everywhere")._replace(n=len(area))
             with np.errstate(invalid="ignore", divide="ignore"):
                 ratio = np.divide(share.value, areas[r].value), share.samples / areas[r].samples
-            shares[r] = bootstrap.as_json(share)
-            over[r] = bootstrap.as_json(bootstrap.Estimate(*ratio, n, share.reason or "no area"))
-        mean = bootstrap.as_json(bootstrap.estimate(bootstrap.average(total), *weights))
-        out[method] = {"total": mean, "shares": shares, "over_area": over}
+            over = bootstrap.Estimate(*ratio, len(area), share.reason or "no area")
+            out[method]["shares"][r], out[method]["over_area"][r] = bootstrap.as_json(share), bootstrap.as_json(over)
     return out

@@ -29,18 +29,12 @@ class Sweep(NamedTuple):
 
 
 def iou_curves(maps: np.ndarray, true: Boxes, thresholds: np.ndarray) -> np.ndarray:
-    """IoU with the true boxes of the boxes of all regions {s > tau}, at every tau.
-
-    Args:
-      maps: float32 [n,S,S], prepared. thresholds: as in `sweep`.
-
-    Returns:
-      [2,n,T]: the best IoU of any region with any true box, and that of the region with the most pixels alone (of equal
-      ones the topmost, then the leftmost); 0 where there is no region.
-    """
+    """Of prepared maps float32 [n,S,S], at each of `thresholds` [T], [2,n,T]: the best IoU of any region's box with any
+    true box, and that of the region with the most pixels (of equal ones the topmost, then the leftmost); 0 where there
+    is no region."""
     each = partial(_iou_curve, thresholds=thresholds)
     with ThreadPoolExecutor(cv2.getNumberOfCPUs()) as pool:  # numpy releases the interpreter lock most of the time
-        curves = list(pool.map(each, maps, [true.of(i) for i in range(len(maps))]))
+        curves = list(pool.map(each, maps, map(true.of, range(len(maps)))))
     return np.reshape(curves, (-1, 2, len(thresholds))).swapaxes(0, 1)
 
 
@@ -55,15 +49,11 @@ def _iou_curve(s: np.ndarray, own: np.ndarray, thresholds: np.ndarray) -> np.nda
 
 
 def sweep(s: np.ndarray, thresholds: np.ndarray) -> Sweep:
-    """Boxes of the regions {s > tau} of one map for every tau.
+    """Boxes of the regions {s > tau} of one finite map [H,W], 0 or more, at every tau of `thresholds` [T], ascending.
 
-    Args:
-      s: float32 [H,W], finite, 0 or more.
-      thresholds: [T], ascending, 0 or more. For regions {s >= t} pass np.nextafter(t, 0, dtype=np.float32).
-
-    A pixel's level is the number of thresholds that it passes; {s > thresholds[t]} are the pixels of level t + 1 or
-    more. Steepest ascent sends every pixel to a local maximum. The pixels of one maximum are connected above every
-    threshold, so only maxima have to be merged, and a maximum spanning tree of their saddles says where.
+    A pixel's level is the number of thresholds that it passes. Steepest ascent sends every pixel to a local maximum.
+    The pixels of one maximum are connected above every threshold, so only maxima have to be merged, and a maximum
+    spanning tree of their saddles says where.
     """
     height, width = s.shape
     s = np.ascontiguousarray(s, np.float32) + np.float32(0)  # + 0 turns -0.0 into 0.0
@@ -72,7 +62,7 @@ def sweep(s: np.ndarray, thresholds: np.ndarray) -> Sweep:
     peaks = np.flatnonzero((peak == np.arange(s.size)) & (level > 0))
     if not len(peaks):
         return Sweep(np.zeros((0, 4)), *np.zeros((3, 0), int))
-    number = np.full(s.size, -1, np.int32)
+    number = np.zeros(s.size, np.int32)
     number[peaks] = np.arange(len(peaks))
     basin = np.where(level > 0, number[peak], -1)
     parent, formed = _merge_tree(*_saddles(basin.reshape(s.shape), level.reshape(s.shape)), level[peaks])
@@ -109,10 +99,8 @@ def sweep(s: np.ndarray, thresholds: np.ndarray) -> Sweep:
 
 
 def range_max(values: np.ndarray, first: np.ndarray, last: np.ndarray, size: int) -> np.ndarray:
-    """The largest value whose range first..last covers each of `size` positions; 0 where none does. [r] -> [size].
-
-    A range is the union of two blocks of 2^k positions; blocks are then halved level by level.
-    """
+    """The largest value whose range first..last covers each of `size` positions; 0 where none does. [r] -> [size]. A
+    range is the union of two blocks of 2^k positions; blocks are then halved level by level."""
     k = np.log2(last - first + 1).astype(int) if len(first) else np.zeros(0, int)
     table = np.zeros((size.bit_length(), size), values.dtype)
     np.maximum.at(table, (k, first), values)
@@ -154,8 +142,8 @@ def _saddles(basin: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _merge_tree(a, b, saddle, peak_level) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes of the tree: peaks, then one for each merge, then the root of everything. Returns each node's parent and
-    the level at which it forms, [nodes]; the last node has level 0 and is its own parent."""
+    """Each node's parent and the level at which it forms, [nodes]: peaks, merges, and the root, of level 0, which is
+    its own parent."""
     count = len(peak_level)
     top = int(peak_level.max()) + 1
     tree = minimum_spanning_tree(coo_matrix((top - saddle, (a, b)), shape=(count, count)).tocsr()).tocoo()
@@ -176,10 +164,8 @@ def _merge_tree(a, b, saddle, peak_level) -> tuple[np.ndarray, np.ndarray]:
 
 def _inherit(jumps, owner, own_edges, own_pixels) -> tuple[np.ndarray, np.ndarray]:
     """What each node takes over from the nodes below it: the minimum of their edges [4,nodes], their pixels [nodes].
-
-    `owner`: nodes that have pixels of their own; own_edges [4,owners] and own_pixels [owners] are of those. After k
-    rounds a node has gathered what lies fewer than 2^k steps below it. The root would gather itself: it is left out.
-    """
+    After k rounds it has gathered what lies fewer than 2^k steps below it. The root, which would gather itself, is left
+    out. `owner`: the nodes that have pixels and edges of their own."""
     size = len(jumps[0])
     edges = np.full((4, size), np.iinfo(np.int64).max)
     edges[:, owner] = own_edges

@@ -27,14 +27,13 @@ class Truth(NamedTuple):
 
 def finding_truth(data: dict, k: int, frame: int) -> Truth:
     """The truth of finding k of a split (see `scoring.score`). ValueError if an exact mask is empty where a box is."""
-    labels = np.asarray(data["labels"])[:, k]
+    labels, masks = np.asarray(data["labels"])[:, k], data.get("masks")
     own = [boxes_of(data, i, k) for i in range(len(labels))]
     has, count = (np.array([len(b) for b in boxes], int) for boxes in (own, [b for b, _ in data["boxes"]]))
     positive, odd = (has > 0) & (labels == 1), (has > 0) & (labels != 1)
     every = flatten([b if p else b[:0] for b, p in zip(own, positive, strict=True)])
     boxed, scored = np.flatnonzero((count > 0) & ~odd), np.flatnonzero(positive)
     listed = np.flatnonzero(positive | ((has == 0) & (labels == 0)))
-    masks = data.get("masks")
     mask = np.zeros((len(scored), frame, frame), bool)
     for row, i in enumerate(scored):
         exact = masks[i] if masks is not None else None
@@ -43,16 +42,9 @@ def finding_truth(data: dict, k: int, frame: int) -> Truth:
         mask[row] = rasterise(own[i], frame) if exact is None else resize_mask(exact, frame)
         if not mask[row].any():
             raise ValueError(f"image {data['image_id'][i]}: its exact mask is empty where it has a box")
-    on = {"boxed_boxes": take(every, boxed), "boxes": take(every, scored), "listed_boxes": take(every, listed)}
-    return Truth(
-        boxed=boxed,
-        boxes_of_all=count[boxed],
-        scored=scored,
-        mask=mask,
-        listed=listed,
-        not_positive=int(odd.sum()),
-        **on,
-    )
+    boxes = {"boxed_boxes": take(every, boxed), "boxes": take(every, scored), "listed_boxes": take(every, listed)}
+    counts = {"boxes_of_all": count[boxed], "not_positive": int(odd.sum())}
+    return Truth(boxed=boxed, scored=scored, mask=mask, listed=listed, **boxes, **counts)
 
 
 def boxes_of(data: dict, i: int, k: int) -> np.ndarray:
@@ -84,10 +76,8 @@ def rasterise(boxes: np.ndarray, frame: int | tuple[int, int]) -> np.ndarray:
 
 
 def resize_mask(mask: np.ndarray, frame: int) -> np.ndarray:
-    """Exact mask [H,W] -> bool [S,S]: the source pixel under each frame pixel's centre.
-
-    A mask that would vanish (thinner than a frame pixel) keeps every frame pixel that it touches.
-    """
+    """Exact mask [H,W] -> bool [S,S]: the source pixel under each frame pixel's centre; of a mask that would vanish,
+    every frame pixel that it touches."""
     mask = np.asarray(mask) > 0
     rows, cols = (np.floor((np.arange(frame) + 0.5) * size / frame).astype(int) for size in mask.shape)
     out = mask[rows][:, cols]

@@ -24,8 +24,7 @@ COLUMNS = {
 
 
 def markdown(result: dict) -> str:
-    """ablations.md: the command; for each finding the scores, the paired differences, PxAP and mean IoU of every seed,
-    and what every row changes."""
+    """The text of ablations.md."""
     return fill("ablations.md.j2", **result, columns=COLUMNS)
 
 
@@ -42,12 +41,11 @@ def command_line(script: str, arguments: dict) -> str:
 
 @matplotlib.rc_context({"text.parse_math": False})
 def forest(rows: list[dict], title: str) -> bytes:
-    """PNG: of every row the paired difference of PxAP, default minus row, with its interval, by group; a dot a seed."""
+    """PNG: of every row the paired difference of PxAP, default minus row, with its interval; a dot a seed."""
     default = next(row for row in rows if row["method"] == "default")["scores"]["pxap"]["by_seed"]
     rows = [row for row in rows if row["default_minus"].get("pxap", {}).get("ci95")]
     fig, ax = plt.subplots(figsize=(8, 1.4 + 0.24 * len(rows)), layout="constrained")
-    palette = plt.get_cmap("tab20").colors
-    groups = dict.fromkeys(row["group"] for row in rows)
+    palette, groups = plt.get_cmap("tab20").colors, dict.fromkeys(row["group"] for row in rows)
     colors = dict(zip(groups, palette[::2] + palette[1::2], strict=False))
     ax.set_yticks(range(len(rows)), [row["method"] for row in rows], fontsize=8)
     for y, (row, tick) in enumerate(zip(rows, ax.get_yticklabels(), strict=True)):
@@ -68,11 +66,8 @@ def forest(rows: list[dict], title: str) -> bytes:
 
 
 def rate_distortion(rows: list[dict], image: np.ndarray, truth: np.ndarray, strip: dict[str, np.ndarray]) -> bytes:
-    """PNG: NLL and AUROC against the bits of an image over beta, a point a seed; below, masks of one image.
-
-    Args:
-      image, truth: [S, S]. strip: {variant: mask [h, w]}.
-    """
+    """PNG: NLL and AUROC against the bits of an image over beta, a point a seed; below, one image [S, S] with its truth
+    [S, S] and its masks, `strip` {variant: [h, w]}."""
     names = sorted(strip, key=factor)
     scores = {row["method"]: row["scores"] for row in rows}
     fig = plt.figure(figsize=(max(8, 1.9 * (len(names) + 1)), 6.4), layout="constrained")

@@ -14,11 +14,8 @@ GROUPS = {
     "negative": "negative images",
 }
 COLORS = {"area": "#b0b0b0", "infomask_bits": "#e4572e", "vib_bits": "#e4572e", "infomask": "#2e86ab"}
-SCORES = {
-    "auroc": "AUROC",
-    "auroc_of_openness": "of the mask's mean alone",
-    "auroc_of_shuffled_mask": "with each mask shuffled",
-}
+SCORES = {"auroc": "AUROC", "auroc_of_openness": "of the mask's mean alone"}
+SCORES |= {"auroc_of_shuffled_mask": "with each mask shuffled"}
 LEFT_OUT = {"positive_without_lesion": "positive without box or mask", "unknown": "of unknown label"}
 SIDE = 256  # pixels of a drawn mean map
 
@@ -34,10 +31,8 @@ def audit_sheets(result: dict) -> tuple[str, list[Sheet], list[str]]:
                 entry = own[method] if method != "area" else {"total": {}, "shares": own["area"], "over_area": {}}
                 values = [entry["total"], *(entry[each].get(r) for each in ("shares", "over_area") for r in REGIONS)]
                 rows.append(Row(NAMES.get(method, method), tuple(map(score_cell, values)), heading))
-        notes = [
-            INTERVALS,
-            "total: bits (mask: open cells) per image; lung: without the lesion; / area: 1 is no preference",
-        ]
+        told = "total: bits (mask: open cells) per image; lung: without the lesion; / area: 1 is no preference"
+        notes = [INTERVALS, told]
         counts = {text: found["counts"][name] for name, text in LEFT_OUT.items()}
         if left_out := ", ".join(f"{count} {text}" for text, count in counts.items() if count):
             notes.append(f"not in the shares of lesions: {left_out}")
@@ -60,11 +55,8 @@ def audit_sheets(result: dict) -> tuple[str, list[Sheet], list[str]]:
 
 @plt.rc_context({"text.parse_math": False})
 def audit_figure(result: dict, means: dict) -> bytes:
-    """A row a finding: of positive and of negative images, bars of shares against area, and the mean map of bits.
-
-    Args:
-      result, means: what `shares.audit` returned.
-    """
+    """PNG of what `shares.audit` returned, a row a finding: of positive and of negative images, bars of shares against
+    area, and the mean map of bits."""
     findings = result["findings"]
     fig, axes = plt.subplots(len(findings), 4, figsize=(14, 3.4 * len(findings)), squeeze=False, layout="constrained")
     for row, (finding, found) in zip(axes, findings.items(), strict=True):

@@ -1,8 +1,7 @@
-"""Pictures of a run: galleries of heat maps with boxes, and training curves.
+"""Pictures of a run, each the bytes of a PNG: galleries of heat maps with boxes, and training curves.
 
-Boxes are [n,4] (ymin,xmin,ymax,xmax) in 0..1 of the image. Green: true boxes. Orange: predicted boxes. Heat maps are
-resized and min-maxed as for scoring (`localize.prepare_map`), and drawn over the image, row 0 on top.
-A figure is the bytes of a PNG; `system.write_all` writes it.
+Boxes are [n,4] (ymin,xmin,ymax,xmax) in 0..1 of the image, true ones green, predicted ones orange. Heat maps are
+resized and min-maxed as for scoring (`localize.prepare_map`).
 """
 
 import io
@@ -10,6 +9,7 @@ import re
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
 import matplotlib
@@ -56,25 +56,15 @@ class Film:
 
 
 def draw(
-    output: Path,
-    scores: dict,
-    examples: dict,
-    maps: dict[str, np.ndarray],
-    detections: list[dict],
-    image_of: Callable[[int], np.ndarray],
-    curves: dict[str, Path],
+    output: Path, scores: dict, examples: dict, maps: dict, detections: list[dict], image_of: Callable, curves: dict
 ) -> dict[Path, bytes | None]:
-    """The pictures of a scored run: figures/hits.png and misses.png of every localized finding (see `galleries`), in a
-    folder each if there are several, and figures/training.png.
+    """The pictures of a scored run, in output/figures: see `galleries`, and training.png.
 
     Args:
-      output: folder that figures/ is in.
-      scores, examples: what `evaluate.score` returns, and the split as it takes it, with `probabilities` and `sizes`
-        [N,2]; findings in the same order.
+      scores, examples, image_of: as of `galleries`; examples also have `sizes` [N,2].
       maps: {method: [N,h,w,M]}; those of `DRAWN` are drawn.
       detections: COCO detections (see `localize.detections`) of the first of them.
-      image_of: image i of the split, [S,S], any range; called only for the films that are drawn.
-      curves: {label: metrics.jsonl} of the runs to compare.
+      curves: {label: path of metrics.jsonl} of the runs to compare.
     """
     predicted = {}
     for box in detections:
@@ -90,7 +80,7 @@ def draw(
 
 
 def drawn_method(maps) -> str:
-    """Of the maps of a run or of a model the one whose boxes are written and drawn."""
+    """Of the maps of a run the one whose boxes are written and drawn."""
     return next(name for name in DRAWN if name in maps)
 
 
@@ -103,15 +93,13 @@ def unit_boxes(boxes: list[list[float]], height: int, width: int) -> np.ndarray:
 def galleries(
     folder: Path, scores: dict, examples: dict, maps: dict, boxes_of: Callable, image_of: Callable
 ) -> dict[Path, bytes | None]:
-    """hits.png and misses.png of every localized finding: evenly spaced examples, judged by the first method of `maps`.
-
-    Misses are maps that peak outside every true box, missed positives and false alarms, in turn.
+    """hits.png and misses.png of every localized finding, of several in a sub-folder each: evenly spaced examples,
+    judged by the first method of `maps`. {path: PNG, or None where there is no example}.
 
     Args:
-      folder: of the pictures; of several findings each has a sub-folder.
-      scores, examples, maps, image_of: as of `draw`; `probabilities` may be missing.
+      scores, examples: what `evaluate.score` returns, and the split as it takes it. maps: {method: [N,h,w,M]}.
       boxes_of: predicted boxes [n,4] of a finding on image i by the first method.
-    Returns: {path: PNG, or None where there is no example}.
+      image_of: image i of the split, [S,S], any range; called only for the films that are drawn.
     """
     first, names, figures = next(iter(maps)), folders(scores["localization"]), {}
     for finding, sub_folder in names.items():
@@ -136,11 +124,8 @@ def galleries(
 
 
 def outcomes(maps, true, probabilities, labels, frame: int) -> list[str]:
-    """What happened to each image, one word or two: maps [N,h,w], their peaks looked for in a frame of that side.
-
-    Positive at probability >= .5, or without one: "hit" if the map peaks in a true box, "miss" if outside, "found" if
-    there is no box. Positive below: "missed positive", whatever its map. Negative: "false alarm" or "rejected".
-    """
+    """What happened to each image, in a word or two: maps [N,h,w], their peaks looked for in a frame of that side. A
+    positive without a probability (NaN) counts as confident."""
     out = []
     for heat, boxes, p, label in zip(maps, true, probabilities, labels, strict=True):
         if label != 1:
@@ -156,9 +141,7 @@ def outcomes(maps, true, probabilities, labels, frame: int) -> list[str]:
 
 def points_at(heat: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> bool:
     """Whether the maximum of the map, resized to (height, width), lies in a box; of tied maxima, the first."""
-    height, width = size
-    row, column = np.unravel_index(np.argmax(prepare_map(heat, height, width)), size)
-    y, x = (row + 0.5) / height, (column + 0.5) / width
+    y, x = (np.array(np.unravel_index(np.argmax(prepare_map(heat, *size)), size)) + 0.5) / size
     return any(ymin <= y <= ymax and xmin <= x <= xmax for ymin, xmin, ymax, xmax in boxes)
 
 
@@ -203,9 +186,8 @@ def gallery(films: list[Film], title: str) -> bytes:
 
 
 def _outline(ax, boxes, height: int, width: int, color: str) -> None:
-    for ymin, xmin, ymax, xmax in boxes:
-        corner, size = (xmin * width, ymin * height), ((xmax - xmin) * width, (ymax - ymin) * height)
-        ax.add_patch(Rectangle(corner, *size, fill=False, ec=color, lw=1.6))
+    for ymin, xmin, ymax, xmax in np.reshape(boxes, (-1, 4)) * (height, width, height, width):
+        ax.add_patch(Rectangle((xmin, ymin), xmax - xmin, ymax - ymin, fill=False, ec=color, lw=1.6))
 
 
 def _name(method: str) -> str:
@@ -213,11 +195,8 @@ def _name(method: str) -> str:
 
 
 def read_metrics(path: Path) -> dict[str, np.ndarray]:
-    """metrics.jsonl -> {"step": [n], name: [n]}, ascending in step.
-
-    A resumed run repeats steps (the last line of a step wins) and a killed one ends in a torn line (skipped). A value
-    that is absent, null or not a number becomes NaN. ValueError naming the line that is damaged.
-    """
+    """metrics.jsonl -> {"step": [n], name: [n]}, ascending in step; of a step that a resumed run repeats, the last.
+    A value that is absent, null or not a number becomes NaN. ValueError naming the line that is damaged."""
     lines = read_json_lines(path, {"step": int}, "take it from a copy of the run, or move it away")
     rows = dict(sorted({line["step"]: line for line in lines}.items()))
     names = dict.fromkeys(name for row in rows.values() for name in row)
@@ -254,22 +233,16 @@ def training_curves(paths: dict[str, Path]) -> bytes:
 def as_png(fig) -> bytes:
     """A figure, closed, as the bytes of a PNG."""
     drawn = io.BytesIO()
-    try:
-        fig.savefig(drawn, dpi=110, facecolor="white", format="png")
-    finally:
-        plt.close(fig)
+    fig.savefig(drawn, dpi=110, facecolor="white", format="png")
+    plt.close(fig)
     return drawn.getvalue()
 
 
 def folders(findings) -> dict[str, str]:
     """A folder's name for each finding, different ones even where letter case does not count."""
-    out, taken = {}, set()
+    out = {}
     for finding in findings:
-        name = base = re.sub(r"[^\w-]+", "_", finding)[:60] or "_"
-        number = 1
-        while name.casefold() in taken:
-            number += 1
-            name = f"{base}_{number}"
-        taken.add(name.casefold())
-        out[finding] = name
+        base, taken = re.sub(r"[^\w-]+", "_", finding)[:60] or "_", {name.casefold() for name in out.values()}
+        names = chain([base], (f"{base}_{number}" for number in count(2)))
+        out[finding] = next(name for name in names if name.casefold() not in taken)
     return out

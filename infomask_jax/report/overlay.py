@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from infomask_jax.localize import resize_map
 from infomask_jax.report.figures import PREDICTED
 
+load_font = cache(lambda: ImageFont.load_default(14))
 LONGEST, STRIP, COLUMNS = 512, 24, 4  # longer side of a panel, height of its caption, pixels; panels in a row
 
 
@@ -21,15 +22,9 @@ def as_panel(film: np.ndarray) -> np.ndarray:
 
 
 def overlay(film: np.ndarray, name: str, maps: list[tuple[str, np.ndarray, np.ndarray]]) -> bytes:
-    """PNG of a film beside its maps, four panels in a row, each with its caption above.
-
-    Args:
-      film: uint8 [H, W], see `as_panel`. name: its caption.
-      maps: of each finding, the caption, the map [h, w] in 0..1, drawn as it is (not stretched), and the boxes [n, 4]
-        (ymin, xmin, ymax, xmax) in 0..1.
-    """
-    height, width = film.shape
-    gray = np.repeat(film[..., None], 3, axis=-1)
+    """PNG of a film, uint8 [H, W] of `as_panel`, beside its maps, each with its caption above (`name`: the film's).
+    `maps`: of each finding, the caption, the map [h, w] in 0..1, drawn as it is (not stretched), and boxes [n, 4]."""
+    (height, width), gray = film.shape, np.repeat(film[..., None], 3, axis=-1)
     panels = [(name, gray)]
     for caption, heat, boxes in maps:
         heat = resize_map(heat, height, width).clip(0, 1).astype(np.float32)
@@ -42,7 +37,7 @@ def overlay(film: np.ndarray, name: str, maps: list[tuple[str, np.ndarray, np.nd
         panels.append((caption, panel))
     columns = min(len(panels), COLUMNS)
     page = Image.new("RGB", (columns * width, -(-len(panels) // columns) * (height + STRIP)), "white")
-    font, pen = _font(), ImageDraw.Draw(page)
+    font, pen = load_font(), ImageDraw.Draw(page)
     for i, (caption, panel) in enumerate(panels):
         left, top = i % columns * width, i // columns * (height + STRIP)
         caption = " ".join(caption.split())
@@ -51,8 +46,3 @@ def overlay(film: np.ndarray, name: str, maps: list[tuple[str, np.ndarray, np.nd
         pen.text((left + 4, top + 4), caption, "black", font)
         page.paste(Image.fromarray(panel), (left, top + STRIP))
     return cv2.imencode(".png", np.asarray(page)[..., ::-1])[1].tobytes()
-
-
-@cache
-def _font():
-    return ImageFont.load_default(14)

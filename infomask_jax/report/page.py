@@ -6,21 +6,22 @@ from pathlib import Path
 
 from infomask_jax.report.audit import audit_sheets
 from infomask_jax.report.render import fill
-from infomask_jax.report.stored import read_audit, read_scores, shown
+from infomask_jax.report.stored import AUDIT, HINT, SCORES, shown
 from infomask_jax.report.table import document
-from infomask_jax.system import write_all
+from infomask_jax.system import read_json, write_all
 
 
 def write_page(output: Path, run) -> Path:
-    """Write report.html: every scored split, every audit and every figure in `output`, which is the run or its
-    on-NAME-FINGERPRINT, and how `run` (run.Run) was made. Pictures are inside the page. Returns its path."""
+    """Write output/report.html: every scored split, audit and figure in `output`, which is the run or its
+    on-NAME-FINGERPRINT, and how `run` (run.Run) was made. Returns its path."""
     parts = []
     for path in sorted((output / "eval").glob("[!.]*.json"), key=lambda path: (path.stem != "test", path.stem)):
         try:
             with shown(path):
                 audited = path.stem.startswith("audit_")
-                title, sheets, lines = audit_sheets(read_audit(path)) if audited else document(read_scores(path))
-        except ValueError as error:  # of another version, and not what was asked for
+                result = read_json(path, *((AUDIT, "audit the run again") if audited else (SCORES, HINT)))
+                title, sheets, lines = audit_sheets(result) if audited else document(result)
+        except ValueError as error:  # of another version
             title, sheets, lines = path.stem, [], [f"{path.name} is not of this version: score that split again"]
             print(f"report.html goes without {error}")
         parts.append({"title": title, "sheets": sheets, "lines": lines})

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -32,8 +33,12 @@ def console() -> Console:
     return found if found.is_terminal else Console(width=120, markup=False)
 
 
+def as_markdown(title: str, sheets: list[Sheet], lines: list[str]) -> str:
+    return fill("table.md.j2", title=title, sheets=sheets, lines=lines)
+
+
 def print_scores(result: dict, console: Console, protocols: bool = False) -> None:
-    """Print an eval/SPLIT.json; the published protocols' tables only if asked for."""
+    """Print an eval/SPLIT.json, the published protocols' tables only if asked for."""
     title, sheets, lines = document(result)
     console.print(screen(title, [sheet for sheet in sheets if protocols or sheet.kind != "protocol"], lines))
 
@@ -44,10 +49,8 @@ def write_scores(stem: Path, scores: dict, rows: list[dict]) -> list[Path]:
 
 
 def render(scores: dict, rows: list[dict]) -> dict[str, str]:
-    """Scores and the scores of each image as the text of every file: {"json", "md", "tex", "csv"}.
-
-    The CSV has a column for every key of any row; whole numbers are without a point, None is nothing.
-    """
+    """Scores and the scores of each image as the text of every file: {"json", "md", "tex", "csv"}; in the CSV whole
+    numbers are without a point."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = [[row.get(name) for name in columns] for row in rows]
     whole = [[int(v) if isinstance(v, float) and v.is_integer() else v for v in line] for line in cells]
@@ -72,8 +75,7 @@ def write_predictions(path: Path, findings: list[str], examples: dict) -> None:
 
 def screen(title: str, sheets: list[Sheet], lines: list[str]) -> Group:
     """A title, sheets and closing lines, for a terminal of 100 columns or more."""
-    parts = [Text(title, style="bold"), Text(), *map(_table, sheets)]
-    return Group(*parts, *[Text(line, style="bold") for line in lines])
+    return Group(Text(title, style="bold"), Text(), *map(_table, sheets), *[Text(line, style="bold") for line in lines])
 
 
 def _table(sheet: Sheet) -> Table:
@@ -101,27 +103,14 @@ def _table(sheet: Sheet) -> Table:
     return table
 
 
-def as_markdown(title: str, sheets: list[Sheet], lines: list[str]) -> str:
-    """A title, sheets and closing lines, as Markdown."""
-    return fill("table.md.j2", title=title, sheets=sheets, lines=lines)
-
-
 def fill(template: str, **values) -> str:
     """A template of this folder with values filled in; what is not there is an error."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("infomask_jax.report", "."),
-        autoescape=jinja2.select_autoescape(("html.j2",)),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=not template.endswith("html.j2"),
-    )
-    environment.filters |= {"md": plain, "tex": escape, "number": number}
+    html, loader = template.endswith("html.j2"), jinja2.PackageLoader("infomask_jax.report", ".")
+    options = {"autoescape": html, "trim_blocks": True, "keep_trailing_newline": not html}
+    environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, **options)
+    markdown = partial(re.sub, r"([\\`*_\[\]<>|~#&$])", r"\\\1")
+    environment.filters |= {"md": markdown, "tex": escape, "number": number}
     return environment.get_template(template).render(values)
-
-
-def plain(text: str) -> str:
-    """Text -> Markdown that prints it."""
-    return re.sub(r"([\\`*_\[\]<>|~#&$])", r"\\\1", text)
 
 
 def escape(text: str) -> str:

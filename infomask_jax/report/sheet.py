@@ -2,15 +2,8 @@
 
 from dataclasses import dataclass
 
-GROUPS = {
-    "control/": "controls, untrained",
-    "ceiling/": "ceiling of the map's grid: knows the true boxes",
-}
-SOURCES = {
-    "val": "val: tuned on validation",
-    "fixed": "fixed: not tuned",
-    "oracle": "oracle: tuned on these very images",
-}
+GROUPS = {"control/": "controls, untrained", "ceiling/": "ceiling of the map's grid: knows the true boxes"}
+SOURCES = {"val": "tuned on validation", "fixed": "not tuned", "oracle": "tuned on these very images"}
 STARRED = "* best threshold on these images (oracle)"
 INTERVALS = "with each score its 95% interval, bootstrap over patients"
 BOXES = "boxes/ image"
@@ -29,7 +22,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A row: its name, a cell a heading, and the group under which it stands ("": none)."""
+    """A row: its name, a cell for each other heading, and the group under which it stands."""
 
     name: str
     cells: tuple[Cell, ...]
@@ -64,10 +57,8 @@ def score_cell(v: dict | None, bold: bool = False, mark: str = "") -> Cell:
 
 
 def method_sheet(kind: str, title: str, entries: dict, columns: dict, thresholds: dict, notes, ranked=True) -> Sheet:
-    """Methods, controls and ceilings by scores: columns {heading: {method: V or None}}, and where maps are cut.
-
-    Bold: the best of methods and controls, if `ranked` (larger is better); never a ceiling.
-    """
+    """Methods, controls and ceilings by scores: columns {heading: {method: V or None}}, and where maps are cut. Bold:
+    the best but for ceilings, if `ranked` (larger is better)."""
     maps = [m for m, entry in entries.items() if entry["threshold"]["value"] is not None]
     contest = [m for m in entries if not m.startswith("ceiling/")]
     best = {h: max((_value(v[m]) for m in contest), default=0) for h, v in columns.items() if ranked and h != BOXES}
@@ -80,18 +71,15 @@ def method_sheet(kind: str, title: str, entries: dict, columns: dict, thresholds
             own.append(score_cell(v, bold, "*" if starred else ""))
         own.append(_cut(thresholds[method]) if method in maps else Cell("-"))
     sources = dict.fromkeys(thresholds[m]["tuned_on"] for m in maps if thresholds[m]["value"])
-    legend = [f"cut at: {'; '.join(SOURCES.get(s, s) for s in sources)}"] if sources else []
+    legend = [f"cut at: {'; '.join(f'{s}: {SOURCES[s]}' if s in SOURCES else s for s in sources)}"] if sources else []
     legend += [STARRED] if any(cell.mark for own in cells.values() for cell in own) else []
     return Sheet(kind, title, ("method", *columns, "cut at"), method_rows(cells), (*legend, *notes))
 
 
 def method_rows(cells: dict[str, list[Cell]]) -> tuple[Row, ...]:
     """Rows of methods in the order of all tables, each under the heading of its group."""
-    rows = []
-    for method in sorted(cells, key=rank):
-        prefix = method[:8] if method[:8] in GROUPS else ""
-        rows.append(Row(method.removeprefix(prefix), tuple(cells[method]), GROUPS.get(prefix, "")))
-    return tuple(rows)
+    names = {method: method[8:] if method[:8] in GROUPS else method for method in sorted(cells, key=rank)}
+    return tuple(Row(name, tuple(cells[m]), GROUPS.get(m[:8], "")) for m, name in names.items())
 
 
 def rank(method: str) -> tuple:

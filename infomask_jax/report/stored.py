@@ -22,30 +22,21 @@ THRESHOLD = {"value": CUTS, "tuned_on": str, "confidence?": (NoneType, VALUE)}
 SCORE = (NUMBER | None, LEVELS, VALUE)
 METHOD = {"threshold": THRESHOLD, "protocols?": {str: {"threshold": THRESHOLD, str: SCORE}}, str: SCORE}
 CLASSIFIER = {"auroc": VALUE | {"n": int}, "auprc?": VALUE, "ece?": VALUE, "brier?": VALUE, "prevalence": NUMBER | None}
-SCORES = {  # fields that tables and pictures need and that are not here are each a KeyError of its name
-    **{"dataset": str, "split": str, "n_images": int, "n_boxed_images": int, "frame": int},
-    **{"classification": {str: CLASSIFIER}, "classification_plain?": {str: CLASSIFIER}},
-    **{"counts": {str: {"positive": int, "unknown": int}}},
-    **{"localization": {str: {str: METHOD}}, "mean_boxes_from": {str: str}, "notes?": [str], "files?": {str: int}},
-    **{"differences?": {str: {str: LEVELS}}, "faithfulness?": {str: {str: {"deletion": VALUE, "insertion": VALUE}}}},
-}
+SCORES = {"dataset": str, "split": str, "n_images": int, "n_boxed_images": int, "frame": int}  # else: a KeyError
+SCORES |= {"classification": {str: CLASSIFIER}, "classification_plain?": {str: CLASSIFIER}}
+SCORES |= {"counts": {str: {"positive": int, "unknown": int}}, "localization": {str: {str: METHOD}}}
+SCORES |= {"mean_boxes_from": {str: str}, "notes?": [str], "files?": {str: int}, "differences?": {str: {str: LEVELS}}}
+SCORES |= {"faithfulness?": {str: {str: {"deletion": VALUE, "insertion": VALUE}}}}
 GROUPS = ("positive?", "positive_without_lesion?", "negative?")
 GROUP = {"images": int, "area": LEVELS, str: {"total": VALUE, "shares": LEVELS, "over_area": LEVELS}}
-AUDIT = {
-    **{"dataset": str, "split": str, "n_images": int, "n_images_without_lung": int, "lung_from": str},
-    "findings": {str: {"counts": {str: int}, **dict.fromkeys(GROUPS, GROUP), str: VALUE}},
-}
+AUDIT = {"dataset": str, "split": str, "n_images": int, "n_images_without_lung": int, "lung_from": str}
+AUDIT |= {"findings": {str: {"counts": {str: int}, **dict.fromkeys(GROUPS, GROUP), str: VALUE}}}
 BOXES = [{"image_id": int | str, "file_name?": str, "category": str, "bbox": [NUMBER] * 4}]
 
 
 def read_scores(path: Path) -> dict:
     """eval/SPLIT.json. FileNotFoundError if the split was not scored."""
     return read_json(scored(path), SCORES, HINT)
-
-
-def read_audit(path: Path) -> dict:
-    """eval/audit_SPLIT.json."""
-    return read_json(path, AUDIT, "audit the run again")
 
 
 def read_thresholds(path: Path) -> dict[str, dict]:
@@ -79,10 +70,9 @@ def read_maps(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
 @contextlib.contextmanager
 def shown(path: Path) -> Iterator[None]:
     """Around the use of a file's contents: what is damaged, or does not fit the rest, is an error that names it."""
-    kinds = (KeyError, TypeError, IndexError, AttributeError, StopIteration, ValueError)
     try:
         yield
-    except (*kinds, csv.Error) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, StopIteration, ValueError, csv.Error) as error:
         if str(error).startswith(str(path.parent)):  # it is named already
             raise
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {HINT}") from error

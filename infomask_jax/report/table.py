@@ -63,9 +63,7 @@ FILES = {
 
 
 def document(result: dict) -> tuple[str, list[Sheet], list[str]]:
-    """Of one eval/SPLIT.json what was scored, in a line; every table, in reading order; and lines that belong to none:
-    findings without a table, and notes of `score_files`."""
-    counts = f"{result['n_images']} images, {result['n_boxed_images']} with boxes"
+    """Of one eval/SPLIT.json a title, every table in reading order, and closing lines."""
     sheets = [_classification(result)]
     for finding, entries in result["localization"].items():
         sheets.append(_headline(result, finding, entries))
@@ -77,6 +75,7 @@ def document(result: dict) -> tuple[str, list[Sheet], list[str]]:
             sheets.append(_faithfulness(measured, finding))
     missing = [finding for finding in result["classification"] if finding not in result["localization"]]
     lines = [f"Not localized (no positive image has a box): {', '.join(missing)}"] if missing else []
+    counts = f"{result['n_images']} images, {result['n_boxed_images']} with boxes"
     title = f"{result['dataset']} / {result['split']}: {counts}"
     return title, [*sheets, *_counts(result)], [*lines, *result.get("notes", [])]
 
@@ -106,16 +105,16 @@ def _headline(result: dict, finding: str, entries: dict) -> Sheet:
     columns[BOXES] = {m: {"value": entry["boxes_per_image"]} for m, entry in entries.items()}
     thresholds = {m: entry["threshold"] for m, entry in entries.items()}
     notes = [INTERVALS, f"mean boxes from {result['mean_boxes_from'][finding]}; frame {result['frame']} px"]
-    left_out = [(counts["skipped_positive_without_box"], "positive without a box")]
-    left_out.append((counts["skipped_boxed_not_positive"], "boxed but not positive"))
-    if skipped := ", ".join(f"{n} {why}" for n, why in left_out if n):
+    reasons = {"skipped_positive_without_box": "positive without a box"}
+    reasons |= {"skipped_boxed_not_positive": "boxed but not positive"}
+    if skipped := ", ".join(f"{counts[name]} {why}" for name, why in reasons.items() if counts[name]):
         notes.append(f"not scored: {skipped}")
     title = f"Localization of {finding}: {counts['scored_boxes']} boxes on {counts['scored_images']} images"
     return method_sheet("headline", title, entries, columns, thresholds, notes)
 
 
 def _protocol(entries: dict, finding: str, protocol: str) -> list[Sheet]:
-    """A sheet for each score with levels, the scores without beside the first; or one of these alone."""
+    """A sheet for each score with levels, the first with the scores without; or one of these alone."""
     blocks = {m: entry["protocols"][protocol] for m, entry in entries.items()}
     thresholds = {m: block["threshold"] for m, block in blocks.items()}
     title, flat, levelled = f"{PROTOCOL.get(protocol, protocol)}, {finding}", {}, {}
@@ -144,7 +143,6 @@ def _protocol(entries: dict, finding: str, protocol: str) -> list[Sheet]:
 
 
 def _differences(differences: dict, finding: str) -> Sheet:
-    """Every method minus CAM and minus the best control, paired."""
     metrics, rows, controls = list(next(iter(differences.values()))), [], {}
     for name, row in differences.items():
         rows.append(Row(name, tuple(_difference(row[metric]) for metric in metrics)))
@@ -164,14 +162,13 @@ def _difference(v: dict) -> Cell:
 
 
 def _faithfulness(methods: dict, finding: str) -> Sheet:
-    """Deletion and insertion of a run's maps."""
     headings = ("method", "deletion (low is good)", "insertion (high is good)")
     rows = method_rows({m: [score_cell(v["deletion"]), score_cell(v["insertion"])] for m, v in methods.items()})
     return Sheet("faithfulness", f"Faithfulness to the model, {finding}", headings, rows, (INTERVALS,))
 
 
 def _counts(result: dict) -> list[Sheet]:
-    """What was scored and what not, of each finding; and of files of maps, what was matched."""
+    """What was scored of each finding; and of files of maps, what was matched."""
     n, rows = result["n_images"], []
     for finding, c in result["counts"].items():
         values = [c["positive"], n - c["positive"] - c["unknown"], c["unknown"], c["scored_images"], c["scored_boxes"]]
@@ -181,10 +178,7 @@ def _counts(result: dict) -> list[Sheet]:
     headings += ("positive without box", "boxed, not positive")
     sheets = [Sheet("counts", "Images counted", headings, tuple(rows))]
     if files := result.get("files"):
-        rows = []
-        for name, count in files.items():
-            told = FILES.get(name.removeprefix("tune_on_"), name)
-            told = f"--tune-on: {told.strip()}" if name.startswith("tune_on_") else told
-            rows.append(Row(told, (Cell(str(count)),)))
+        told = {f"tune_on_{name}": f"--tune-on: {text.strip()}" for name, text in FILES.items()} | FILES
+        rows = [Row(told.get(name, name), (Cell(str(count)),)) for name, count in files.items()]
         sheets.append(Sheet("files", "Files matched", ("", "count"), tuple(rows)))
     return sheets

@@ -1,14 +1,14 @@
-"""Score anyone's heat maps against boxes: two files in, scores, tables and pictures out. No model and no JAX.
-
-`map_file` describes maps.npz and `box_tables` the tables of boxes; images are matched by their name. An image is
-positive for a finding of which it has a box, negative where a table says so, and otherwise as `label` in maps.npz.
-"""
+"""Score anyone's heat maps (`map_file`) against tables of boxes (`box_tables`), without model or JAX. Images are
+matched by their name. One is positive for a finding of which it has a box, negative where a table says so, and
+otherwise as `label` in maps.npz."""
 
 import os
 import tempfile
+from functools import cache
 from pathlib import Path
 
 from infomask_jax import evaluate, report
+from infomask_jax.datasets.images import decode
 from infomask_jax.score_files import box_tables, galleries, map_file, matching
 from infomask_jax.system import write_all
 from infomask_jax.text import normal
@@ -30,27 +30,19 @@ def score_files(
     seed: int = 0,
     resamples: int = 1000,
 ) -> dict:
-    """Score maps, print tables, write eval.json, table.md, table.tex, per_image.csv and, with `images`, figures/.
+    """Score maps, print tables, write eval.json, table.md, table.tex, per_image.csv and, with `images`, figures/, whose
+    hits.png and misses.png of an earlier run go.
 
-    hits.png and misses.png of an earlier run are removed from figures/.
-
-    Args:
-      maps, tune_on: .npz files (see `map_file`); the second, of other images, tunes the thresholds of each method.
-      boxes: paths of tables with the boxes of both (see `box_tables`).
-      images: folder with the image files, in any sub-folders, by their name with or without suffix.
-      protocols: of evaluate.PROTOCOLS, scored, and printed too; none: all are scored and only the headline is printed.
-      findings: those to score; names of the last axes of the maps, in order, where maps.npz does not give them.
-      frame: side of the scoring frame in pixels.
+    Args: as the options of the verb `evaluate` (verbs.py); `frame` is the side of the scoring frame in pixels.
     Returns: what eval.json holds: the dict of `evaluate.score`, `inputs`, `files` (how many images have what), `notes`.
     Raises: ValueError naming file, array or row, what was expected, what was found and what to do. Nothing is written.
     """
     out = Path(out)
-    _check_options(protocols, frame=frame, seed=seed, resamples=resamples)
-    _check_out(out)
+    _check(out, protocols, frame=frame, seed=seed, resamples=resamples)
     file, val_file = map_file.read(maps), map_file.read(tune_on) if tune_on else None
     ids, tables = dict.fromkeys([*file.ids, *(val_file.ids if val_file else ())]), ", ".join(map(str, boxes))
     find = galleries.finder(Path(images)) if images else None
-    table = box_tables.read(boxes, galleries.size_of(find) if find else None, ids)
+    table = box_tables.read(boxes, cache(lambda image: decode(find(image)).shape) if find else None, ids)
     if not table.boxed:
         raise ValueError(f"{tables}: expected a box, found only negative images")
     matching.check_ids(file, val_file, table)
@@ -69,9 +61,8 @@ def score_files(
             notes.append(f"{len(shared)} patients are in {val_file.path.name} too: tuned thresholds have seen them")
     missing = galleries.without_file(find, file.ids, images) if find else set()
     names = {"dataset": ", ".join(Path(path).name for path in boxes), "split": file.path.name}
-    options = {"frame": frame, "val": val, "val_maps": val_maps, "seed": seed, "resamples": resamples}
-    options["protocols"] = tuple(protocols) or evaluate.PROTOCOLS
-    result, rows = evaluate.score(chosen, data, arrays, **names, **options)
+    options = {"frame": frame, "val": val, "val_maps": val_maps, "seed": seed, "resamples": resamples, **names}
+    result, rows = evaluate.score(chosen, data, arrays, protocols=tuple(protocols) or evaluate.PROTOCOLS, **options)
     result["inputs"] = {"maps": str(maps), "boxes": [str(path) for path in boxes]}
     result["inputs"] |= {"tune_on": str(tune_on)} if tune_on else {}
     result["files"] = matching.count(data) | matching.count_boxes(data, table, chosen, ids)
@@ -90,17 +81,14 @@ def score_files(
     return result
 
 
-def _check_options(protocols, **numbers: int) -> None:
+def _check(out: Path, protocols, **numbers: int) -> None:
+    """Raise unless the options are good and every file can be written, before any map is scored."""
     if unknown := [name for name in protocols if name not in evaluate.PROTOCOLS]:
         raise ValueError(f"--protocol: expected some of {', '.join(evaluate.PROTOCOLS)}; found {', '.join(unknown)}")
     for name, value in numbers.items():
         least, most = LIMITS[name]
         if not least <= value <= most:
             raise ValueError(f"--{name}: expected {least} to {most}, found {value}")
-
-
-def _check_out(out: Path) -> None:
-    """Raise unless every file can be written, before any is scored."""
     for folder in (out, out / "figures"):
         there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
         if not there.is_dir():

@@ -32,11 +32,6 @@ def finder(folder: Path) -> Callable[[str], Path]:
     return find
 
 
-def size_of(find: Callable[[str], Path]) -> Callable[[str], tuple[int, int]]:
-    """(height, width) of an image's file by the image's name."""
-    return cache(lambda image: images.decode(find(image)).shape)
-
-
 def without_file(find: Callable[[str], Path], ids: list[str], folder: Path) -> set[str]:
     """The images that have no file. ValueError if none has one."""
     missing = set()
@@ -53,12 +48,8 @@ def without_file(find: Callable[[str], Path], ids: list[str], folder: Path) -> s
 def draw(
     folder: Path, result: dict, data: dict, maps: dict[str, np.ndarray], find: Callable[[str], Path], missing: set[str]
 ) -> dict[Path, bytes | None]:
-    """hits.png and misses.png of every finding (see `report.figures.galleries`), by the tables' first method, with its
-    boxes at the scored threshold.
-
-    Args:
-      result, data, maps: of `evaluate.score`. missing: images without a file, which are not drawn.
-    """
+    """`report.figures.galleries` of every finding, by the tables' first method, with its boxes at the scored threshold.
+    `result`, `data`, `maps`: of `evaluate.score`. `missing`: images without a file, which are not drawn."""
     methods, size = sorted(maps, key=rank), result["frame"]
     own = {method: four_axes(maps[method]) for method in methods}
 

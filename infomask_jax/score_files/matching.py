@@ -9,11 +9,11 @@ from infomask_jax.datasets import schema
 from infomask_jax.datasets.schema import BadData, Problem
 from infomask_jax.evaluate.checks import check_maps
 from infomask_jax.score_files.box_tables import ALL, BoxTable
-from infomask_jax.score_files.map_file import BadMaps, MapFile
+from infomask_jax.score_files.map_file import MapFile
 
 
 def check_ids(file: MapFile, val_file: MapFile | None, table: BoxTable) -> None:
-    """Raise unless images of each file have rows, and none is in both; BadMaps names an example."""
+    """Raise unless images of each file have rows, and none is in both; the message names an example."""
     listed = {**table.boxes, **table.negative}
     for each in (file, val_file) if val_file else (file,):
         if listed.keys() & {*each.ids}:
@@ -21,37 +21,37 @@ def check_ids(file: MapFile, val_file: MapFile | None, table: BoxTable) -> None:
         own, other, hint = each.ids[0], next(iter(listed), "nothing"), "spell image_id as the boxes do"
         if same := _misspelled(each.ids, listed):
             hint = f"without folder and suffix {same[0][0]!r} is {same[0][1]!r}: {hint}"
-        elif each is val_file:
-            hint += ", or leave --tune-on out"
         where = f"{'--tune-on ' if each is val_file else ''}{each.path}"
-        raise BadMaps(f"{where}: no image in common with the boxes: image_id has {own!r}, they have {other!r}; {hint}")
+        found = f"image_id has {own!r}, they have {other!r}; {hint}"
+        raise ValueError(f"{where}: no image in common with the boxes: {found}")
     if val_file is None:
         return
     scored = {*file.ids}
     if shared := [i for i in val_file.ids if i in scored]:
         what = f"{len(shared)} of its {len(val_file.ids)} images are in {file.path} too, for example {shared[0]!r}"
-        raise BadMaps(f"--tune-on {val_file.path}: {what}; thresholds tuned on scored images would be an oracle")
+        raise ValueError(f"--tune-on {val_file.path}: {what}; thresholds tuned on scored images would be an oracle")
     if val_file.maps.keys() != file.maps.keys():
         own, other = (", ".join(sorted(f.maps)) for f in (file, val_file))
-        raise BadMaps(f"--tune-on {val_file.path}: expected maps of {own}, as in {file.path}; found {other}")
+        raise ValueError(f"--tune-on {val_file.path}: expected maps of {own}, as in {file.path}; found {other}")
 
 
 def nearly_matched(ids, table: BoxTable) -> list[str]:
     """A note on images of the maps that only their folder or suffix keeps from a row in the boxes."""
-    odd = _misspelled(ids, {**table.boxes, **table.negative})
-    what = f"{odd[0][0]!r} has a map and {odd[0][1]!r} a row in the boxes" if odd else ""
-    return [f"{len(odd)} images are not matched, but would be without folder and suffix: {what}"] if odd else []
+    if not (odd := _misspelled(ids, {**table.boxes, **table.negative})):
+        return []
+    what = f"{odd[0][0]!r} has a map and {odd[0][1]!r} a row in the boxes"
+    return [f"{len(odd)} images are not matched, but would be without folder and suffix: {what}"]
 
 
 def _misspelled(ids, listed) -> list[tuple[str, str]]:
     """Of names in only one of two lists, the pairs that are one name but for folder and suffix."""
+
+    def stem(name: str) -> str:
+        return re.sub(r"\.[a-z]\w{0,4}$", "", PurePosixPath(name).name, flags=re.IGNORECASE)
+
     ids = dict.fromkeys(ids)
-    stems = {_stem(name): name for name in listed if name not in ids}
-    return [(name, stems[_stem(name)]) for name in ids if name not in listed and _stem(name) in stems]
-
-
-def _stem(name: str) -> str:
-    return re.sub(r"\.[a-z]\w{0,4}$", "", PurePosixPath(name).name, flags=re.IGNORECASE)
+    stems = {stem(name): name for name in listed if name not in ids}
+    return [(name, stems[stem(name)]) for name in ids if name not in listed and stem(name) in stems]
 
 
 def findings_of(file: MapFile, table: BoxTable, wanted, tables: str) -> tuple[list[str], list[str], list[str]]:
@@ -64,33 +64,33 @@ def findings_of(file: MapFile, table: BoxTable, wanted, tables: str) -> tuple[li
     if file.findings is not None:
         axes = [table.spellings.get(name, name) for name in file.findings]
         if len({*axes}) < len(axes):
-            raise BadMaps(f"{file.path}, findings: expected each once, found two spellings among {', '.join(axes)}")
+            names = ", ".join(axes)
+            raise ValueError(f"{file.path}, findings: expected each once, found two spellings among {names}")
     elif file.axes is not None:
         axes = list(wanted) or known
         if len(axes) != file.axes:
             found = f"--findings {' '.join(wanted)}" if wanted else f"{tables} with {', '.join(known) or 'no finding'}"
             wish = "store their names as `findings`, or pass --findings with all of them in order"
-            raise BadMaps(f"{file.path}: expected names for its {file.axes} axes of findings, found {found}; {wish}")
+            raise ValueError(f"{file.path}: expected names for its {file.axes} axes of findings, found {found}; {wish}")
         if not wanted and len(axes) > 1:
             wish = f"store `findings`, or pass --findings with the {len(axes)} names in the order of the axes"
-            raise BadMaps(f"{file.path}: expected to be told which axis is which finding, found no names; {wish}")
+            raise ValueError(f"{file.path}: expected to be told which axis is which finding, found no names; {wish}")
     chosen = list(wanted) or axes or known
     if axes is None and len(chosen) > 1 and not wanted:
         wish = "pass --findings, or store maps as [N,h,w,K] with `findings`"
-        raise BadMaps(f"{file.path}: one map an image, but boxes of several findings ({', '.join(chosen)}); {wish}")
+        raise ValueError(f"{file.path}: one map an image, but boxes of several findings ({', '.join(chosen)}); {wish}")
+    there, where = (axes, file.path) if file.findings else (known, tables)
     if len({*chosen}) < len(chosen):
         raise ValueError(f"--findings: expected each finding once, found {', '.join(chosen)}")
-    there = axes if file.findings else known
     if unknown := [name for name in chosen if name not in there]:
-        some, where = ", ".join(there), file.path if file.findings else tables
-        raise ValueError(f"--findings: expected some of {some}, as {where} has; found {', '.join(unknown)}")
+        raise ValueError(f"--findings: expected some of {', '.join(there)}, as {where} has; found {', '.join(unknown)}")
     axes = axes or chosen
     for name in ("probability", "label"):
         array = getattr(file, name)
         if array is not None and array.shape[1] != len(axes):
-            raise BadMaps(f"{file.path}, {name}: expected a column for each of {', '.join(axes)}; found {array.shape}")
-    k = len(axes)
-    odd = [name for name, array in file.maps.items() if array.ndim == 4 and array.shape[1] == k == array.shape[3]]
+            wanted = f"a column for each of {', '.join(axes)}"
+            raise ValueError(f"{file.path}, {name}: expected {wanted}; found {array.shape}")
+    odd = [name for name, a in file.maps.items() if a.ndim == 4 and a.shape[1] == len(axes) == a.shape[3]]
     what = f"of shape {file.maps[odd[0]].shape}: the last axis was taken as findings" if odd else ""
     return chosen, axes, [f"{file.path.name}, {', '.join(odd)}: {what}"] if odd else []
 
