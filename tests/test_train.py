@@ -17,11 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pytest
 from conftest import Examples, change
 
-from infomask_jax import checkpoint, parallel, pipeline, presets, system
+from infomask_jax import checkpoint, command, parallel, pipeline, presets, system
 from infomask_jax.config import Config, DataConfig, LossConfig, MachineConfig, ModelConfig, OptimizerConfig
 from infomask_jax.explain import heat_maps
 from infomask_jax.losses import nll
@@ -124,12 +123,11 @@ def test_training_descends_and_dearer_information_buys_fewer_bits(tmp_path, exam
 @pytest.mark.parametrize(
     ("changes", "maps"),
     [
-        (presets.CAM, {"cam"}),
         (presets.PLAIN | presets.ONE_VIEW | {"model.kind": "attention_mil"}, {"cam", "attention"}),
         ({"model.kind": "vib", "model.pooling": "noisy_or"}, {"vib_bits", "vib_evidence"}),
         ({"model.sampler": "sigmoid", "loss.beta_z": 0.0, "loss.beta_m": 0.0}, INFOMASK),  # deterministic attention
     ],
-    ids=["cam", "attention", "vib", "deterministic"],
+    ids=["attention", "vib", "deterministic"],
 )
 def test_rivals_train_and_name_their_maps(tmp_path, examples, changes, maps):
     config = presets.changed(tiny(tmp_path), changes)
@@ -209,7 +207,8 @@ def test_weight_decay_reaches_kernels_only(tmp_path, monkeypatch):
     assert not changed["encoder"]["WSConv_0"]["bias"] and not changed["closed_evidence"]
 
 
-def test_run_writes_its_files_and_finishes(whole, run, data):
+def test_run_writes_its_files_and_finishes(whole, run, data, monkeypatch):
+    """Nothing is left to do; another training is refused, but where the file system has no locks."""
     config, state = often(whole[0]), whole[1]
     assert Config.load(run) == dataclasses.replace(config, data_dir=Path("data").absolute())
     manifest = json.loads((run / "manifest.json").read_text())
@@ -219,9 +218,12 @@ def test_run_writes_its_files_and_finishes(whole, run, data):
     params, step = checkpoint.load_params(run)
     assert step == STEPS and state.constraint.log_beta != 0
     chex.assert_trees_all_equal(params, state.params)
-    before = (run / "metrics.jsonl").read_text()
-    assert_same_state(train(often(run), data), state)  # finished: nothing to do
-    assert (run / "metrics.jsonl").read_text() == before
+    with system.lock(run, ""), pytest.raises(BlockingIOError, match=f"{run}: another process"):
+        train(often(run), data)
+    monkeypatch.setattr(system.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks")))
+    before = [(run / name).read_text() for name in ("metrics.jsonl", "manifest.json")]
+    assert_same_state(train(often(run), data), state)
+    assert [(run / name).read_text() for name in ("metrics.jsonl", "manifest.json")] == before
 
 
 def test_changed_config_or_data_is_refused_with_the_difference(run, data):
@@ -252,58 +254,38 @@ def test_what_cannot_run_does_not_claim_the_folder(tmp_path, data, folder, size,
     assert not list(tmp_path.iterdir())
 
 
-def test_second_training_in_a_work_directory_is_refused(run, data):
-    before = (run / "manifest.json").read_text()
-    with system.lock(run, ""), pytest.raises(BlockingIOError, match=f"{run}: another process"):
-        train(often(run), data)
-    assert before == (run / "manifest.json").read_text()
-
-
-def test_training_goes_on_where_there_are_no_locks(run, data, monkeypatch):
-    monkeypatch.setattr(system.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks")))
-    assert int(train(often(run), data).step) == STEPS
-
-
 SCRIPT = """
 import sys, pathlib
 sys.path.insert(0, {tests!r})
 import conftest, test_train
-try:
+from infomask_jax import command
+with command.ends(resumes=True):
     test_train.train(test_train.often(pathlib.Path({workdir!r})), test_train.prepared(conftest.Examples()))
-except KeyboardInterrupt as stop:
-    print(stop)
-    raise SystemExit(3)
-except OSError as error:
-    print(error)
-    raise SystemExit(4)
 """
 
 
 def start(workdir: Path, before: str = "") -> subprocess.Popen:
     script = before + SCRIPT.format(tests=str(Path(__file__).parent), workdir=str(workdir))
-    pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, "-c", script], stdout=pipe, stderr=pipe, text=True)
-
-
-def wait_for(process: subprocess.Popen, what) -> None:
-    deadline = time.monotonic() + 120
-    while not what():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.005)
+    return subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
 
 
 def test_resume_after_signals_is_bitwise(whole, tmp_path, data):
-    """Killed at a step, then in the middle of writing a checkpoint, then told to end: parameters, optimizer, key and
-    data order as uninterrupted."""
+    """Killed in the middle of writing a checkpoint, then told to end: parameters, optimizer, key and data order as
+    uninterrupted."""
     run = tmp_path / "run"
-    log, writing = run / "metrics.jsonl", lambda: list((run / "checkpoints").glob("*tmp*"))
-    for number, what in ((signal.SIGKILL, 25), (signal.SIGKILL, writing), (signal.SIGTERM, 65)):
-        process = start(run)
-        reached = what if callable(what) else lambda: log.exists() and log.read_text().count("\n") >= what  # noqa: B023
-        wait_for(process, reached)
+    log = run / "metrics.jsonl"
+    reached = {  # before it is sent
+        signal.SIGKILL: lambda: list((run / "checkpoints").glob("*tmp*")) and log.read_text().count("\n") > EVERY,
+        signal.SIGTERM: lambda: log.read_text().count("\n") >= 65,
+    }
+    for number, so_far in reached.items():
+        process, deadline = start(run), time.monotonic() + 120
+        while not (log.exists() and so_far()):
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+            time.sleep(0.005)
         process.send_signal(number)
-        output, _ = process.communicate(timeout=60)
-    assert process.returncode == 3 and "saved. The same command continues" in output
+        told = process.communicate(timeout=60)[1]
+    assert process.returncode == command.STOPPED and "saved. The same command continues" in told
     step = rows(run)[-1]["step"]
     assert 65 <= step < STEPS and checkpoint.load_params(run)[1] == step
     resumed = train(often(run), data)
@@ -323,10 +305,11 @@ def test_full_disk_is_an_error_and_leaves_the_last_checkpoint(whole, cut, data):
     log = cut / "metrics.jsonl"
     log.write_text("".join(log.read_text().splitlines(keepends=True)[STEPS - EVERY - 1 : STEPS - EVERY]))  # small
     process = start(cut, FULL)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 4, (output, errors)
-    assert f"could not be written to {cut}/checkpoints" in output and "make room" in output
-    assert "too large" in output.lower() and "Traceback" not in output + errors, errors
+    told = process.communicate(timeout=120)[1]
+    assert process.returncode == 1 and f"could not be written to {cut}/checkpoints" in told and "make room" in told, (
+        told
+    )
+    assert "too large" in told.lower() and "Traceback" not in told, told
     assert [path.name for path in (cut / "checkpoints").iterdir() if path.name.isdigit()] == [str(STEPS - EVERY)]
     assert_same_state(train(often(cut), data), whole[1])  # with room again it goes on
 
@@ -346,31 +329,25 @@ def test_what_the_machine_does_may_change_before_the_run_goes_on(whole, cut, dat
     assert [row["step"] for row in rows(cut)][99:] == [100, 104, 112, 117, 120]
 
 
-def damage(path: Path, kind: str) -> None:
-    data = bytearray(path.read_bytes())
-    if kind == "removed":
-        path.unlink()
-    elif kind == "cut":
-        path.write_bytes(data[: len(data) // 2])
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("kind", ["cut", "removed"])
+def test_damaged_checkpoint_falls_back_to_the_one_before(whole, run, data, capsys, kind):
+    """The one that is cut in a run that another revision began; the one without data in one that has been set aside."""
+    folder, manifest, aside = run / "checkpoints" / str(STEPS), run / "manifest.json", run / f"broken-{STEPS}"
+    begun = json.loads(manifest.read_text())
+    if kind == "cut":
+        halve(*folder.glob("state/d/*"))
+        with pytest.raises(OSError, match=f"{folder} cannot be read"):
+            checkpoint.load_params(run)
+        change(manifest, ("git_revision",), "of_before")
     else:
-        data[len(data) // 2] ^= 4
-        path.write_bytes(data)
-
-
-@pytest.mark.parametrize(("what", "kind"), [("state/d/*", "cut"), ("state/d/*", "flipped"), ("data/meta*", "removed")])
-def test_damaged_checkpoint_falls_back_to_the_one_before(whole, run, data, capsys, what, kind):
-    (path,) = (run / "checkpoints" / str(STEPS)).glob(what)
-    damage(path, kind)
-    manifest, aside = run / "manifest.json", run / f"broken-{STEPS}"
-    if kind == "removed":  # of an earlier sitting, set aside too
+        (folder / "data" / "metadata").unlink()
         (aside / "data").mkdir(parents=True)
         aside = aside.with_name(f"{aside.name}-again")
-    else:
-        with pytest.raises(OSError, match=f"{run}/checkpoints/{STEPS} cannot be read"):
-            checkpoint.load_params(run)
-    begun = json.loads(manifest.read_text())
-    if kind == "cut":  # begun by another revision
-        change(manifest, ("git_revision",), "of_before")
+        (run / "checkpoints" / str(STEPS - EVERY) / checkpoint.SUMS).unlink()  # as of older revisions: taken as it is
     resumed, told = train(often(run), data), said(capsys)
     assert "cannotberead" in told and f"movedto{aside}" in told and f"fromstep{STEPS - EVERY}of{STEPS}" in told
     now = json.loads(manifest.read_text())
@@ -395,7 +372,7 @@ def test_a_flipped_bit_is_refused_or_harmless(whole, run, data):
     target, rng, refused = restorable(often(run), data), random.Random(0), 0
     folder = run / "checkpoints" / str(STEPS)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in rng.choices(files, [path.stat().st_size for path in files], k=10):
+    for path in rng.choices(files, [path.stat().st_size for path in files], k=6):
         flipped = bytearray(intact := path.read_bytes())
         flipped[rng.randrange(len(intact))] ^= 1 << rng.randrange(8)
         path.write_bytes(flipped)
@@ -412,34 +389,19 @@ def test_a_flipped_bit_is_refused_or_harmless(whole, run, data):
             assert len(messages) == 1 and f"checkpoints/{STEPS} cannot be read" in messages[0]
             (run / f"broken-{STEPS}").rename(folder)
         path.write_bytes(intact)
-    assert refused >= 7
+    assert refused >= 4
 
 
-def test_checkpoint_without_sums_is_taken_as_it_is(whole, cut, data):
-    """As older revisions wrote it, who also stored a slice of each array from each device."""
-    state, batches = restorable(often(cut), data)
-    with checkpoint.manager(cut) as checkpoints:
-        state = checkpoint.restore(checkpoints, STEPS - EVERY, state, batches)
-    shutil.rmtree(cut / "checkpoints")
-    items = {"state": ocp.args.StandardSave(checkpoint.storable(state))}
-    items |= {"data": ocp.args.JsonSave({"batches": STEPS - EVERY})}
-    with ocp.CheckpointManager(cut / "checkpoints") as checkpoints:
-        checkpoints.save(STEPS - EVERY, args=ocp.args.Composite(**items))
-        checkpoints.wait_until_finished()
-    assert_same_state(train(often(cut), data), whole[1])
-
-
-@pytest.mark.parametrize("part", ["params", "opt_state"])
-def test_state_that_is_not_finite_is_refused_by_name(whole, run, data, part, capsys):
+def test_state_that_is_not_finite_is_refused_by_name(run, data):
     state, batches = restorable(often(run), data)
     with checkpoint.manager(run) as checkpoints:
         state = checkpoint.restore(checkpoints, STEPS, state, batches)
-    spoilt = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan) if x.ndim else x, getattr(state, part))
+    spoilt = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan) if x.ndim else x, state.opt_state)
     shutil.rmtree(run / "checkpoints" / str(STEPS))
     with checkpoint.manager(run) as checkpoints:
-        checkpoint.save(checkpoints, STEPS, state.replace(**{part: spoilt}), batches)
+        checkpoint.save(checkpoints, STEPS, state.replace(opt_state=spoilt), batches)
         checkpoint.wait(checkpoints)
-    with pytest.raises(OSError, match=rf"{STEPS} cannot be read \(ValueError: {part}/\S+ is not finite\)"):
+    with pytest.raises(OSError, match=rf"{STEPS} cannot be read \(ValueError: opt_state/\S+ is not finite\)"):
         checkpoint.load_params(run)
     with checkpoint.manager(run) as checkpoints:
         assert checkpoint.restore_newest(checkpoints, state, batches)[1] == STEPS - EVERY
@@ -447,8 +409,7 @@ def test_state_that_is_not_finite_is_refused_by_name(whole, run, data, part, cap
 
 def test_no_readable_checkpoint_is_an_error_not_a_fresh_start(run, data):
     """One has damaged arrays; of the other the data stand elsewhere."""
-    (path,) = (run / "checkpoints" / str(STEPS)).glob("state/d/*")
-    damage(path, "cut")
+    halve(*(run / "checkpoints" / str(STEPS)).glob("state/d/*"))
     before = run / "checkpoints" / str(STEPS - EVERY)
     (before / checkpoint.SUMS).unlink()  # with them it is seen at once
     change(before / "data" / "metadata", ("batches",), 2)
