@@ -107,10 +107,9 @@ def _check_sums(folder: Path) -> None:
 
 
 def _check_finite(stored: dict[str, Any]) -> None:
-    """ValueError naming the first array of a stored state that is not finite, of those parts that lie here."""
+    """ValueError naming the first array of a stored state, replicated or on the host, that is not finite."""
     for name, array in jax.tree_util.tree_leaves_with_path(stored):
-        parts = [part.data for part in array.addressable_shards] if isinstance(array, jax.Array) else [array]
-        if not all(np.isfinite(part).all() for part in map(np.asarray, parts)):
+        if not np.isfinite(np.asarray(array)).all():
             raise ValueError(f"{jax.tree_util.keystr(name, simple=True, separator='/')} is not finite")
 
 
@@ -125,9 +124,9 @@ def restore_newest(checkpoints: ocp.CheckpointManager, state: Any, batches: Trai
         folder = directory / str(step)
         # First what each process reads for itself: within orbax the others would wait for one whose file is bad.
         restored, problem = _on_all(partial(_check_sums, folder))
-        if problem is None:
+        if not problem:
             restored, problem = _on_all(partial(restore, checkpoints, step, state, batches))
-        if problem is None:
+        if not problem:
             return restored, step, messages
         aside = directory.with_name(f"broken-{step}")
         while aside.exists():
@@ -155,16 +154,15 @@ def restore(checkpoints: ocp.CheckpointManager, step: int, state: Any, batches: 
     return from_storable(state, found["state"])
 
 
-def _on_all(attempt: Callable[[], Any]) -> tuple[Any, str | None]:
-    """(what `attempt` returns, None), or, where it fails on any process, on all of them (None, why)."""
-    done, problem = None, None
+def _on_all(attempt: Callable[[], Any]) -> tuple[Any, str]:
+    """(what `attempt` returns, ""), or, where it fails on any process, on all of them (None, why)."""
+    done, problem = None, ""
     try:
         done = attempt()
     except Exception as error:  # orbax, tensorstore and zarr each raise kinds of their own
         problem = _said(error)
     parallel.wait_for_all("attempted")
-    failed = parallel.anywhere(problem is not None)
-    return (None, problem or "by another process") if failed else (done, None)
+    return (None, problem or "by another process") if parallel.anywhere(bool(problem)) else (done, "")
 
 
 def _said(error: Exception) -> str:

@@ -33,8 +33,8 @@ class MetricsLog:
         if parallel.is_main():  # lines after the checkpoint will come again
             write_all({path: "".join(json.dumps(row) + "\n" for row in kept)})
         self.last = kept[-1] if kept else None
-        self.written: list[dict[str, float]] = []
         self.pending: list[tuple[int, dict]] = []
+        self.waits: list[float] = []  # share of the time, by line
         self.since, self.waited, self.first = time.perf_counter(), 0.0, True
 
     def add(self, step: int, metrics: dict) -> None:
@@ -61,10 +61,10 @@ class MetricsLog:
         row["losses"] = [float(row["loss"]) for row in rows]
         if counted := len(rows) - self.first:
             row |= {"images_per_s": counted * self.batch_size / elapsed, "data_wait": min(1.0, self.waited / elapsed)}
+            self.waits.append(row["data_wait"])
         if parallel.is_main():
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-        self.written.append(row)
         self.last, self.pending, self.first = row, [], False
         self.since, self.waited = time.perf_counter(), 0.0
         return row
@@ -154,10 +154,10 @@ def tell_of_resuming(console: Console, workdir: Path, step: int, total: int, bro
 
 def tell_of_waiting(console: Console, workdir: Path, log: MetricsLog) -> None:
     """Say how much of the time the steps waited for data, and what helps."""
-    if waits := [row["data_wait"] for row in log.written if "data_wait" in row]:
-        advice = "--machine.cache-gib and --machine.workers may help (docs/running.md)"
-        told = f": {advice}" if np.mean(waits) > 0.1 else ""
-        console.print(f"{workdir}: {np.mean(waits):.1%} of the time waited for data{told}", soft_wrap=True)
+    if log.waits:
+        share, advice = np.mean(log.waits), ": --machine.cache-gib and --machine.workers may help (docs/running.md)"
+        told = f"{workdir}: {share:.1%} of the time waited for data{advice if share > 0.1 else ''}"
+        console.print(told, soft_wrap=True)
 
 
 def progress_bar() -> Progress:

@@ -91,8 +91,8 @@ def test_contract_of_outputs(kind, per_finding, dtype):
         chex.assert_shape(found, (2, 4, 4, 3 if name.endswith(("cam", "evidence", "attention")) else count))
 
 
-@pytest.mark.parametrize("bound", [0.0, 6.0])
-def test_evidence_is_that_of_a_drawn_z(bound):
+def test_evidence_is_that_of_a_drawn_z():
+    bound = 6.0
     options = {"two_views": False, "close_empty": False, "teach_through_mask": True}
     model, params, images = build(sampler="sigmoid", mask_samples=1, evidence_bound=bound, **options)
     params["log_sigma"]["bias"] = jnp.zeros_like(params["log_sigma"]["bias"])
@@ -106,7 +106,7 @@ def test_evidence_is_that_of_a_drawn_z(bound):
     noise = np.random.default_rng(1).normal(size=(4000, *out["mu"].shape))
     z = np.asarray(out["mu"]) + np.exp(out["log_sigma"]) * noise  # every channel for itself
     evidence = z @ np.asarray(params["head"]["kernel"])
-    evidence = bound * np.tanh(evidence / bound) if bound else evidence
+    evidence = bound * np.tanh(evidence / bound)
     expected = np.asarray(out["mask"]) * evidence + np.asarray(params["closed_evidence"])
     deviation = expected.std(axis=0)
     np.testing.assert_allclose((drawn.mean(axis=0) - expected.mean(axis=0)) / deviation, 0.0, atol=0.1)
@@ -146,61 +146,55 @@ def test_representation_rate_is_weighed_by_the_probability_of_an_open_cell():
 
 @pytest.mark.parametrize("per_finding", [False, True])
 def test_evidence_adds_to_the_mask_logits(per_finding):
-    """Of the posterior mean, before masking, also in training; the largest where findings share the mask."""
+    """Of the posterior mean, before masking, in training; the largest where findings share the mask."""
     model, params, images = build(mask_evidence=0.7, mask_per_finding=per_finding, evidence_bound=3.0)
-    for seed in (None, 1):
-        _, out = run(model, params, images, seed)
-        evidence = 3.0 * np.tanh(np.asarray(out["mu"]) @ np.asarray(params["head"]["kernel"]) / 3.0)
-        added = evidence if per_finding else evidence.max(axis=-1, keepdims=True)
-        expected = LOGIT_BOUND * np.tanh((MASK_LOGIT + 0.7 * added) / LOGIT_BOUND)
-        np.testing.assert_allclose(out["mask_logits"], expected, rtol=1e-4)
+    _, out = run(model, params, images, 1)
+    evidence = 3.0 * np.tanh(np.asarray(out["mu"]) @ np.asarray(params["head"]["kernel"]) / 3.0)
+    added = evidence if per_finding else evidence.max(axis=-1, keepdims=True)
+    expected = LOGIT_BOUND * np.tanh((MASK_LOGIT + 0.7 * added) / LOGIT_BOUND)
+    np.testing.assert_allclose(out["mask_logits"], expected, rtol=1e-4)
 
 
-def slopes(params, function) -> dict[str, float]:
-    """The largest gradient of each part of the parameters."""
-    gradients = jax.jit(jax.grad(function))(params)
-    return {name: max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(g)) for name, g in gradients.items()}
+def test_what_teaches_what():
+    """In training the masked likelihood teaches the mask alone (and, through its logits, the encoder), and the mask
+    does not teach the evidence that it reads. In evaluation gradients are of the whole function, as attributions need
+    them, as they are with `teach_through_mask`."""
+    classifier, names = {"head", "mu", "log_sigma"}, ("logits", "auxiliary_logits", "mask")
 
-
-def test_mask_does_not_teach_the_evidence_that_it_reads():
-    """In training. In evaluation gradients are of the whole function, as attributions need them."""
-    model, params, images = build(mask_evidence=0.7)
-    training, whole = (slopes(params, lambda p, s=s: run(model, p, images, s)[1]["mask"].sum()) for s in (3, None))
-    assert training["head"] == training["mu"] == 0 < training["mask"] and whole["head"] > 0
-
-
-def test_masked_likelihood_teaches_the_mask_alone_unless_told():
-    """What else it reaches: the evidence of a closed cell and, through the mask's logits, the encoder."""
-    classifier, found = {"head", "mu", "log_sigma"}, {}
-    for teach, name in ((False, "logits"), (True, "logits"), (False, "auxiliary_logits")):
-        model, params, images = build(teach_through_mask=teach)
+    def slopes(seed, **changes):
+        """The largest gradient of each part of the parameters, by output."""
+        model, params, images = build(mask_evidence=0.7, **changes)
         params["mask"]["kernel"] = jnp.ones_like(params["mask"]["kernel"])  # zero at first
 
-        def total(params, model=model, images=images, name=name):
-            logits, out = run(model, params, images, 3)
-            return jnp.sum((out | {"logits": logits})[name])
+        def sums(params):
+            logits, out = run(model, params, images, seed)
+            out |= {"logits": logits}
+            return jnp.stack([out[name].sum() for name in names if name in out])
 
-        found[teach, name] = slopes(params, total)
-    stopped = found.pop((False, "logits"))
-    assert all(stopped[name] == 0 for name in classifier)
-    assert all(stopped[name] > 0 for name in ("mask", "encoder", "closed_evidence"))
-    assert all(other[name] > 0 for name in classifier for other in found.values())
+        largest = {}
+        for part, tree in jax.jit(jax.jacrev(sums))(params).items():
+            largest[part] = np.max([np.abs(x).reshape(len(x), -1).max(axis=1) for x in jax.tree.leaves(tree)], axis=0)
+        return [dict(zip(largest, values, strict=True)) for values in zip(*largest.values(), strict=True)]
+
+    logits, auxiliary, mask = slopes(3)
+    assert all(logits[part] == mask[part] == 0 < auxiliary[part] for part in classifier)
+    assert all(logits[part] > 0 for part in ("mask", "encoder", "closed_evidence")) and mask["mask"] > 0
+    assert all(slopes(3, teach_through_mask=True)[0][part] > 0 for part in classifier)
+    assert slopes(None)[-1]["head"] > 0
 
 
 def test_gradient_is_the_slope_of_the_loss():
-    """In training, of all terms, along one direction: reverse and forward mode against a finite difference."""
-    model, params, images = build(findings=1)
-    direction = jax.tree.map(lambda p: jnp.cos(jnp.arange(p.size, dtype=jnp.float32)).reshape(p.shape), params)
+    """Where nothing is stopped: along one direction against a finite difference."""
+    model, params, images = build(findings=1, teach_through_mask=True, mask_evidence=0.0)
+    direction = jax.tree.map(lambda p: 3e-4 * jnp.cos(jnp.arange(p.size, dtype=jnp.float32)).reshape(p.shape), params)
 
     def total(params):
         logits, out = run(model, params, images, 2)
         return (logits**2).sum() + out["kl_z"].mean() + out["kl_m"].sum()
 
     slope = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, jax.jit(jax.grad(total))(params), direction)))
-    forward = jax.jit(lambda params: jax.jvp(total, (params,), (direction,))[1])(params)
-    up, down = (total(jax.tree.map(lambda p, d, e=e: p + e * d, params, direction)) for e in (1e-3, -1e-3))
-    np.testing.assert_allclose(forward, slope, rtol=1e-3)
-    np.testing.assert_allclose((up - down) / 2e-3, slope, rtol=0.02)
+    up, down = (total(jax.tree.map(lambda p, d, s=s: p + s * d, params, direction)) for s in (1, -1))
+    np.testing.assert_allclose((up - down) / 2, slope, rtol=0.03)
 
 
 def test_an_encoder_of_ones_own():
@@ -295,7 +289,7 @@ def test_a_cell_sees_no_further_than_its_receptive_field():
         model.init(jax.random.key(0), jnp.zeros((1, 18, 18, 1)), train=False)
 
 
-@pytest.mark.parametrize(("kind", "seed"), [("infomask", 1), ("infomask", None), ("vib", 1)])
+@pytest.mark.parametrize(("kind", "seed"), [("infomask", 1), ("vib", None)])
 def test_empty_cells_hold_nothing(kind, seed):
     """Although the encoder sees the inside from the border, nothing reaches evidence, mask or rates there."""
     images = np.full((2, 32, 32, 1), -0.8, np.float32)
@@ -349,9 +343,6 @@ def test_random_draws_belong_to_the_place_in_the_batch():
     assert np.abs(out["mask"][0] - out["mask"][2]).max() > 0.1  # the same image, at another place
     assert np.abs(out["mask"] - run(model, params, images, 4)[1]["mask"]).max() > 0.1  # or another key
     np.testing.assert_allclose(out["sample_logits"].mean(axis=0), logits, rtol=1e-6)
-    features = run(model, params, images)[1]["features"]
-    by_none, by_images = (run(model, params, x, 0, features=features)[0] for x in (None, images))
-    np.testing.assert_array_equal(by_none, by_images)
 
 
 def test_second_view_is_turned_and_partly_hidden(patched):

@@ -122,16 +122,3 @@ def test_coupled_prior():
     np.testing.assert_allclose(own[..., 0], found[..., 0], atol=1e-5)
     np.testing.assert_allclose(own[..., 1], 0.0, atol=1e-6)
     np.testing.assert_allclose(own[..., 2], 1.0 - 2.0 * (expected[..., 2] - LOW) / 3.0, atol=1e-5)
-
-
-def test_the_best_prior_without_coupling_is_the_mean_posterior():
-    """argmin over r of the mean KL(Bern(pi_i) || Bern(r)) is the mean of pi: what learning the prior converges to."""
-    logits = np.random.default_rng(1).normal(-2, 2, size=(8, 4, 4, 1)).astype(np.float32)
-
-    def rate(logit):
-        prior = sampling.mask_prior_logits(jax.nn.sigmoid(logits), logit, 0.0)
-        return sampling.kl_bernoulli(logits, prior).mean()
-
-    mean = float(jax.nn.sigmoid(logits).mean())
-    assert abs(jax.grad(rate)(jnp.log(mean / (1 - mean)))) < 1e-6
-    assert jax.grad(rate)(0.5 + jnp.log(mean / (1 - mean))) > 0.01
