@@ -9,6 +9,7 @@ import numpy as np
 from infomask_jax import report
 from infomask_jax.datasets import images, lookup, schema
 from infomask_jax.datasets.images import BadImage
+from infomask_jax.pixels import encode, resize
 from infomask_jax.text import normal, printable
 
 LONGEST_NAME = 250  # bytes of a file name, so that a picture of that name and .png can be written
@@ -24,23 +25,17 @@ class Films:
     def __init__(self, paths: Sequence[Path], size: int):
         self.paths, self.size = paths, size
         self.sizes, self.shown, self.problems = {}, {}, {}
-        self._first = None
 
     def __len__(self):
         return len(self.paths)
 
     def __getitem__(self, i: int) -> dict:
-        if i == 0 and self._first:  # with which batches are padded
-            return self._first
         film = self.decode(i)
-        if i in self.problems:
+        if film is None:
             film = np.zeros((1, 1), np.uint8)
         else:
             self.sizes[i], self.shown[i] = film.shape, report.as_panel(film)
-        example = {"image": images.encode(images.resize(film, self.size)), "labels": np.zeros(0)}
-        if i == 0:
-            self._first = example
-        return example
+        return {"image": encode(resize(film, self.size)), "labels": np.zeros(0)}
 
     def decode(self, i: int) -> np.ndarray | None:
         """Film i as it is in its file; None, and a problem more, where it cannot be read."""
@@ -61,8 +56,7 @@ def find(xrays: Sequence[Path]) -> dict[str, Path]:
     found, seen, wrong = {}, set(), []
     for given in map(Path, xrays):
         folder = os.path.isdir(given)
-        files = _files(given) if folder else [given]
-        for path in files:
+        for path in _files(given) if folder else [given]:
             image_id = normal(path.relative_to(given).as_posix() if folder else path.name)
             if os.path.realpath(path) in seen:
                 continue
@@ -91,11 +85,12 @@ def _files(folder: Path) -> list[Path]:
         own = [Path(place, name) for name in names if name.lower().endswith(images.SUFFIXES)]
         files, others = files + own, others + len(names) - len(own)
         linked += sum(os.path.islink(os.path.join(place, name)) for name in folders)
-    left_out = [f"{others} files whose names do not end in {', '.join(images.SUFFIXES)}"] if others else []
+    kinds = ", ".join(images.SUFFIXES)
+    left_out = [f"{others} files whose names do not end in {kinds}"] if others else []
     left_out += [f"{linked} linked folders"] if linked else []
     left_out += [f"{hidden} hidden files or folders (._*, .*, __MACOSX)"] if hidden else []
     if left_out:
         print(f"{folder}: left out {' and '.join(left_out)}; give X-rays among them by name")
     if not files:
-        raise ValueError(f"{folder}: expected X-rays ({', '.join(images.SUFFIXES)}), found none in this folder")
+        raise ValueError(f"{folder}: expected X-rays ({kinds}), found none in this folder")
     return sorted(files)

@@ -7,7 +7,7 @@ padding; index int32 [B], position in the split (-1 for padding).
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,21 +20,18 @@ from absl import flags
 from grain.experimental import ThreadPrefetchIterDataset
 
 from infomask_jax.config import DataConfig, MachineConfig
+from infomask_jax.pixels import blocks, decode_gray, fit, rescale, standardise
 
 Batch = dict[str, np.ndarray]
 IN_THREADS = MachineConfig()
 FIELDS = ("image", "labels")  # of a stored example, all that a batch needs
+READING = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 ZOOM, SHIFT, CONTRAST = 0.1, 0.05, 0.2  # largest change of the side, shift as a share of it, change of the gain
 
 # Threads that work on images below this side, pixels, wait longer for each other's Python than the work takes.
 _SMALL = 160
 _one_at_a_time = threading.Lock()
-
-
-def decode_gray(data: bytes) -> np.ndarray:
-    """Stored PNG bytes -> uint8 or uint16 [H, W]."""
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
 
 
 class Decoded:
@@ -60,46 +57,6 @@ class Decoded:
             self.left -= pixels.nbytes
             self.kept[i] = pixels, labels
         return pixels, labels
-
-
-def blocks(lengths: np.ndarray, size: int) -> np.ndarray:
-    """Pixels on a side of the blocks that `rescale` averages for sides of these lengths to become `size`."""
-    return np.maximum((lengths / size + 1 / 3).astype(int), 1)
-
-
-@lru_cache(maxsize=4096)  # films of one size, seen at different zooms
-def _near(shape: tuple[int, int], size: int) -> tuple[int, int]:
-    """Shape [H, W] of the averages over whole blocks, the first step of `rescale`."""
-    return tuple(np.rint(shape / blocks(np.array(shape), size)).astype(int).tolist())
-
-
-def rescale(image: np.ndarray, size: int) -> np.ndarray:
-    """[H, W] -> [size, size], same type: averages over blocks of pixels where they come near the size, then bilinear.
-
-    Blocks of 2 x 2 from 5/3 of the size on, of 3 x 3 from 8/3; below 5/3 (256 to 224 pixels) bilinear alone. Averages
-    over areas of any size (cv2.INTER_AREA) smooth a little better, but take up to half as long as decoding.
-    """
-    near = _near(image.shape, size)
-    if near != image.shape:
-        image = cv2.resize(image, near[::-1], interpolation=cv2.INTER_AREA)
-    if near != (size, size):
-        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
-    return image
-
-
-def fit(image: np.ndarray, size: int) -> np.ndarray:
-    """[H, W] -> float32 [size, size], see `rescale`."""
-    return rescale(image.astype(np.float32), size)
-
-
-def standardise(image: np.ndarray, gain: float = 1.0, out: np.ndarray | None = None) -> np.ndarray:
-    """Zero mean and standard deviation `gain` over the image, float32; a constant image becomes zeros."""
-    mean, deviation = cv2.meanStdDev(image)
-    out = np.empty(image.shape, np.float32) if out is None else out
-    np.copyto(out, image)  # and then in place: numpy subtracts from other types in chunks, through a buffer
-    out -= np.float32(mean.item())
-    out *= np.float32(gain / max(deviation.item(), 1e-3))
-    return out
 
 
 def augment(images: Sequence[np.ndarray], size: int, draws: np.ndarray) -> Iterator[np.ndarray]:
@@ -131,22 +88,21 @@ def augment(images: Sequence[np.ndarray], size: int, draws: np.ndarray) -> Itera
         yield rescale(image, size)
 
 
-def to_batch(
-    examples: Decoded,
-    index: np.ndarray,
-    size: int,
-    picture: Callable[[list[np.ndarray]], Iterable[np.ndarray]],
-    gains: np.ndarray | None = None,
-) -> Batch:
+def to_batch(examples: Decoded, index: np.ndarray, size: int, draws: np.ndarray | None = None) -> Batch:
     """Batch of the examples at `index` [B]; -1 is padding, a copy of the first.
 
-    `picture`: stored pixels of the B examples -> [size, size] of each; gains [B]: standard deviations in place of 1.
+    With `draws` [B, 4], uniform in -1 .. 1, it is augmented: see `augment`; the last one is for the contrast.
     """
-    read = [examples[i] for i in np.maximum(index, 0).tolist()]
+    places = np.maximum(index, 0).tolist()
+    once = {i: examples[i] for i in dict.fromkeys(places)}  # however much is padding
+    read = [once[i] for i in places]
     images, labels = np.empty((len(index), size, size, 1), np.float32), np.array([row for _, row in read], np.float32)
-    gains = [1.0] * len(index) if gains is None else gains.tolist()
     with _one_at_a_time if size < _SMALL else nullcontext():
-        for image, gain, out in zip(picture([pixels for pixels, _ in read]), gains, images, strict=True):
+        if draws is None:
+            shown, gains = (fit(pixels, size) for pixels, _ in read), np.ones(len(index))
+        else:
+            shown, gains = augment([pixels for pixels, _ in read], size, draws[:, :3]), 1.0 + CONTRAST * draws[:, 3]
+        for image, gain, out in zip(shown, gains.tolist(), images, strict=True):
             standardise(image, gain, out=out[..., 0])
     return {
         "image": images,
@@ -159,9 +115,7 @@ def to_batch(
 
 @lru_cache(maxsize=16)  # two epochs, where a batch ends one, of every seed that is trained side by side
 def _order(count: int, seed: int, epoch: int) -> np.ndarray:
-    order = np.random.default_rng((seed, epoch)).permutation(count)
-    order.flags.writeable = False
-    return order
+    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 @dataclass(frozen=True)
@@ -228,14 +182,12 @@ def train_batches(
     examples = source if isinstance(source, Decoded) else Decoded(source, machine.cache_gib / max(machine.workers, 1))
 
     def augmented(index: np.ndarray, rng: np.random.Generator) -> Batch:
-        draws = rng.uniform(-1.0, 1.0, (len(index), 4))[mine]  # of the whole batch, however it is shared
-        gains = 1.0 + CONTRAST * draws[:, 3]
-        return to_batch(examples, index[mine], size, lambda images: augment(images, size, draws[:, :3]), gains)
+        draws = rng.uniform(-1.0, 1.0, (len(index), 4))  # of the whole batch, however it is shared
+        return to_batch(examples, index[mine], size, draws[mine])
 
     def begin(taken: int) -> grain.IterDataset:
         dataset = grain.MapDataset.source(_Shuffled(len(source), config.batch_size, seed))
-        dataset = dataset.random_map(augmented, seed=seed)[taken:]
-        dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+        dataset = dataset.random_map(augmented, seed=seed)[taken:].to_iter_dataset(READING)
         if machine.workers:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain asks absl for its flags; ours is not an absl program
@@ -257,15 +209,10 @@ def eval_batches(source, image_size: int, batch_size: int, process: int = 0, pro
     count, examples = len(source), Decoded(source)
 
     def fitted(index: np.ndarray) -> Batch:
-        index = np.where(index < count, index, -1)
-        return to_batch(examples, index, image_size, lambda images: (fit(image, image_size) for image in images))
+        return to_batch(examples, np.where(index < count, index, -1), image_size)
 
-    return (
-        grain.MapDataset.range(-(-count // batch_size) * batch_size)
-        .batch(batch_size // processes)[process::processes]
-        .map(fitted)
-        .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
-    )
+    places = grain.MapDataset.range(-(-count // batch_size) * batch_size).batch(batch_size // processes)
+    return places[process::processes].map(fitted).to_iter_dataset(READING)
 
 
 def _ignore_interrupt(index: int, count: int) -> None:

@@ -12,11 +12,10 @@ import pytest
 from infomask_jax import audit, datasets
 from infomask_jax.config import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig
 from infomask_jax.datasets import Synthetic
-from infomask_jax.datasets.images import encode
 from infomask_jax.evaluate.shares import REGIONS
 from infomask_jax.inference import predict, read_examples
 from infomask_jax.model import build
-from infomask_jax.pipeline import decode_gray
+from infomask_jax.pixels import decode_gray, encode
 from infomask_jax.presets import changed
 from infomask_jax.run import Run
 from infomask_jax.train import train

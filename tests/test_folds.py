@@ -6,42 +6,21 @@ import json
 import numpy as np
 import pytest
 
-from infomask_jax import checkpoint, datasets, experiment, verbs
+from infomask_jax import datasets, experiment, verbs
 from infomask_jax.config import Config, DataConfig, MachineConfig, ModelConfig, OptimizerConfig
 from infomask_jax.datasets import Synthetic, fold, load, prepare
+from infomask_jax.run import Run
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     root = tmp_path_factory.mktemp("folds")
-    prepare(Synthetic(size=32, data_dir=root, train=24, val=8, test=8, workers=1))
+    prepare(Synthetic(size=32, data_dir=root, train=16, val=4, test=4, workers=1))
     return root
 
 
-@pytest.mark.parametrize("folds", [2, 3, 7])
-def test_folds_part_the_patients_of_all_splits(data_dir, folds):
-    data = load("synthetic", data_dir)
-    tested, everyone = (
-        [],
-        {e["image_id"] for split in data.splits for e in map(data.source(split).__getitem__, range(8))},
-    )
-    whole = fold(data, folds, -1)
-    for k in range(folds):
-        part = fold(data, folds, k)
-        assert sorted(part.splits) == ["test", "train"] and sum(part.splits.values()) == 40
-        films = {split: [part.source(split)[i] for i in range(len(part.source(split)))] for split in part.splits}
-        patients = {split: {film["patient_id"] for film in those} for split, those in films.items()}
-        assert not patients["train"] & patients["test"]
-        assert abs(len(patients["test"]) - 40 / folds) < 1
-        tested += [film["image_id"] for film in films["test"]]
-    assert len(set(tested)) == 40 and everyone <= set(tested)
-    assert [whole.source("test", ("image_id",))[i]["image_id"] for i in range(40)] == tested
-    fingerprints = {fold(data, folds, k).fingerprint for k in range(-1, folds)}
-    assert len(fingerprints) == folds + 1 and data.fingerprint not in fingerprints
-
-
 class Several:
-    """Three films a patient, which lie in different splits: films 0, 1, 2 are of patient 0."""
+    """Three films a patient, which lie in different splits."""
 
     def __init__(self, split, fields=None):
         self.films = {"train": range(0, 20), "val": range(20, 25), "test": range(25, 33)}[split]
@@ -53,27 +32,38 @@ class Several:
         return {"image_id": str(self.films[i]), "patient_id": f"p{(self.films[i] * 2) % 11}"}
 
 
-def test_films_of_one_patient_are_in_one_fold_whatever_their_split(data_dir):
+@pytest.mark.parametrize("folds", [2, 3, 7])
+@pytest.mark.parametrize("several", [False, True])
+def test_folds_part_the_patients_of_all_splits(data_dir, folds, several):
+    data, films, patients = load("synthetic", data_dir), 24, 24
+    if several:
+        data, films, patients = dataclasses.replace(data, splits={"train": 20, "val": 5, "test": 8}), 33, 11
+        object.__setattr__(data, "source", Several)
+    tested, whole = [], fold(data, folds, -1)
+    for k in range(folds):
+        part = fold(data, folds, k)
+        assert sorted(part.splits) == ["test", "train"] and sum(part.splits.values()) == films
+        own = {split: [part.source(split)[i] for i in range(len(part.source(split)))] for split in part.splits}
+        seen = {split: {film["patient_id"] for film in those} for split, those in own.items()}
+        assert not seen["train"] & seen["test"] and abs(len(seen["test"]) - patients / folds) < 1
+        tested += [film["image_id"] for film in own["test"]]
+    assert len(set(tested)) == films
+    assert [whole.source("test")[i]["image_id"] for i in range(films)] == tested
+    fingerprints = {fold(data, folds, k).fingerprint for k in range(-1, folds)}
+    assert len(fingerprints) == folds + 1 and data.fingerprint not in fingerprints
+
+
+def test_folds_splits_and_places_that_are_not_there_are_refused(data_dir):
     data = load("synthetic", data_dir)
-    several = dataclasses.replace(data, splits={"train": 20, "val": 5, "test": 8})
-    object.__setattr__(several, "source", Several)
-    tested = []
-    for k in range(4):
-        part = fold(several, 4, k)
-        films = {split: [part.source(split)[i] for i in range(len(part.source(split)))] for split in part.splits}
-        patients = {split: {film["patient_id"] for film in those} for split, those in films.items()}
-        assert not patients["train"] & patients["test"] and len(films["train"]) + len(films["test"]) == 33
-        tested += [film["image_id"] for film in films["test"]]
-    assert sorted(tested, key=int) == [str(i) for i in range(33)]
-
-
-def test_more_folds_than_patients_are_refused(data_dir):
-    with pytest.raises(ValueError, match="folds: expected at most 40, as many as there are patients, found 41"):
-        fold(load("synthetic", data_dir), 41, 0)
+    with pytest.raises(ValueError, match="folds: expected at most 24, as many as there are patients, found 25"):
+        fold(data, 25, 0)
     with pytest.raises(IndexError):
-        fold(load("synthetic", data_dir), 2, 0).source("test")[40]
+        fold(data, 2, 0).source("test")[24]
     with pytest.raises(ValueError, match="expected one of train, test; found split 'val'"):
-        fold(load("synthetic", data_dir), 2, 0).source("val")
+        fold(data, 2, 0).source("val")
+    for folds, k in ((1, 0), (3, 3)):
+        with pytest.raises(ValueError, match="fold: expected"):
+            Config(data_dir=data_dir, workdir=data_dir, folds=folds, fold=k)
 
 
 def test_all_folds_are_trained_and_scored_together(data_dir, tmp_path):
@@ -90,7 +80,7 @@ def test_all_folds_are_trained_and_scored_together(data_dir, tmp_path):
     )
     experiment.run(config)
     scores = json.loads((tmp_path / "run/eval/test.json").read_text())
-    assert scores["n_images"] == 40
+    assert scores["n_images"] == 24
     maps = np.load(tmp_path / "run/maps/test.npz")
     for k in range(2):  # what each says of its own, in their order
         run = tmp_path / f"run/fold-{k}"
@@ -105,15 +95,9 @@ def test_all_folds_are_trained_and_scored_together(data_dir, tmp_path):
     with pytest.raises(ValueError, match="a folder of 2 runs: on other data score one"):
         experiment.evaluate_run(tmp_path / "run", load("synthetic", data_dir), "test")
     with pytest.raises(FileNotFoundError, match="is a folder of runs, one a fold: give one of them"):
-        checkpoint.finished(tmp_path / "run")
+        Run.open(tmp_path / "run").params  # noqa: B018
     run = tmp_path / "run/fold-1"
     own = verbs.open_data(verbs.Evaluate(run=run, dataset="synthetic", data_dir=data_dir))
     assert own.fingerprint == datasets.of_run(Config.load(run)).fingerprint  # not whole: it was trained on part of it
     prepare(Synthetic(size=32, data_dir=tmp_path / "other", train=4, val=4, test=4, seed=3, workers=1))
     assert verbs.open_data(verbs.Evaluate(run=run, data_dir=tmp_path / "other")).splits["test"] == 4
-
-
-def test_fold_settings_that_contradict_each_other_are_refused(data_dir):
-    for folds, k in ((1, 0), (3, 3)):
-        with pytest.raises(ValueError, match="fold: expected"):
-            Config(data_dir=data_dir, workdir=data_dir, folds=folds, fold=k)

@@ -28,6 +28,7 @@ from pydicom.uid import (
 
 from infomask_jax.datasets import images
 from infomask_jax.datasets.images import BadImage, decode
+from infomask_jax.pixels import encode
 
 RAMP8 = np.add.outer(np.arange(48), np.arange(40)).astype(np.uint8) * 2  # [48, 40], smooth
 RAMP16 = RAMP8.astype(np.uint16) * 257
@@ -82,23 +83,11 @@ def lut(entries, first, bits, count=None):
     return item
 
 
-def without_end(jpeg):
-    """The first part of its data, and an end mark."""
-    return jpeg[:-60] + b"\xff\xd9"
-
-
 def j2k(image):
-    return pydicom.pixels.get_encoder(JPEG2000Lossless).encode(
-        image,
-        rows=image.shape[0],
-        columns=image.shape[1],
-        samples_per_pixel=1,
-        photometric_interpretation="MONOCHROME2",
-        bits_allocated=8 * image.itemsize,
-        bits_stored=8 * image.itemsize,
-        pixel_representation=0,
-        number_of_frames=1,
-    )
+    rows, columns = image.shape
+    sizes = dict.fromkeys(("bits_allocated", "bits_stored"), 8 * image.itemsize) | {"rows": rows, "columns": columns}
+    kind = {"samples_per_pixel": 1, "photometric_interpretation": "MONOCHROME2", "pixel_representation": 0}
+    return pydicom.pixels.get_encoder(JPEG2000Lossless).encode(image, number_of_frames=1, **sizes, **kind)
 
 
 def signed_j2k(image):
@@ -106,6 +95,25 @@ def signed_j2k(image):
     frame = bytearray(j2k(image))
     frame[42] |= 0x80
     return bytes(frame)
+
+
+def chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def with_chunks(png, *chunks):
+    """Chunks put behind the header."""
+    return png[:33] + b"".join(chunks) + png[33:]
+
+
+def png_header(width, height):
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+
+
+def jpeg_of_size(height, width):
+    data = bytearray(WHOLE["jpeg"])
+    struct.pack_into(">HH", data, data.index(b"\xff\xc0") + 5, height, width)
+    return bytes(data)
 
 
 WHOLE = {
@@ -122,7 +130,7 @@ WHOLE = {
 def test_lossless_formats_return_the_very_pixels(image):
     rgb = np.repeat(image[..., None], 3, 2)
     rgba = np.concatenate([rgb, np.full_like(rgb[..., :1], np.iinfo(image.dtype).max)], 2)
-    frames = [coded(".png", image), coded(".png", rgb), coded(".png", rgba), images.encode(image)]
+    frames = [coded(".png", image), coded(".png", rgb), coded(".png", rgba), encode(image)]
     frames += [dicom(image), dicom(image, RLELossless), dicom(image, JPEG2000Lossless, j2k(image))]
     for data in frames:
         found = decode(data)
@@ -157,12 +165,6 @@ def test_jpeg_is_close_alone_and_inside_dicom():
         assert np.abs(found.astype(int) - RAMP8).max() <= 3
 
 
-def test_path_and_bytes_agree(tmp_path):
-    path = tmp_path / "a.dat"  # the suffix says nothing
-    path.write_bytes(WHOLE["png"])
-    np.testing.assert_array_equal(decode(path), decode(str(path)))
-
-
 def test_palette_and_transparency():
     head = struct.pack(">IIBBBBB", 2, 1, 8, 3, 0, 0, 0)
     body = chunk(b"PLTE", bytes([10, 10, 10, 200, 200, 200])) + chunk(b"IDAT", zlib.compress(b"\0\1\0"))
@@ -179,20 +181,12 @@ def test_palette_and_transparency():
     np.testing.assert_array_equal(decode(coded(".png", deep)), [[round(50_000**2 / 65535), 50_000]] * 300)
 
 
-def test_monochrome1_is_turned():
+def test_kinds_and_depths_of_dicom():
     np.testing.assert_array_equal(decode(dicom(RAMP8, kind="MONOCHROME1")), 255 - RAMP8)
-
-
-def test_color_dicom_is_gray():
-    found = decode(dicom(np.repeat(RAMP8[..., None], 3, 2), kind="RGB"))
-    np.testing.assert_array_equal(found, RAMP8)
-
-
-def test_twelve_bits_fill_sixteen():
-    image = (RAMP16 >> 4).astype(np.uint16)
-    found = decode(dicom(image, bits=12))
-    assert found.dtype == np.uint16
-    np.testing.assert_array_equal(found, np.round(image / 4095 * 65535))
+    np.testing.assert_array_equal(decode(dicom(RAMP8, RescaleSlope=-1, RescaleIntercept=255)), 255 - RAMP8)
+    np.testing.assert_array_equal(decode(dicom(np.repeat(RAMP8[..., None], 3, 2), kind="RGB")), RAMP8)
+    expected = np.round((RAMP16 >> 4) / 4095 * 65535).astype(np.uint16)
+    np.testing.assert_array_equal(decode(dicom(RAMP16 >> 4, bits=12)), expected, strict=True)
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -257,16 +251,12 @@ def test_window_shows_its_values_and_clips_the_others(slope):
     assert np.abs(found.astype(float) - expected).max() < 2
 
 
-def test_negative_rescale_turns_the_picture():
-    np.testing.assert_array_equal(decode(dicom(RAMP8, RescaleSlope=-1, RescaleIntercept=255)), 255 - RAMP8)
-
-
 @pytest.mark.parametrize("kind", WHOLE)
 def test_truncated_file_is_never_a_different_picture(kind):
     """A cut either raises, or (in the padding after the last pixel) leaves the picture as it was."""
     whole = WHOLE[kind]
     kept = []
-    for cut in {*np.random.default_rng(0).integers(0, len(whole), 150).tolist(), *range(len(whole) - 40, len(whole))}:
+    for cut in {*np.random.default_rng(0).integers(0, len(whole), 60).tolist(), *range(len(whole) - 12, len(whole))}:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom also warns
             try:
@@ -279,14 +269,21 @@ def test_truncated_file_is_never_a_different_picture(kind):
     assert max(kept, default=0) <= (9 if kind.startswith("dicom-") else 0)
 
 
-@pytest.mark.parametrize("kind", ["png", "jpeg"])
-def test_truncation_is_found_whatever_the_decoder_accepts(kind, monkeypatch):
-    """Some decoders return the part they got."""
-    monkeypatch.setattr(cv2, "imdecode", lambda *_: RAMP8)
-    decode(WHOLE[kind])
-    for cut in range(len(WHOLE[kind])):
-        with pytest.raises(BadImage):
-            decode(WHOLE[kind][:cut])
+def test_headers_and_end_marks_are_read_before_anything_is_decoded(monkeypatch):
+    """Some decoders return the part they got, and some ask for all the memory that a header names."""
+
+    def explode(*_, **__):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(cv2, "imdecode", explode)
+    monkeypatch.setattr(images.png_jpeg.simplejpeg, "decode_jpeg", explode)
+    for data in (png_header(100_000, 100_000), jpeg_of_size(65535, 65535)):
+        with pytest.raises(BadImage, match="at most"):
+            decode(data)
+    for kind in ("png", "jpeg"):
+        for cut in range(0, len(WHOLE[kind]), 3):
+            with pytest.raises(BadImage):
+                decode(WHOLE[kind][:cut])
 
 
 @settings(max_examples=60, deadline=None)
@@ -295,24 +292,6 @@ def test_rubbish_is_refused(rubbish, start):
     with warnings.catch_warnings(), pytest.raises(BadImage):
         warnings.simplefilter("ignore")
         decode(start + rubbish)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_flipped_byte_of_png_is_refused(data):
-    whole = bytearray(WHOLE["png"])
-    whole[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
-    with pytest.raises(BadImage):
-        decode(bytes(whole))
-
-
-def chunk(kind, body):
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
-def with_chunks(png, *chunks):
-    """Chunks put behind the header."""
-    return png[:33] + b"".join(chunks) + png[33:]
 
 
 def test_only_the_chunks_of_the_still_picture_are_decoded(capfd):
@@ -345,19 +324,16 @@ def test_jpeg_with_lost_data_is_refused(options, color):
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3) if color else (64, 64), np.uint8)
     jpeg = cv2.imencode(".jpg", image, options)[1].tobytes()
     start = jpeg.index(b"\xff\xda") + 14
-    for cut in np.linspace(start, len(jpeg) - 20, 12).astype(int):
+    for cut in np.linspace(start, len(jpeg) - 20, 5).astype(int):
         with pytest.raises(BadImage, match="libjpeg: "):
             decode(jpeg[:cut] + b"\xff\xd9")
 
 
-@pytest.mark.parametrize("name", ["JPGExtended.dcm"])
-def test_jpeg_of_more_than_eight_bits_is_read(name):
-    """Of 12 bits, taken out of DICOM files of pydicom's own tests."""
-    with pydicom.dcmread(get_testdata_file(name)) as ds:
+def test_jpeg_of_more_than_eight_bits_is_read():
+    """Of 12 bits, taken out of a DICOM file of pydicom's own tests."""
+    with pydicom.dcmread(get_testdata_file("JPGExtended.dcm")) as ds:
         stored, jpeg = ds.pixel_array, get_frame(ds.PixelData, 0, number_of_frames=1)
-    bits = images.png_jpeg.check_jpeg(jpeg)[1]
-    np.testing.assert_array_equal(decode(jpeg), np.round(stored / ((1 << bits) - 1) * 65535))
-    assert bits == 12
+    np.testing.assert_array_equal(decode(jpeg), np.round(stored / 4095 * 65535))
 
 
 def test_time_and_memory_have_bounds():
@@ -380,7 +356,7 @@ def test_time_and_memory_have_bounds():
     np.testing.assert_array_equal(decode(jpeg[:2] + b"\xff" * 10_000_000 + jpeg[2:]), decode(jpeg))
 
 
-def test_nothing_of_the_patient_is_told(capfd):
+def test_nothing_of_the_patient_is_told():
     """Neither by warnings nor by errors, on the screen or in a log."""
     name = "DOE^JANE"
     tags = {"PatientName": name, "PatientID": name, "SpecificCharacterSet": "BOGUS", "StudyDate": name}
@@ -394,26 +370,16 @@ def test_nothing_of_the_patient_is_told(capfd):
     code = """
 import sys
 from infomask_jax.datasets import images
-try:
-    images.decode(sys.stdin.buffer.read())
-except images.BadImage as error:
-    print(error)
+for hexed in sys.stdin.read().split():
+    try:
+        images.decode(bytes.fromhex(hexed))
+    except images.BadImage as error:
+        print(error)
 """
-    for data in (whole, *bad):
-        done = subprocess.run([sys.executable, "-W", "always", "-c", code], input=data, capture_output=True)
-        assert done.stderr == b"" and b"JANE" not in done.stdout, done
-
-
-def png_header(width, height):
-    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
-
-
-def jpeg_of_size(height, width):
-    data = bytearray(WHOLE["jpeg"])
-    at = data.index(b"\xff\xc0")
-    struct.pack_into(">HH", data, at + 5, height, width)
-    return bytes(data)
+    sent = "\n".join(data.hex() for data in (whole, *bad))
+    command = [sys.executable, "-W", "always", "-c", code]
+    done = subprocess.run(command, input=sent, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "" and "JANE" not in done.stdout and len(done.stdout), done
 
 
 @pytest.mark.parametrize(
@@ -455,7 +421,7 @@ def jpeg_of_size(height, width):
             dicom(RAMP8, WindowCenter=8.5, WindowWidth=9).replace(b"8.5 ", b"8,5 "),
             "Window Center (0028,1050)",
         ),
-        (dicom(RAMP8, JPEGBaseline8Bit, without_end(coded(".jpg", RAMP8))), "libjpeg: "),
+        (dicom(RAMP8, JPEGBaseline8Bit, coded(".jpg", RAMP8)[:-60] + b"\xff\xd9"), "libjpeg: "),
         (dicom(RAMP8, NumberOfFrames=7), "7"),
         (dicom(RAMP8, kind="PALETTE COLOR"), "PALETTE COLOR"),
         (dicom(RAMP8, BitsAllocated=32, BitsStored=32), "32"),
@@ -471,34 +437,13 @@ def test_bad_file_is_refused_by_name(data, found):
     assert found in str(error.value)
 
 
-def test_header_is_read_before_the_pixels(monkeypatch):
-    def explode(*_):
-        raise AssertionError("decoded")
-
-    monkeypatch.setattr(cv2, "imdecode", explode)
-    for data in (png_header(100_000, 100_000), jpeg_of_size(65535, 65535)):
-        with pytest.raises(BadImage, match="at most"):
-            decode(data)
-
-
-def test_folder_missing_and_huge_files_are_refused(tmp_path, monkeypatch):
+def test_paths_are_read_whatever_their_suffix_but_not_folders_or_huge_files(tmp_path, monkeypatch):
+    (tmp_path / "a.dat").write_bytes(WHOLE["png"])
+    np.testing.assert_array_equal(decode(tmp_path / "a.dat"), decode(str(tmp_path / "a.dat")))
     with pytest.raises(BadImage, match="found a folder"):
         decode(tmp_path)
     with pytest.raises(BadImage, match="found none"):
         decode(tmp_path / "none.png")
-    (tmp_path / "big.png").write_bytes(WHOLE["png"])
     monkeypatch.setattr(images, "MAX_BYTES", 10)
     with pytest.raises(BadImage, match="at most 10 bytes"):
-        decode(tmp_path / "big.png")
-
-
-@pytest.mark.parametrize("shape", [(64, 64), (100, 30), (8, 200), (10, 10)])
-def test_resize_keeps_mean_and_geometry(shape):
-    image = np.zeros(shape, np.uint8)
-    image[: shape[0] // 2, : shape[1] // 2] = 200
-    found = images.resize(image, 32)
-    assert found.shape == (32, 32) and found.dtype == np.uint8
-    assert abs(found.mean() - image.mean()) < 3
-    assert found[4, 4] == 200 and found[28, 28] == 0
-    fine = np.indices(shape).sum(0).astype(np.uint8) % 2 * 200  # no stripes where it shrinks
-    assert images.resize(fine, 4).std() < 20
+        decode(tmp_path / "a.dat")

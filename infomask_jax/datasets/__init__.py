@@ -14,37 +14,23 @@ import numpy as np
 from infomask_jax import command
 from infomask_jax.datasets import build, folder, images, implanted, nih, rsna, schema, store
 from infomask_jax.datasets.folder import Folder
-from infomask_jax.datasets.folds import fingerprint, fold
+from infomask_jax.datasets.folds import fingerprint as fingerprint
+from infomask_jax.datasets.folds import fold
 from infomask_jax.datasets.images import BadImage
 from infomask_jax.datasets.nih import Nih
 from infomask_jax.datasets.rsna import Rsna
 from infomask_jax.datasets.schema import BadData, Item, Problem, Release
-from infomask_jax.datasets.store import Prepared, Source, load
+from infomask_jax.datasets.store import Prepared, load
 from infomask_jax.datasets.synthetic import PhantomConfig, render
+from infomask_jax.pixels import encode, resize
 from infomask_jax.system import cores, lock
-
-__all__ = [
-    "BadData",
-    "BadImage",
-    "Folder",
-    "Nih",
-    "Prepared",
-    "Rsna",
-    "Source",
-    "Synthetic",
-    "fingerprint",
-    "fold",
-    "load",
-    "of_run",
-    "prepare",
-]
 
 LARGEST = 4096  # side of a stored image, pixels
 FAR = 10_000_000  # first index of val; test begins at twice that: neither changes with the number of training images
 
 
 @dataclass(frozen=True)
-class Synthetic(PhantomConfig):
+class Synthetic(PhantomConfig, schema.Options):
     """Prepares the procedural chest phantom (finding: opacity, with boxes, pixel masks and lung fields).
 
     With --backgrounds its opacities are implanted into real negative radiographs instead: the data set "implanted".
@@ -66,14 +52,8 @@ class Synthetic(PhantomConfig):
     """Validation images; if None 512, with backgrounds as many as there are. (ours)"""
     test: int | None = None
     """Test images; if None 512, with backgrounds as many as there are. (ours)"""
-    data_dir: Path = Path("data")
-    """Where prepared data sets are kept."""
     workers: int = 0
     """Processes that draw, the same images whatever their number; 0: one a core."""
-    skip_bad: bool = False
-    """Leave out the backgrounds that cannot be used and list them in skipped.csv, instead of stopping."""
-    overwrite: bool = False
-    """Replace what was prepared before."""
 
 
 def of_run(config) -> Prepared:
@@ -96,10 +76,11 @@ def prepare(options: Synthetic | Rsna | Nih | Folder) -> Prepared:
         name, options = _resolve(options)
     if not 1 <= options.size <= LARGEST:
         raise BadData(f"size: expected 1..{LARGEST} pixels, found {options.size}")
-    build.clear(options.data_dir.absolute() / name)
+    root = options.data_dir.absolute() / name
+    build.clear(root)
     prepared = _already(name, options)  # also where nothing can be written
     if prepared is None:
-        with lock(options.data_dir.absolute() / name, "another prepare is at work here; wait for it"):
+        with lock(root, "another prepare is at work here; wait for it"):
             prepared = _already(name, options) or _build(name, options)
     store.print_summary(prepared)
     return prepared
@@ -109,14 +90,11 @@ def _resolve(options: Synthetic) -> tuple[str, Synthetic]:
     """The name of the data set, and the options with its defaults."""
     if options.backgrounds is None and options.draws != 1:
         raise BadData(f"--draws: expected 1 without --backgrounds, found {options.draws}")
-    if options.backgrounds is None:
-        defaults = vars(PhantomConfig())
-    elif not 1 <= options.draws <= 1000:
+    if not 1 <= options.draws <= 1000:
         raise BadData(f"--draws: expected 1 to 1000, found {options.draws}")
-    elif options.shortcut:
+    if options.backgrounds is not None and options.shortcut:
         raise BadData(f"--shortcut: expected 0 with --backgrounds, which draws no marker; found {options.shortcut}")
-    else:
-        defaults = {"contrast": implanted.CONTRAST}
+    defaults = vars(PhantomConfig()) if options.backgrounds is None else {"contrast": implanted.CONTRAST}
     options = replace(options, **{k: v for k, v in defaults.items() if getattr(options, k) is None})
     return "synthetic" if options.backgrounds is None else "implanted", options
 
@@ -156,21 +134,20 @@ def _build(name: str, options) -> Prepared:
 def _from_file(item: Item, size: int) -> dict:
     """Decodes the file of an item; `make` of `build.build`."""
     try:
-        pixels = images.decode(item.path)
+        film = images.decode(item.path)
     except BadImage as error:
         return {"problems": [Problem(item.file, item.row, "image", str(error), item.image_id)]}
-    height, width = item.frame or pixels.shape
+    height, width = item.frame or film.shape
     problems, boxes = [], []
     for box in item.boxes:
         try:
             boxes.append(schema.unit_box(box.xywh, height, width))
         except ValueError as error:
-            problems.append(Problem(box.file, box.row, "box", str(error), item.image_id))
-    pixels = images.resize(pixels, size)
-    made = {"pixels": pixels, "image": images.encode(pixels), "mask": b"", "lung": b""}
-    made |= {"height": height, "width": width}
-    boxes = np.array(boxes, np.float32).reshape(-1, 4)
-    return made | {"boxes": boxes, "box_labels": [box.finding for box in item.boxes], "problems": problems}
+            problems.append(box.problem(error, "box"))
+    pixels = resize(film, size)
+    made = {"pixels": pixels, "image": encode(pixels), "mask": b"", "lung": b"", "height": height, "width": width}
+    made |= {"boxes": np.array(boxes, np.float32).reshape(-1, 4), "box_findings": [box.finding for box in item.boxes]}
+    return made | {"problems": problems}
 
 
 def _phantoms(options: Synthetic, problems: list[Problem]) -> Release:
@@ -191,9 +168,9 @@ def _backgrounds(options: Synthetic, problems: list[Problem]) -> Release:
 
 def _draw(item: Item, config: PhantomConfig) -> dict:
     drawn = render(config.seed, int(item.image_id), config)
-    made = {"pixels": drawn["image"], **{name: images.encode(drawn[name]) for name in ("image", "mask", "lung")}}
-    made |= {"labels": (int(drawn["label"]),), "boxes": np.asarray(drawn["boxes"], np.float32), "problems": []}
-    return made | {"box_labels": [0] * len(drawn["boxes"]), "height": config.size, "width": config.size}
+    made = {"pixels": drawn["image"], **{name: encode(drawn[name]) for name in ("image", "mask", "lung")}}
+    made |= {"labels": (drawn["label"],), "boxes": drawn["boxes"], "problems": []}
+    return made | {"box_findings": ["opacity"] * len(drawn["boxes"]), "height": config.size, "width": config.size}
 
 
 def _follow_parent() -> None:

@@ -55,8 +55,9 @@ def build(
 
     Args:
       read: (options, problems) -> Release.
-      make: Item -> {"pixels": uint8 or uint16 [size, size], "problems": [Problem], and the fields `image`, `mask`,
-        `lung`, `boxes`, `height`, `width` of the example}; `executor` runs it, at most `jobs` at a time.
+      make: Item -> {"pixels": uint8 or uint16 [size, size], "problems": [Problem], "box_findings": name of each box,
+        and the fields `image`, `mask`, `lung`, `boxes`, `height`, `width` of the example}; `executor` runs it, at most
+        `jobs` at a time.
 
     Raises:
       BadData: with all problems of tables and images; nothing is left on disk.
@@ -65,49 +66,42 @@ def build(
     scratch, final = root / ".building", root / store.VERSION
     problems: list[Problem] = []
     release = read(options, problems)
-    skip_bad = getattr(options, "skip_bad", False)
     if any(p.row is None and p.image_id is None for p in problems) or (problems and not release.items):
         raise BadData(schema.describe(problems))
     bad = {p.image_id for p in problems}  # decoded all the same, to find whatever else is wrong with them
     items = sorted(release.items, key=lambda i: i.image_id)
-    splits = {split: [i for i in items if i.split == split] for split in schema.SPLITS}
-    facts = {
-        "name": name,
-        "findings": list(release.findings),
-        "size": options.size,
-        "options": store.as_options(options),
-    }
-    facts |= {"tables": {str(p.absolute()): store.digest_of(p) for p in release.tables}, "missing": release.missing}
-    summary = {split: _empty_summary(release.findings) for split, those in splits.items() if those}
-    digests: list[bytes] = []
-    per_shard = min(max(2**27 // options.size**2, 64), 4096)  # about 128 MiB of pixels are held, of large images more
+    number = {finding: k for k, finding in enumerate(release.findings)}
+    counted, digests = {}, []
+
+    def examples(part: Sequence[Item]) -> Iterator[tuple[str, dict]]:
+        for item, made in _in_order(executor, make, part, jobs):
+            problems.extend(made["problems"])
+            progress.update(bar, advance=1, bad=len(problems))
+            if made["problems"] or item.image_id in bad:
+                continue
+            example = {name: made[name] for name in ("image", "mask", "lung", "boxes", "height", "width")}
+            example |= {name: getattr(item, name) for name in ("image_id", "patient_id", "view")}
+            example["labels"] = np.array(made.get("labels", item.labels), np.int8)
+            example["box_labels"] = np.array([number.get(f, -1) for f in made["box_findings"]], np.int32)
+            schema.check(example, release.findings)
+            digests.append(_fingerprint(example, made["pixels"], item.split))
+            _count(counted.setdefault(item.split, _empty_summary(release.findings)), example)
+            yield item.image_id, example
 
     _clear(scratch, final)  # of an earlier run that was killed
     scratch.mkdir(parents=True)
     try:
+        per_shard = min(
+            max(2**27 // options.size**2, 64), 4096
+        )  # about 128 MiB of pixels are held, of large images more
+        shards = {}
+        for split in schema.SPLITS:
+            if those := [item for item in items if item.split == split]:
+                parts = [those[first : first + per_shard] for first in range(0, len(those), per_shard)]
+                shards[split] = [partial(examples, part) for part in parts]
         with contextlib.redirect_stdout(io.StringIO()), _progress() as progress:  # TFDS prints
             tfds.disable_progress_bar()
             bar = progress.add_task(f"prepare {name}", total=len(items), bad=len(problems))
-
-            def examples(part: Sequence[Item]) -> Iterator[tuple[str, dict]]:
-                for item, made in _in_order(executor, make, part, jobs):
-                    problems.extend(made["problems"])
-                    if not made["problems"] and item.image_id not in bad:
-                        example = {name: made[name] for name in ("image", "mask", "lung", "boxes", "height", "width")}
-                        example |= {name: getattr(item, name) for name in ("image_id", "patient_id", "view")}
-                        example["labels"] = np.array(made.get("labels", item.labels), np.int8)
-                        example["box_labels"] = np.array(made["box_labels"], np.int32)
-                        schema.check(example, release.findings)
-                        digests.append(_fingerprint(example, made["pixels"], item.split))
-                        _count(summary[item.split], example)
-                        yield item.image_id, example
-                    progress.update(bar, advance=1, bad=len(problems))
-
-            shards = {
-                split: [partial(examples, those[a : a + per_shard]) for a in range(0, len(those), per_shard)]
-                for split, those in splits.items()
-                if those
-            }
             builder = Builder(name, release.findings, shards, scratch)
             try:
                 builder.download_and_prepare(download_dir=scratch / "downloads")
@@ -115,17 +109,26 @@ def build(
                 if type(error) is RuntimeError:  # ArrayRecord's, of a full disk and the like
                     raise OSError(f"{root} could not be written: {error}") from error
                 raise
-        if problems and not skip_bad:
+        if problems and not getattr(options, "skip_bad", False):
             hint = "Mend them, or pass --skip-bad to leave these images out and list them in skipped.csv."
             raise BadData(f"{schema.describe(problems)}\n{hint}")
         if not digests:
             raise BadData(f"no image is left of {len(release.items)}\n{schema.describe(problems)}")
-        facts["fingerprint"] = hashlib.sha256(b"".join(sorted(digests))).hexdigest()
-        summary = {split: s for split, s in summary.items() if s["images"]}
-        facts["splits"] = {split: s["images"] for split, s in summary.items()}
-        for s in summary.values():
-            s["patients"] = len(s["patients"])
-        facts |= {"summary": summary, "skipped": len(problems)}
+        summary = {split: counted[split] for split in schema.SPLITS if split in counted}
+        for counts in summary.values():
+            counts["patients"] = len(counts["patients"])
+        facts = {
+            "name": name,
+            "findings": list(release.findings),
+            "size": options.size,
+            "options": store.as_options(options),
+            "tables": {str(path.absolute()): store.digest_of(path) for path in release.tables},
+            "missing": release.missing,
+            "fingerprint": hashlib.sha256(b"".join(sorted(digests))).hexdigest(),
+            "splits": {split: counts["images"] for split, counts in summary.items()},
+            "summary": summary,
+            "skipped": len(problems),
+        }
         built = scratch / name / store.VERSION
         (built / "metadata.json").write_text(json.dumps(facts, indent=1))
         if problems:
@@ -185,8 +188,8 @@ def _count(summary: dict, example: dict) -> None:
     summary["patients"].add(example["patient_id"])
     summary["boxes"] += len(example["boxes"])
     summary["boxed images"] += bool(len(example["boxes"]))
-    for k, label in enumerate(example["labels"]):
-        summary["labels"][k][{1: 0, 0: 1, -1: 2}[int(label)]] += 1
+    for counts, label in zip(summary["labels"], example["labels"].tolist(), strict=True):
+        counts[(1, 0, -1).index(label)] += 1  # present, absent, unknown
 
 
 def _progress() -> Progress:

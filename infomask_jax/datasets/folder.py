@@ -1,19 +1,20 @@
 """Anyone's own data: a folder of images, a table of labels and, if there is one, a table of boxes."""
 
 import os
-from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from infomask_jax.datasets import lookup, schema
 from infomask_jax.datasets.schema import BadData, Box, Item, Problem, Release
 from infomask_jax.text import normal
 
+BOX_COLUMNS = ("image", "finding", "x", "y", "w", "h")
 OTHER_COLUMNS = ("image", "patient", "split", "view")  # every further column of labels.csv is a finding
 
 
 @dataclass(frozen=True)
-class Folder:
+class Folder(schema.Options):
     """Prepares your own images (PNG, JPEG or DICOM)."""
 
     source: Path
@@ -22,17 +23,9 @@ class Folder:
     the image. Without split, patients (without patient, images) are split 80/10/10 by their hash."""
     images: str = ""
     """Folder of images below the source; "images" where there is such a folder, otherwise the source itself."""
-    data_dir: Path = Path("data")
-    """Where prepared data sets are kept."""
-    size: int = 256
-    """Side of the stored square images, pixels."""
     findings: tuple[str, ...] = ()
     """Findings to keep, the only columns then read as such; none: every other column. Images of the others stay, and
     their boxes count for Wang's AFP alone."""
-    skip_bad: bool = False
-    """Leave out bad rows and images and list them in skipped.csv, instead of stopping."""
-    overwrite: bool = False
-    """Replace what was prepared before."""
 
 
 def read(options: Folder, problems: list[Problem]) -> Release:
@@ -52,40 +45,36 @@ def read(options: Folder, problems: list[Problem]) -> Release:
 
     items, seen, files, values = [], {}, {}, {}
     for row, cells in rows:
-        image_id, wrong = cells["image"], []
+        image_id, path, wrong = cells["image"], None, []
         try:
             image_id = lookup.safe_name(image_id)
             path = locate(image_id)
             if image_id in seen:
-                wrong.append(("image", f"expected each image once, found {image_id!r} also in row {seen[image_id]}"))
-            elif not os.path.isfile(path):  # which a name of over 255 bytes does not stop
-                wrong.append(("image", f"expected a file in {folder}, found no {image_id!r}"))
-            elif not lookup.inside(path, root):
-                wrong.append(("image", f"expected a file inside {folder}, found a link to {os.path.realpath(path)}"))
-            elif (other := files.setdefault(os.path.realpath(path), image_id)) != image_id:
-                wrong.append(
-                    ("image", f"expected each image once, found {image_id!r} to be the same file as {other!r}")
-                )
+                raise ValueError(f"expected each image once, found {image_id!r} also in row {seen[image_id]}")
+            if not os.path.isfile(path):  # which a name of over 255 bytes does not stop
+                raise ValueError(f"expected a file in {folder}, found no {image_id!r}")
+            if not lookup.inside(path, root):
+                raise ValueError(f"expected a file inside {folder}, found a link to {os.path.realpath(path)}")
+            if (other := files.setdefault(os.path.realpath(path), image_id)) != image_id:
+                raise ValueError(f"expected each image once, found {image_id!r} to be the same file as {other!r}")
         except ValueError as error:
             wrong.append(("image", str(error)))
         seen.setdefault(image_id, row)
-        for name in labelled:
-            if cells[name] not in schema.LABELS:
-                wrong.append((name, f"expected 0, 1 or nothing, found {cells[name]!r}"))
         values.setdefault(image_id, {name: schema.LABELS.get(cells[name], -1) for name in columns})
+        odd = [name for name in labelled if cells[name] not in schema.LABELS]
+        wrong += [(name, f"expected 0, 1 or nothing, found {cells[name]!r}") for name in odd]
         patient = cells.get("patient") or image_id
         split = cells.get("split", schema.hash_split(patient, train=0.8, val=0.1, test=0.1))
         if split not in schema.SPLITS:
             wrong.append(("split", f"expected one of {', '.join(schema.SPLITS)}; found {split!r}"))
         problems += [Problem(tables[0].name, row, *w, image_id) for w in wrong]
         if not wrong:
-            labels = tuple(values[image_id][name] for name in findings)
-            view = cells.get("view", "")
+            labels, view = tuple(values[image_id][name] for name in findings), cells.get("view", "")
             items.append(Item(image_id, patient, split, labels, path, view, file=tables[0].name, row=row))
     problems += schema.patients_in_two_splits(items)
     if tables[1].is_file():
-        boxes = _read_boxes(tables[1], values, findings, problems)
-        items = [Item(**{**vars(item), "boxes": tuple(boxes[item.image_id])}) for item in items]
+        boxes = schema.parse_boxes(_labelled(tables[1], values, problems), problems)
+        items = [replace(item, boxes=tuple(boxes[item.image_id])) for item in items]
     return Release(findings, items, [*tables, folder])
 
 
@@ -101,29 +90,20 @@ def _other(name: str, rows: list, file: str, problems: list[Problem]) -> bool:
     return True
 
 
-def _read_boxes(
-    path: Path, values: dict[str, dict[str, int]], findings: tuple[str, ...], problems: list[Problem]
-) -> dict[str, list[Box]]:
-    """Boxes by image, -1 for those of findings that are not kept (Wang's AFP counts them)."""
-    boxes, seen, drawn = defaultdict(list), {}, []
-    for row, cells in schema.read_table(path, ("image", "finding", "x", "y", "w", "h"), problems):
-        image_id, name, field = cells["image"], cells["finding"], "image"
+def _labelled(path: Path, values: dict[str, dict[str, int]], problems: list[Problem]) -> Iterator[Box]:
+    """The rows of boxes.csv whose image is listed with their finding."""
+    for row, cells in schema.read_table(path, BOX_COLUMNS, problems):
+        xywh = tuple(cells[name] for name in BOX_COLUMNS[2:])
+        box, field = Box(path.name, row, "x, y, w, h", cells["image"], cells["finding"], xywh), "image"
         try:
-            image_id = lookup.safe_name(image_id)
-            if image_id not in values:
-                raise ValueError(f"expected an image of labels.csv, found {image_id!r}")
+            box = replace(box, image=lookup.safe_name(box.image))
+            if box.image not in values:
+                raise ValueError(f"expected an image of labels.csv, found {box.image!r}")
             field = "finding"
-            if name not in values[image_id]:
-                raise ValueError(f"expected one of {', '.join(values[image_id])}; found {name!r}")
-            if values[image_id][name] != 1:
-                raise ValueError(f"expected label 1 for a finding with a box, found it is not for {name}")
-            field = "x, y, w, h"
-            xywh = schema.parse_box([cells[c] for c in ("x", "y", "w", "h")])
-            box = Box(findings.index(name) if name in findings else -1, xywh, path.name, row)
-            schema.check_once(seen, (image_id, name, xywh), box)
-            boxes[image_id].append(box)
-            drawn.append((image_id, box))
+            if box.finding not in values[box.image]:
+                raise ValueError(f"expected one of {', '.join(values[box.image])}; found {box.finding!r}")
+            if values[box.image][box.finding] != 1:
+                raise ValueError(f"expected label 1 for a finding with a box, found it is not for {box.finding}")
+            yield box
         except ValueError as error:
-            problems.append(Problem(path.name, row, field, str(error), image_id))
-    problems += schema.check_pixels(drawn, "x, y, w, h")
-    return boxes
+            problems.append(box.problem(error, field))

@@ -37,9 +37,8 @@ class Folded(Prepared):
 
     def source(self, split: str, fields: Sequence[str] | None = None) -> Picked:
         if split not in self.splits:
-            raise ValueError(
-                f"{self.directory} in folds: expected one of {', '.join(self.splits)}; found split {split!r}"
-            )
+            known = ", ".join(self.splits)
+            raise ValueError(f"{self.directory} in folds: expected one of {known}; found split {split!r}")
         return Picked([self.whole.source(name, fields) for name in self.whole.splits], self.places[split])
 
 
@@ -65,6 +64,5 @@ def fold(data: Prepared, folds: int, number: int) -> Folded:
     else:
         chosen = {"train": places[fold_of != number], "test": places[fold_of == number]}
     values = {field.name: getattr(data, field.name) for field in dataclasses.fields(data)}
-    values["fingerprint"] = fingerprint(data, folds, number)
-    values["splits"] = {split: len(those) for split, those in chosen.items()}
+    values |= {"fingerprint": fingerprint(data, folds, number), "splits": {k: len(v) for k, v in chosen.items()}}
     return Folded(**values, whole=data, places=chosen)

@@ -5,7 +5,6 @@ Orientation tags (EXIF) are ignored: boxes are drawn on the pixels as stored. Tr
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from infomask_jax.datasets import dicom, png_jpeg
@@ -45,24 +44,6 @@ def decode(data: bytes | str | Path, *, name: str | None = None) -> np.ndarray:
         raise BadImage(f"expected PNG, JPEG or DICOM, found a file beginning {data[:8]!r}; convert or remove it")
     except BadImage as error:
         raise BadImage(f"{name}: {error}") from error
-
-
-def encode(image: np.ndarray) -> bytes:
-    """uint8 or uint16 [H, W] -> the bytes of a gray PNG of the same depth."""
-    done, data = cv2.imencode(".png", image)
-    if not done:
-        raise ValueError(f"expected uint8 or uint16 [H, W], found {image.dtype} {image.shape}")
-    return data.tobytes()
-
-
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """[H, W] -> [size, size], stretched to the square: area averages where it shrinks, linear where it grows."""
-    height, width = image.shape
-    if height > size or width > size:
-        image = cv2.resize(image, (min(width, size), min(height, size)), interpolation=cv2.INTER_AREA)
-    if image.shape != (size, size):
-        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
-    return image
 
 
 def _read(path: Path, name: str) -> bytes:

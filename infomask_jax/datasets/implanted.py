@@ -8,6 +8,7 @@ every pixel that no opacity reaches keeps its value.
 
 import dataclasses
 import hashlib
+import itertools
 import os
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import numpy as np
 from infomask_jax.datasets import folder, images, lookup, nih, rsna, schema
 from infomask_jax.datasets.schema import BadData, Item, Problem, Release
 from infomask_jax.datasets.synthetic import PhantomConfig, opacities, truth
+from infomask_jax.pixels import encode, resize
 from infomask_jax.text import normal
 
 FINDINGS = ("opacity",)
@@ -70,12 +72,18 @@ def draw(item: Item, config: PhantomConfig) -> dict:
     labels, lesions = (np.random.Generator(np.random.Philox(child)) for child in children)
     label = int(labels.random() < config.prevalence)
     found = opacities(lesions, lung) if label else []
-    pixels = implant(images.resize(source, config.size), found, config.contrast)
+    pixels = implant(resize(source, config.size), found, config.contrast)
     mask, boxes = truth(found, config.size)
     height, width = item.frame or source.shape
     drawn = {"image": pixels, "mask": mask, "lung": np.where(lung > 0.5, 255, 0).astype(np.uint8)}
-    made = {"pixels": pixels, **{name: images.encode(those) for name, those in drawn.items()}, "labels": (label,)}
-    return made | {"boxes": boxes, "box_labels": [0] * len(boxes), "height": height, "width": width, "problems": []}
+    made = {"pixels": pixels, **{name: encode(those) for name, those in drawn.items()}, "labels": (label,)}
+    return made | {
+        "boxes": boxes,
+        "box_findings": FINDINGS * len(boxes),
+        "height": height,
+        "width": width,
+        "problems": [],
+    }
 
 
 def implant(pixels: np.ndarray, found: list, contrast: float) -> np.ndarray:
@@ -101,7 +109,7 @@ def lung_field(pixels: np.ndarray, size: int) -> np.ndarray:
     """
     shown = pixels > BLACK * np.iinfo(pixels.dtype).max
     alone = shown.mean() < 0.5
-    inside = images.resize(shown.astype(np.float32) if alone else _dark_regions(pixels), size)
+    inside = resize(shown.astype(np.float32) if alone else _dark_regions(pixels), size)
     field = np.maximum(2 * inside - 1, 0)  # 0 where half of a pixel is outside, so that what is black stays black
     share = (field > 0.5).mean()
     if share < SMALLEST:
@@ -113,7 +121,7 @@ def lung_field(pixels: np.ndarray, size: int) -> np.ndarray:
 def _dark_regions(pixels: np.ndarray) -> np.ndarray:
     """The largest area that one threshold cuts into lungs, one or two tall regions away from the edges of the film:
     float32 [_GRID, _GRID] in 0..1, .5 at their edge."""
-    gray = cv2.GaussianBlur(images.resize(pixels, _GRID).astype(np.float32), (0, 0), 1.5)
+    gray = cv2.GaussianBlur(resize(pixels, _GRID).astype(np.float32), (0, 0), 1.5)
     edge, best = _GRID // 10, np.zeros(gray.shape, np.float32)
     for threshold in np.quantile(gray[edge:-edge, edge:-edge], np.arange(0.1, 0.65, 0.05)):
         dark = (gray < threshold).astype(np.uint8)
@@ -147,14 +155,14 @@ def _negatives(root: Path, problems: list[Problem]) -> tuple[list[Item], list[Pa
         negative = (0,) * len(release.findings)
     else:
         return _every_image(root, problems), [], 0
-    items = [Item(**{**vars(i), "boxes": (), "labels": ()}) for i in release.items if i.labels == negative]
+    items = [dataclasses.replace(i, boxes=(), labels=()) for i in release.items if i.labels == negative]
     return items, release.tables, release.missing
 
 
 def _every_image(root: Path, problems: list[Problem]) -> list[Item]:
     """Each its own patient, named by its path below `root`."""
     items, named, real = {}, {}, str(root.resolve())
-    for path in sorted(p for paths in lookup.index_images(root, "name", images.SUFFIXES).values() for p in paths):
+    for path in sorted(itertools.chain(*lookup.index_images(root, "name", images.SUFFIXES).values())):
         name = path.relative_to(root).as_posix()
         try:
             image_id = lookup.safe_name(name)

@@ -1,8 +1,10 @@
 """NIH ChestX-ray14: 112,120 radiographs of 30,805 patients, labels mined from reports, 984 boxes drawn by hand."""
 
 import hashlib
+import re
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,22 +17,19 @@ FINDINGS = (
     *("Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia", "No Finding"),
 )
 SPELLINGS = {"Infiltrate": "Infiltration"}  # the table of boxes has its own word
+BOX_COLUMNS = ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]")
 TABLES = ("Data_Entry_2017*.csv", "BBox_List_2017*.csv", "train_val_list.txt", "test_list.txt")
 FRAME = (1024, 1024)  # height, width in which the release gives its boxes
 VAL_SHARE = 0.1  # of the patients of train_val_list.txt
 
 
 @dataclass(frozen=True)
-class Nih:
+class Nih(schema.Options):
     """Prepares NIH ChestX-ray14 with its official lists; a tenth of the patients of train_val_list.txt is val."""
 
     source: Path
     """Folder with Data_Entry_2017*.csv, BBox_List_2017.csv, train_val_list.txt, test_list.txt and the images in any
     sub-folders."""
-    data_dir: Path = Path("data")
-    """Where prepared data sets are kept."""
-    size: int = 256
-    """Side of the stored square images, pixels."""
     findings: tuple[str, ...] = ()
     """Findings to keep, for example Pneumonia; none: all 15. Images of the others stay; their boxes count for Wang's
     AFP alone."""
@@ -38,63 +37,35 @@ class Nih:
     """view: leave out negatives of train and val until as large a share of them is AP as of the positives (one finding
     alone; a model that knows the view then knows nothing of the label)."""
     allow_missing: bool = False
-    """Go on without the images that are listed but absent."""
-    skip_bad: bool = False
-    """Leave out bad rows and images and list them in skipped.csv, instead of stopping. For images that
-    are listed but absent: --allow-missing."""
-    overwrite: bool = False
-    """Replace what was prepared before."""
+    """Go on without the images that are listed but absent, which --skip-bad does not."""
 
 
 def read(options: Nih, problems: list[Problem]) -> Release:
     """Reads the tables and finds the images; adds to `problems`. Raises BadData where a table cannot be used at all."""
-    unknown = [name for name in options.findings if name not in FINDINGS]
-    if unknown:
+    if unknown := [name for name in options.findings if name not in FINDINGS]:
         raise BadData(f"--findings: expected some of {', '.join(FINDINGS)}; found {', '.join(unknown)}")
     if options.matched and len(options.findings) != 1:
         raise BadData(f"--matched view: expected one of --findings, found {len(options.findings) or 'none'}")
     findings = tuple(name for name in FINDINGS if name in options.findings or not options.findings)
     tables = [_one(options.source, name) for name in TABLES[:2]] + [options.source / name for name in TABLES[2:]]
-    entries = schema.read_table(tables[0], ("Image Index", "Finding Labels", "Patient ID", "View Position"), problems)
     split_of = _read_lists(tables[2], tables[3], problems)
-
-    rows, present = {}, {}
-    for row, cells in entries:
-        image_id, names = cells["Image Index"], cells["Finding Labels"].split("|")
-        wrong = None
-        if image_id in rows:
-            wrong = ("Image Index", f"expected each image once, found {image_id!r} also in row {rows[image_id][0]}")
-        elif bad := [name for name in names if name not in FINDINGS]:
-            wrong = ("Finding Labels", f"expected some of {', '.join(FINDINGS)}; found {', '.join(map(repr, bad))}")
-        elif "No Finding" in names and len(names) > 1:
-            wrong = ("Finding Labels", f"expected No Finding alone, found {cells['Finding Labels']}")
-        elif not cells["Patient ID"]:
-            wrong = ("Patient ID", "expected a patient, found nothing")
-        elif image_id not in split_of:
-            wrong = (
-                "Image Index",
-                f"expected it in {tables[2].name} or {tables[3].name}, found {image_id!r} in neither",
-            )
-        rows.setdefault(image_id, (row, cells))
-        present.setdefault(image_id, set(names))
-        if wrong:
-            problems.append(Problem(tables[0].name, row, *wrong, image_id))
+    rows, present = _read_entries(tables[0], split_of, problems)
     for image_id, (_, file, row) in split_of.items():
         if image_id not in rows:
             reason = f"expected an image of {tables[0].name}, found {image_id!r}"
             problems.append(Problem(file, row, "image", reason, image_id))
+    boxes = schema.parse_boxes(_labelled(tables[1], present, problems), problems, FRAME[0])
 
-    boxes = _read_boxes(tables[1], present, findings, problems)
     index, root = lookup.index_images(options.source, "name", images.SUFFIXES), str(options.source.resolve())
     items, missing = [], []
     for image_id, (row, cells) in rows.items():
         if image_id not in split_of:
             continue
+        path = None
         try:
             path = lookup.find_image(image_id, index, root)
         except LookupError:
             missing.append(image_id)
-            path = None
         except ValueError as error:
             problems.append(Problem(tables[0].name, row, "Image Index", str(error), image_id))
             continue
@@ -111,6 +82,63 @@ def read(options: Nih, problems: list[Problem]) -> Release:
     return Release(findings, items, tables, len(missing))
 
 
+def box_rows(path: Path, problems: list[Problem]) -> Iterator[Box]:
+    """The rows of BBox_List_2017.csv, whose header splits at the commas of its `Bbox [x,y,w,h]`."""
+    for row, cells in schema.read_table(path, BOX_COLUMNS, problems):
+        finding = SPELLINGS.get(cells["Finding Label"], cells["Finding Label"])
+        xywh = tuple(cells[name] for name in BOX_COLUMNS[2:])
+        box = Box(path.name, row, "Bbox [x,y,w,h]", cells["Image Index"], finding, xywh)
+        if finding not in FINDINGS:
+            reason = f"expected one of {', '.join(FINDINGS)}; found {finding!r}"
+            problems.append(box.problem(reason, "Finding Label"))
+        elif not any(xywh):
+            problems.append(box.problem("expected a box, found nothing"))
+        else:
+            yield box
+
+
+def patient_of(image: str) -> str:
+    """Of 00013118_008.png, the ninth film of patient 13118, 00013118; of names that are not NIH's, none."""
+    name = re.fullmatch(r"(?:.*/)?(\d+)_\d{3}(?:\.\w+)?", image)
+    return name.group(1) if name else ""
+
+
+def _labelled(path: Path, present: dict[str, set[str]], problems: list[Problem]) -> Iterator[Box]:
+    """The rows of the table of boxes whose image is listed with their finding."""
+    for box in box_rows(path, problems):
+        if box.image not in present:
+            problems.append(box.problem(f"expected an image of the release, found {box.image!r}", "Image Index"))
+        elif box.finding not in present[box.image]:
+            reason = f"expected a label of {box.image}, found a box of {box.finding} without it"
+            problems.append(box.problem(reason, "Finding Label"))
+        else:
+            yield box
+
+
+def _read_entries(path: Path, split_of: dict, problems: list[Problem]) -> tuple[dict[str, tuple], dict[str, set[str]]]:
+    """The table of images as {image: (row, cells)} and {image: findings}."""
+    rows, present = {}, {}
+    columns = ("Image Index", "Finding Labels", "Patient ID", "View Position")
+    for row, cells in schema.read_table(path, columns, problems):
+        image_id, names = cells["Image Index"], cells["Finding Labels"].split("|")
+        wrong = None
+        if image_id in rows:
+            wrong = ("Image Index", f"expected each image once, found {image_id!r} also in row {rows[image_id][0]}")
+        elif bad := [name for name in names if name not in FINDINGS]:
+            wrong = ("Finding Labels", f"expected some of {', '.join(FINDINGS)}; found {', '.join(map(repr, bad))}")
+        elif "No Finding" in names and len(names) > 1:
+            wrong = ("Finding Labels", f"expected No Finding alone, found {cells['Finding Labels']}")
+        elif not cells["Patient ID"]:
+            wrong = ("Patient ID", "expected a patient, found nothing")
+        elif image_id not in split_of:
+            wrong = ("Image Index", f"expected it in {' or '.join(TABLES[2:])}, found {image_id!r} in neither")
+        rows.setdefault(image_id, (row, cells))
+        present.setdefault(image_id, set(names))
+        if wrong:
+            problems.append(Problem(path.name, row, *wrong, image_id))
+    return rows, present
+
+
 def _matched(items: list[Item], split: str) -> list[Item]:
     """The items of a split, of the negatives as many as leave both labels the same shares of views; test whole."""
     positives, negatives = defaultdict(list), defaultdict(list)
@@ -119,9 +147,8 @@ def _matched(items: list[Item], split: str) -> list[Item]:
     if split == "test" or not positives:
         return items
     if split == "train" and (without := [view for view in positives if not negatives[view]]):
-        raise BadData(
-            f"--matched view: expected negatives of train in view {without[0]!r} of its positives, found none"
-        )
+        reason = f"expected negatives of train in view {without[0]!r} of its positives, found none"
+        raise BadData(f"--matched view: {reason}")
     each = min(len(negatives[view]) / len(those) for view, those in positives.items())  # negatives to a positive
     kept = {item.image_id for view, those in positives.items() for item in negatives[view][: round(each * len(those))]}
     return [item for item in items if item.labels[0] or item.image_id in kept]
@@ -131,7 +158,7 @@ def _with_val(item: Item) -> Item:
     if item.split == "test":
         return item
     split = schema.hash_split(item.patient_id, val=VAL_SHARE, train=1 - VAL_SHARE)
-    return Item(**{**vars(item), "split": split})
+    return replace(item, split=split)
 
 
 def _one(folder: Path, pattern: str) -> Path:
@@ -158,33 +185,3 @@ def _read_lists(train_val: Path, test: Path, problems: list[Problem]) -> dict[st
             elif image_id:
                 found[image_id] = (split, path.name, row)
     return found
-
-
-def _read_boxes(
-    path: Path, present: dict[str, set[str]], findings: tuple[str, ...], problems: list[Problem]
-) -> dict[str, list[Box]]:
-    """Boxes by image, -1 for those of findings that are not kept (Wang's AFP counts them). The file's header splits
-    at the commas of its `Bbox [x,y,w,h]`."""
-    boxes, seen, drawn = defaultdict(list), {}, []
-    for row, cells in schema.read_table(path, ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]"), problems):
-        image_id, name = cells["Image Index"], SPELLINGS.get(cells["Finding Label"], cells["Finding Label"])
-        wrong = None
-        if image_id not in present:
-            wrong = ("Image Index", f"expected an image of the release, found {image_id!r}")
-        elif name not in FINDINGS:
-            wrong = ("Finding Label", f"expected one of {', '.join(FINDINGS)}; found {name!r}")
-        elif name not in present[image_id]:
-            wrong = ("Finding Label", f"expected a label of {image_id}, found a box of {name} without it")
-        else:
-            try:
-                xywh = schema.parse_box([cells[c] for c in ("Bbox [x", "y", "w", "h]")])
-                box = Box(findings.index(name) if name in findings else -1, xywh, path.name, row)
-                schema.check_once(seen, (image_id, name, xywh), box)
-                boxes[image_id].append(box)
-                drawn.append((image_id, box))
-            except ValueError as error:
-                wrong = ("Bbox [x,y,w,h]", str(error))
-        if wrong:
-            problems.append(Problem(path.name, row, *wrong, image_id))
-    problems += schema.check_pixels(drawn, "Bbox [x,y,w,h]", str(FRAME[0]))
-    return boxes

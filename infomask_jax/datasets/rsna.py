@@ -1,6 +1,6 @@
 """RSNA Pneumonia Detection Challenge 2018, as downloaded (DICOM) or converted to PNG or JPEG of any size."""
 
-from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,86 +11,42 @@ from infomask_jax.datasets.schema import BadData, Box, Item, Problem, Release
 FINDINGS = ("pneumonia",)
 FRAME = (1024, 1024)  # height, width in which the challenge gives its boxes
 TABLES = ("stage_2_train_labels.csv", "stage_2_detailed_class_info.csv")
+COLUMNS = ("patientId", "x", "y", "width", "height", "Target")
 CLASSES = {"Lung Opacity": "opacity", "No Lung Opacity / Not Normal": "not_normal", "Normal": "normal"}
 
 
 @dataclass(frozen=True)
-class Rsna:
+class Rsna(schema.Options):
     """Prepares the RSNA Pneumonia Detection Challenge (finding: pneumonia, that is lung opacity)."""
 
     source: Path
     """Folder with stage_2_train_labels.csv, stage_2_detailed_class_info.csv, images in any sub-folder, and, if you have
     one, split.csv (patientId, split; optional: matched, view), which says what is taken at all. Without it patients are
     split 80/10/10 by their hash."""
-    data_dir: Path = Path("data")
-    """Where prepared data sets are kept."""
-    size: int = 256
-    """Side of the stored square images, pixels."""
     negatives: Literal["all", "normal", "not_normal"] = "all"
     """Which images without opacity to keep, in every split."""
     matched: bool = False
     """Keep only the training images with matched = 1 in split.csv."""
     allow_missing: bool = False
-    """Go on without the images that are listed but absent."""
-    skip_bad: bool = False
-    """Leave out bad rows and images and list them in skipped.csv, instead of stopping. For images that
-    are listed but absent: --allow-missing."""
-    overwrite: bool = False
-    """Replace what was prepared before."""
+    """Go on without the images that are listed but absent, which --skip-bad does not."""
 
 
 def read(options: Rsna, problems: list[Problem]) -> Release:
     """Reads the tables and finds the images; adds to `problems`. Raises BadData where a table cannot be used at all."""
     tables = [options.source / name for name in (*TABLES, "split.csv")]
-    labels = schema.read_table(tables[0], ("patientId", "x", "y", "width", "height", "Target"), problems)
-    classes = schema.read_table(tables[1], ("patientId", "class"), problems)
-    splits = _read_splits(options, tables[2], problems)
-
-    kinds = {}
-    for row, cells in classes:
-        image_id, kind = cells["patientId"], cells["class"]
-        if kind not in CLASSES:
-            reason = f"expected one of {', '.join(CLASSES)}; found {kind!r}"
-            problems.append(Problem(tables[1].name, row, "class", reason, image_id))
-        elif kinds.setdefault(image_id, CLASSES[kind]) != CLASSES[kind]:
-            problems.append(Problem(tables[1].name, row, "class", f"expected one class, found also {kind!r}", image_id))
-
-    listed, boxes, targets, seen, drawn = {}, defaultdict(list), {}, {}, []
-    for row, cells in labels:
-        image_id, target = cells["patientId"], cells["Target"]
-        listed.setdefault(image_id, row)
-        xywh = [cells[name] for name in ("x", "y", "width", "height")]
-        wrong = None
-        if schema.LABELS.get(target, -1) < 0:
-            wrong = ("Target", f"expected 0 or 1, found {target!r}")
-        elif targets.setdefault(image_id, schema.LABELS[target]) != schema.LABELS[target]:
-            wrong = ("Target", f"expected one value an image, found also {target}")
-        elif any(xywh) and not schema.LABELS[target]:
-            wrong = ("Target", "expected 1 for an image with a box, found 0")
-        elif schema.LABELS[target]:
-            try:
-                box = Box(0, schema.parse_box(xywh), tables[0].name, row)
-                schema.check_once(seen, (image_id, box.xywh), box)
-                boxes[image_id].append(box)
-                drawn.append((image_id, box))
-            except ValueError as error:
-                wrong = ("x, y, width, height", str(error))
-        if not wrong and image_id not in kinds:
-            wrong = ("patientId", f"expected a class in {tables[1].name}, found none for {image_id!r}")
-        elif not wrong and (kinds[image_id] == "opacity") != bool(targets[image_id]):
-            wrong = ("Target", f"expected it to agree with the class in {tables[1].name}, found {target}")
-        if wrong:
-            problems.append(Problem(tables[0].name, row, *wrong, image_id))
-    problems += schema.check_pixels(drawn, "x, y, width, height", str(FRAME[0]))
+    rows = list(box_rows(tables[0], problems))
+    listed = {image_id: row for row, image_id in reversed([(box.row, box.image) for box in rows])}
+    kinds, splits = _read_classes(tables[1], problems), _read_splits(options, tables[2], problems)
+    targets = {}
+    boxes = schema.parse_boxes(_agreeing(rows, kinds, targets, problems), problems, FRAME[0])
 
     index, root = lookup.index_images(options.source, "stem", images.SUFFIXES), str(options.source.resolve())
-    items, missing = [], []
+    items, missing, blamed = [], [], {problem.image_id for problem in problems}
     wanted = {"opacity", "normal", "not_normal"} if options.negatives == "all" else {"opacity", options.negatives}
     for image_id, (split, view, file, row) in (_by_hash(listed, tables[0].name) if splits is None else splits).items():
-        if image_id not in listed:
+        if image_id not in listed and image_id not in blamed:
             reason = f"expected an image of {tables[0].name}, found {image_id!r}"
             problems.append(Problem(file, row, "patientId", reason, image_id))
-            continue
         if kinds.get(image_id) not in wanted or image_id not in targets:
             continue
         try:
@@ -101,12 +57,57 @@ def read(options: Rsna, problems: list[Problem]) -> Release:
         except ValueError as error:
             problems.append(Problem(file, row, "patientId", str(error), image_id))
             continue
-        label = (targets[image_id],)
+        label = (int(targets[image_id]),)
         items.append(Item(image_id, image_id, split, label, path, view, tuple(boxes[image_id]), FRAME, file, row))
     if missing and not options.allow_missing:
         table = tables[0].name if splits is None else tables[2].name
         problems.append(schema.missing_images(missing, len(missing) + len(items), table))
     return Release(FINDINGS, items, tables, len(missing))
+
+
+def box_rows(path: Path, problems: list[Problem]) -> Iterator[Box]:
+    """The rows of stage_2_train_labels.csv, those of Target 0 without a box."""
+    for row, cells in schema.read_table(path, COLUMNS, problems):
+        target, xywh = cells["Target"], tuple(cells[name] for name in COLUMNS[1:5])
+        box = Box(path.name, row, "x, y, width, height", cells["patientId"], FINDINGS[0], xywh)
+        if schema.LABELS.get(target, -1) < 0:
+            problems.append(box.problem(f"expected 0 or 1, found {target!r}", "Target"))
+        elif schema.LABELS[target] != any(xywh):
+            reason = f"expected a box with Target 1 and none with 0, found {', '.join(xywh)!r} with {target}"
+            problems.append(box.problem(reason, "Target"))
+        else:
+            yield box
+
+
+def _agreeing(rows: list[Box], kinds: dict[str, str], targets: dict, problems: list[Problem]) -> Iterator[Box]:
+    """The boxes of images whose rows agree with each other and with their class; fills `targets` {image: bool}."""
+    for box in rows:
+        target, kind = any(box.cells), kinds.get(box.image)
+        if targets.setdefault(box.image, target) != target:
+            problems.append(box.problem(f"expected one value an image, found also {target:d}", "Target"))
+        elif kind is None:
+            reason = f"expected a class in {TABLES[1]}, found none for {box.image!r}"
+            problems.append(box.problem(reason, "patientId"))
+        elif (kind == "opacity") != target:
+            reason = f"expected it to agree with the class in {TABLES[1]}, found {target:d}"
+            problems.append(box.problem(reason, "Target"))
+        elif target:
+            yield box
+
+
+def _read_classes(path: Path, problems: list[Problem]) -> dict[str, str]:
+    """The classes as {patientId: one of the values of CLASSES}."""
+    kinds = {}
+    for row, cells in schema.read_table(path, ("patientId", "class"), problems):
+        image_id, kind = cells["patientId"], cells["class"]
+        if kind not in CLASSES:
+            reason = f"expected one of {', '.join(CLASSES)}; found {kind!r}"
+        elif kinds.setdefault(image_id, CLASSES[kind]) != CLASSES[kind]:
+            reason = f"expected one class, found also {kind!r}"
+        else:
+            continue
+        problems.append(Problem(path.name, row, "class", reason, image_id))
+    return kinds
 
 
 def _by_hash(listed: dict[str, int], file: str) -> dict:

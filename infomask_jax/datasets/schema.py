@@ -8,8 +8,8 @@ import csv
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +41,18 @@ class Problem:
 
 @dataclass(frozen=True)
 class Box:
-    """A box as the release gives it: top left corner and extent in pixels of the source frame."""
+    """A row of a table of boxes: top left corner and extent in pixels of the source frame."""
 
-    finding: int
-    xywh: tuple[float, float, float, float]
     file: str
     row: int
+    field: str  # what the table calls x, y, width, height
+    image: str
+    finding: str
+    cells: tuple[str, ...]  # texts of x, y, width, height; all empty: the image is without the finding
+    xywh: tuple[float, ...] = ()  # the same as numbers, see `parse_boxes`
+
+    def problem(self, reason, field: str = "") -> Problem:
+        return Problem(self.file, self.row, field or self.field, str(reason), self.image)
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Item:
     labels: tuple[int, ...]  # [K], 1 present, 0 absent, -1 unknown
     path: Path | None = None
     view: str = ""
-    boxes: tuple[Box, ...] = ()
+    boxes: tuple[Box, ...] = ()  # those of findings that are not kept, too: Wang's AFP counts them
     frame: tuple[int, int] | None = None  # height, width in which the boxes are given; None: those of the file
     file: str = ""  # where the image is listed
     row: int | None = None
@@ -76,24 +82,37 @@ class Release:
     missing: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `prepare` is asked for, of any release."""
+
+    data_dir: Path = Path("data")
+    """Where prepared data sets are kept."""
+    size: int = 256
+    """Side of the stored square images, pixels."""
+    skip_bad: bool = False
+    """Leave out bad rows and images and list them in skipped.csv, instead of stopping."""
+    overwrite: bool = False
+    """Replace what was prepared before."""
+
+
 def check(example: dict, findings: Sequence[str]) -> None:
     """Checks one stored example against the contract; raises ValueError naming the image and every field that differs.
 
     `image` PNG bytes; `mask` (exact lesions) and `lung` (its field), nonzero inside, PNG bytes or b""; `labels` int8
-    [K] of 1, 0, -1; `boxes` float32 [N, 4] (ymin, xmin, ymax, xmax) in 0..1; `box_labels` int32 [N]; `image_id`,
-    `patient_id`, `view` str; `height`, `width` int.
+    [K] of 1, 0, -1; `boxes` float32 [N, 4] (ymin, xmin, ymax, xmax) in 0..1; `box_labels` int32 [N], -1 for a finding
+    that is not kept; `image_id`, `patient_id`, `view` str; `height`, `width` int.
     """
-    wrong = []
     names = {"image", "mask", "lung", "image_id", "patient_id", "view", *DTYPES}
     if example.keys() != names:
         raise ValueError(f"{example.get('image_id')}: expected fields {sorted(names)}, found {sorted(example)}")
-    value = {name: np.asarray(example[name]) for name in DTYPES}
-    shapes = {"labels": (len(findings),), "boxes": (len(value["boxes"]) if value["boxes"].ndim else 0, 4)}
-    shapes["box_labels"] = shapes["boxes"][:1]
-    for name in ("labels", "boxes", "box_labels"):
-        if value[name].dtype != DTYPES[name] or value[name].shape != shapes[name]:
-            found = f"{value[name].dtype} {value[name].shape}"
-            wrong.append(f"{name}: expected {np.dtype(DTYPES[name])} {shapes[name]}, found {found}")
+    wrong = []
+    labels, boxes, kinds = (np.asarray(example[name]) for name in ("labels", "boxes", "box_labels"))
+    shapes = {"labels": (len(findings),), "boxes": (*boxes.shape[:1], 4), "box_labels": boxes.shape[:1]}
+    for name, array in (("labels", labels), ("boxes", boxes), ("box_labels", kinds)):
+        if array.dtype != DTYPES[name] or array.shape != shapes[name]:
+            expected = f"{np.dtype(DTYPES[name])} {shapes[name]}"
+            wrong.append(f"{name}: expected {expected}, found {array.dtype} {array.shape}")
     for name in ("image", "mask", "lung"):
         data = example[name]
         if not (isinstance(data, bytes) and (data.startswith(b"\x89PNG") or (name != "image" and not data))):
@@ -102,12 +121,11 @@ def check(example: dict, findings: Sequence[str]) -> None:
         if not isinstance(example[name], str) or (not example[name] and name != "view"):
             wrong.append(f"{name}: expected text, found {example[name]!r}")
     for name in ("height", "width"):
-        if value[name].shape or not 0 < value[name] <= 1_000_000:
+        if np.shape(example[name]) or not 0 < example[name] <= 1_000_000:
             wrong.append(f"{name}: expected 1 or more pixels, found {example[name]}")
     if not wrong:
-        boxes, kinds = value["boxes"], value["box_labels"]
-        if not np.isin(value["labels"], (-1, 0, 1)).all():
-            wrong.append(f"labels: expected 1, 0 or -1, found {value['labels']}")
+        if not np.isin(labels, (-1, 0, 1)).all():
+            wrong.append(f"labels: expected 1, 0 or -1, found {labels}")
         if not ((boxes >= 0) & (boxes <= 1)).all() or not (boxes[:, :2] < boxes[:, 2:]).all():
             wrong.append(f"boxes: expected 0 <= ymin < ymax <= 1 and the same of x, found {boxes.tolist()}")
         if not ((kinds >= -1) & (kinds < len(findings))).all():
@@ -179,37 +197,48 @@ def read_table(
 def parse_box(cells: Sequence[str]) -> tuple[float, float, float, float]:
     """Texts of x, y, width, height -> finite numbers; raises ValueError saying what was found instead."""
     try:
-        box = tuple(float(cell) for cell in cells)
+        box = tuple(map(float, cells))
     except ValueError:
         box = ()
-    if len(box) != 4 or not all(math.isfinite(v) for v in box):
+    if len(box) != 4 or not all(map(math.isfinite, box)):
         raise ValueError(f"expected four numbers, found {', '.join(cells)!r}")
     return box
 
 
-def check_once(seen: dict, key: tuple, place) -> None:
-    """Keeps where a box was first listed, something with a `file` and a `row`; ValueError if it is listed again.
+def parse_boxes(
+    boxes: Iterable[Box], problems: list[Problem], scale: object = "the image's size", seen: dict | None = None
+) -> dict[str, list[Box]]:
+    """{image: its boxes of one table, with their numbers}; those without, or listed twice, are added to `problems`.
+
+    So are boxes smaller than a pixel, which are given in 0..1: one problem where the table has no larger box, else one
+    for each.
 
     Args:
-      key: its image, finding and xywh.
+      scale: what boxes in 0..1 would have to be multiplied by.
+      seen: the boxes of tables read before, to which those of this one are added.
     """
-    if key in seen:
-        raise ValueError(f"expected each box once, found it also in {seen[key].file}, row {seen[key].row}")
-    seen[key] = place
-
-
-def check_pixels(boxes: Sequence[tuple[str, Box]], field: str, scale: str = "the image's size") -> list[Problem]:
-    """Boxes of a table, each with its image, that are smaller than a pixel: they are given in 0..1.
-
-    One problem for the table where no box is larger, else one for each.
-    """
-    small = [(i, box) for i, box in boxes if max(box.xywh[2:]) <= 1 and 0 < min(box.xywh[2:]) < 1]
-    if small and all(max(box.xywh[2:]) <= 1 for _, box in boxes):
-        largest = max(side for _, box in boxes for side in box.xywh[2:])
+    found, seen = [], {} if seen is None else seen
+    for box in boxes:
+        try:
+            box = replace(box, xywh=parse_box(box.cells))
+            first = seen.setdefault((box.image, box.finding, box.xywh), box)
+            if first is not box:
+                raise ValueError(f"expected each box once, found it also in {first.file}, row {first.row}")
+            found.append(box)
+        except ValueError as error:
+            problems.append(box.problem(error))
+    small = [box for box in found if max(box.xywh[2:]) <= 1 and 0 < min(box.xywh[2:]) < 1]
+    largest = max((side for box in found for side in box.xywh[2:]), default=0)
+    if small and largest <= 1:
         reason = f"expected pixels, found no box larger than {largest:g}; multiply them by {scale}"
-        return [Problem(small[0][1].file, None, field, reason)]
-    reason = "expected pixels, found a box of {:g} x {:g}; multiply it by " + scale
-    return [Problem(box.file, box.row, field, reason.format(*box.xywh[2:]), i) for i, box in small]
+        problems.append(Problem(small[0].file, None, small[0].field, reason))
+    else:
+        reason = "expected pixels, found a box of {2:g} x {3:g}; multiply it by {scale}"
+        problems += [box.problem(reason.format(*box.xywh, scale=scale)) for box in small]
+    by_image = defaultdict(list)
+    for box in found:
+        by_image[box.image].append(box)
+    return by_image
 
 
 def unit_box(xywh: Sequence[float], height: int, width: int) -> np.ndarray:
@@ -246,12 +275,11 @@ def hash_split(patient_id: str, **shares: float) -> str:
 
 def patients_in_two_splits(items: Sequence[Item]) -> list[Problem]:
     """One problem for every image of a patient who is in more than one split."""
-    splits = defaultdict(set)
+    splits, problems = defaultdict(set), []
     for item in items:
         splits[item.patient_id].add(item.split)
-    return [
-        Problem(i.file, i.row, "split", f"expected patient {i.patient_id} in one split, found {found}", i.image_id)
-        for i in items
-        if len(splits[i.patient_id]) > 1
-        for found in [", ".join(sorted(splits[i.patient_id]))]
-    ]
+    for item in items:
+        if len(found := sorted(splits[item.patient_id])) > 1:
+            reason = f"expected patient {item.patient_id} in one split, found {', '.join(found)}"
+            problems.append(Problem(item.file, item.row, "split", reason, item.image_id))
+    return problems

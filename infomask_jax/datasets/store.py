@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from infomask_jax.datasets import images, lookup, schema
 from infomask_jax.system import read_json
-from infomask_jax.text import printable, shown
+from infomask_jax.text import printable
 
 VERSION = "1.2.0"  # of the stored example; raise it when fields or their meaning change
 REQUESTS = {
@@ -27,13 +28,7 @@ REQUESTS = {
     "nih": "nih --source DIR",
     "folder": "folder --source DIR",
 }  # by data set, what `prepare` is asked for
-NOT_OPTIONS = (
-    "data_dir",
-    "overwrite",
-    "allow_missing",
-    "skip_bad",
-    "workers",
-)  # do not change what a good release gives
+NOT_OPTIONS = ("data_dir", "overwrite", "allow_missing", "skip_bad", "workers")  # do not change what a good one gives
 COUNTS = {"images": int, "patients": int, "boxes": int, "boxed images": int, "labels": [[int]]}
 FACTS = {  # metadata.json, for `read_json`
     **{"name": str, "findings": [str], "fingerprint": str, "size": int, "options": {}, "tables": {str: str}},
@@ -144,8 +139,8 @@ def load(name: str, data_dir: str | Path) -> Prepared:
     except (OSError, ValueError) as error:
         text = f"{directory}: expected a whole data set, found {error}; run: {_command(directory)}"
         raise FileNotFoundError(text) from error
-    fields = {field.name: facts[field.name] for field in dataclasses.fields(Prepared) if field.name in facts}
-    return Prepared(**{**fields, "directory": directory, "findings": tuple(facts["findings"])})
+    facts |= {"directory": directory, "findings": tuple(facts["findings"])}
+    return Prepared(**{field.name: facts[field.name] for field in dataclasses.fields(Prepared)})
 
 
 def _command(directory: Path) -> str:
@@ -160,36 +155,37 @@ def _facts(directory: Path) -> dict:
 
 def _check_whole(directory: Path, name: str, facts: dict) -> None:
     """ValueError or OSError naming the file, and the field, that is not as `prepare` left it."""
-    path, info = directory / "metadata.json", read_json(directory / "dataset_info.json", INFO)
-    if odd := [text for text in (*facts["findings"], *facts["splits"], *facts["summary"]) if not printable(text)]:
-        raise ValueError(f"{path}: expected printable names, found {odd[0]!r}")
-    expected = {"name": name, "findings": sorted(set(facts["findings"])), "splits": sorted({*facts["splits"]})}
-    found = {"name": facts["name"], "findings": sorted(facts["findings"]), "splits": sorted(facts["summary"])}
-    for field in expected:
-        if expected[field] != found[field] or not found[field]:
-            raise ValueError(f"{path}: {field}: expected {expected[field]!r}, found {found[field]!r}")
-    written = {split["name"]: split for split in info["splits"]}
-    for split, count in facts["splits"].items():
-        if split not in schema.SPLITS:
-            raise ValueError(f"{path}: splits: expected some of {', '.join(schema.SPLITS)}, found {split!r}")
-        if split not in written:
-            raise ValueError(f"{directory / 'dataset_info.json'}: splits: {split} is missing")
-        lengths, size = written[split]["shardLengths"], written[split]["numBytes"]
+    path, info_path = directory / "metadata.json", directory / "dataset_info.json"
+    info = {split["name"]: split for split in read_json(info_path, INFO)["splits"]}
+    findings, splits = facts["findings"], facts["splits"]
+    checks = [
+        (path, "name", name, facts["name"]),
+        (path, "findings", sorted({*findings}), sorted(findings) or None),
+        (path, "size", max(facts["size"], 1), facts["size"]),
+        (path, "splits", [split for split in schema.SPLITS if split in splits], [*splits] or None),
+        (path, "summary", sorted(splits), sorted(facts["summary"])),
+        (info_path, "splits", sorted(splits), sorted({*info} & {*splits})),
+    ]
+    _check_equal(checks)
+    for split, count in splits.items():
         files = [file.stat().st_size for file in directory.glob(f"{name}-{split}.array_record-*")]
-        if str(sum(files)) != size or len(files) != len(lengths):
-            where = f"{directory / 'dataset_info.json'} says {size!r} in {len(lengths)}"
-            raise ValueError(f"{sum(files)} bytes of {split} in {len(files)} files, {where}")
-        if not all(map(str.isdecimal, lengths)) or sum(map(int, lengths)) != count:
-            where = f"{directory / 'dataset_info.json'}: shardLengths of {split}"
-            raise ValueError(
-                f"{where}: expected {count} examples, as metadata.json has, found {shown(', '.join(lengths))}"
-            )
-        if len(facts["summary"][split]["labels"]) != len(facts["findings"]) or any(
-            len(row) != 3 for row in facts["summary"][split]["labels"]
-        ):
-            raise ValueError(f"{path}: summary.{split}.labels: expected three counts of each finding")
-    if not facts["size"] >= 1:
-        raise ValueError(f"{path}: size: expected at least 1, found {facts['size']}")
+        lengths = info[split]["shardLengths"]
+        whole = all(map(str.isdecimal, lengths)) and sum(map(int, lengths)) == count
+        checks = [
+            (info_path, f"bytes of {split}", info[split]["numBytes"], str(sum(files))),
+            (info_path, f"files of {split}", len(lengths), len(files)),
+            (info_path, f"shardLengths of {split}", lengths if whole else f"{count} in all", lengths),
+            (path, f"summary.{split}.labels", [3] * len(findings), [*map(len, facts["summary"][split]["labels"])]),
+        ]
+        _check_equal(checks)
+    if odd := [finding for finding in findings if not printable(finding)]:
+        raise ValueError(f"{path}: expected printable names, found {odd[0]!r}")
+
+
+def _check_equal(checks: list[tuple]) -> None:
+    for path, field, expected, found in checks:
+        if expected != found:
+            raise ValueError(f"{path}: {field}: expected {expected!r}, found {found!r:.200}")
 
 
 def as_options(options) -> dict:
@@ -202,13 +198,13 @@ def differences(prepared: Prepared, options) -> list[str]:
     """How a prepared data set differs from what the options ask for: options, tables changed since, images left out."""
     defaults = {f.name: f.default for f in dataclasses.fields(options)}  # of options that it is older than
     new = as_options(options)
-    old = {k: json.loads(json.dumps(defaults[k], default=str)) for k in new if k in defaults} | prepared.options
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    old = {k: json.loads(json.dumps(defaults[k], default=str)) for k in new} | prepared.options
+    keys = [key for key in old if old.get(key) != new.get(key)]
     lines = [f"{key}: prepared with {old.get(key)!r}, asked for {new.get(key)!r}" for key in keys]
     facts = _facts(prepared.directory)
-    lines += [
-        f"{path} has changed since" for path, digest in facts["tables"].items() if digest_of(path) not in (digest, "")
-    ]
+    for path, digest in facts["tables"].items():
+        if digest_of(path) not in (digest, ""):
+            lines.append(f"{path} has changed since")
     for count, option in (("missing", "allow_missing"), ("skipped", "skip_bad")):
         if facts[count] and not getattr(options, option, True):
             lines.append(f"prepared with {facts[count]} {count}, asked for without --{option.replace('_', '-')}")
@@ -226,25 +222,22 @@ def print_summary(prepared: Prepared) -> None:
         table.add_row(count, *(f"{s[count]:,}" for s in summary), end_section=count == "boxed images")
     for k, finding in enumerate(prepared.findings):
         table.add_row(finding, *("{:,} / {:,} / {:,}".format(*s["labels"][k]) for s in summary))
+    facts, shape = _facts(prepared.directory), f"{prepared.size} x {prepared.size}"
+    lines = [f"{prepared.directory}: {shape}, fingerprint {prepared.fingerprint[:16]}"]
+    if facts["skipped"]:
+        lines.insert(0, f"{facts['skipped']:,} problems were skipped: see {prepared.directory / 'skipped.csv'}")
+    if facts["missing"]:
+        lines.insert(0, f"{facts['missing']:,} images listed in the release are missing and were left out.")
     console = Console(markup=False)
     console.print(table)
-    facts = _facts(prepared.directory)
-    if facts["missing"]:
-        console.print(f"{facts['missing']:,} images listed in the release are missing and were left out.")
-    if facts["skipped"]:
-        console.print(
-            f"{facts['skipped']:,} problems were skipped: see {prepared.directory / 'skipped.csv'}", soft_wrap=True
-        )
-    shape = f"{prepared.size} x {prepared.size}"
-    text = f"{prepared.directory}: {shape}, fingerprint {prepared.fingerprint[:16]}"
-    console.print(text, soft_wrap=True, highlight=False)
+    console.print(*lines, sep="\n", soft_wrap=True, highlight=False)
 
 
 def digest_of(path: str | Path) -> str:
     """SHA-256 of a file, or of the names and sizes of the images in a folder; empty where it is gone."""
     path = Path(path)
     if path.is_dir():
-        files = (file for those in lookup.index_images(path, "name", images.SUFFIXES).values() for file in those)
+        files = itertools.chain(*lookup.index_images(path, "name", images.SUFFIXES).values())
         listing = sorted((ascii(file.relative_to(path).as_posix()), file.lstat().st_size) for file in files)
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""

@@ -9,22 +9,21 @@ shares.
 
 import contextlib
 import csv
-import re
+import itertools
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from infomask_jax.datasets import lookup, nih, rsna, schema
+from infomask_jax.datasets.folder import BOX_COLUMNS
 from infomask_jax.datasets.schema import BadData, Box, Problem
 from infomask_jax.text import normal, shown
 
-OWN = ("image", "finding", "x", "y", "w", "h")
-OWN_TOO = ("image_width", "image_height", "patient")
-NIH = ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]")
-RSNA = ("patientId", "x", "y", "width", "height", "Target")
+FRAME_COLUMNS = ("image_width", "image_height")
 ALL = ""  # an image negative for it is negative for every finding
 
 
@@ -55,21 +54,9 @@ class BoxTable:
         return list(dict.fromkeys([*self.boxed, *negative]))
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row of any of the formats."""
-
-    file: str
-    row: int
-    image: str
-    finding: str
-    xywh: list[str]  # texts; all empty: negative
-    fields: str  # what the table calls them
-    frame: list[str] | tuple[int, int]  # texts of width and height, or the release's (height, width)
-    patient: str = ""
-
-
-def read(paths, size_of: Callable[[str], tuple[int, int]] | None = None, wanted=None) -> BoxTable:
+def read(
+    paths, size_of: Callable[[str], tuple[int, int]] | None = None, wanted: Container[str] | None = None
+) -> BoxTable:
     """Read tables of boxes together.
 
     Args:
@@ -80,97 +67,90 @@ def read(paths, size_of: Callable[[str], tuple[int, int]] | None = None, wanted=
       BadData: a file that cannot be used, or every bad row: no number, outside the image, of no area, a box twice, an
         image both with and without a finding, two patients or two sizes of an image.
     """
-    problems, found, seen, drawn, sized = [], BoxTable(), {}, {}, {}
-    for path in paths:
-        rows, patient_of = _rows(Path(path), size_of is not None, problems)
-        found.patient_of = found.patient_of or patient_of
-        if patient_of is _nih_patient:
-            found.spellings = nih.SPELLINGS
-        own, fields, scale = [], "", "the image's size"
-        for row in rows:
-            name = "image"
+    problems, found, seen, without, sized = [], BoxTable(), {}, {}, {}
+    for path in map(Path, paths):
+        header, scale, frames, positive = _header(path), "the image's size", {}, []
+        if nih.BOX_COLUMNS[0] in header:
+            rows, scale = ((row, nih.FRAME, "") for row in nih.box_rows(path, problems)), nih.FRAME[0]
+            found.patient_of, found.spellings = found.patient_of or nih.patient_of, nih.SPELLINGS
+        elif rsna.COLUMNS[0] in header:
+            rows, scale = ((row, rsna.FRAME, "") for row in rsna.box_rows(path, problems)), rsna.FRAME[0]
+            found.patient_of = found.patient_of or str  # a patient is an image there
+        else:
+            rows = _own_rows(path, header, size_of is not None, problems)
+        for row, frame, patient in rows:
+            frames[row.row], name = frame, "image"
             try:
-                image = lookup.safe_name(row.image)
-                if row.patient and found.patients.setdefault(image, row.patient) != row.patient:
-                    name = "patient"
-                    raise ValueError(f"expected one patient of {image!r}, found also {found.patients[image]!r}")
-                name = row.fields
-                if not any(row.xywh):
-                    found.negative[image].add(row.finding)
-                    seen.setdefault((image, row.finding), row)
-                    continue
-                if row.finding == ALL:
-                    name = "finding"
+                row = replace(row, image=lookup.safe_name(row.image))
+                name = "patient"
+                if patient and found.patients.setdefault(row.image, patient) != patient:
+                    known = found.patients[row.image]
+                    raise ValueError(f"expected one patient of {row.image!r}, found also {known!r}")
+                name = "finding"
+                if any(row.cells) and row.finding == ALL:
                     raise ValueError("expected the finding of the box, found nothing")
-                xywh = schema.parse_box(row.xywh)
-                schema.check_once(drawn, (image, row.finding, xywh), row)
-                own.append((image, Box(0, xywh, row.file, row.row)))
-                fields, scale = row.fields, str(row.frame[0]) if isinstance(row.frame, tuple) else scale
-                height, width = _frame(row, xywh, image, size_of, wanted)
-                if not isinstance(row.frame, tuple) and any(row.frame):
-                    size, other = sized.setdefault(image, ((height, width), row))
-                    if size != (height, width):
-                        place = f"{size[1]} x {size[0]} in {other.file}, row {other.row}"
-                        raise ValueError(f"expected one size of {image!r}, found {width} x {height}, and {place}")
-                found.boxes[image].append((row.finding, schema.unit_box(xywh, height, width)))
             except ValueError as error:
-                problems.append(Problem(row.file, row.row, name, str(error), row.image))
-        problems += schema.check_pixels(own, fields, scale)
-    for (image, finding, _), row in drawn.items():
-        if other := seen.get((image, finding)) or seen.get((image, ALL)):
-            reason = f"expected no box of an image that is negative, found {image!r} negative in {other.file}, row "
-            problems.append(Problem(row.file, row.row, row.fields, f"{reason}{other.row}", image))
+                problems.append(row.problem(error, name))
+                continue
+            if any(row.cells):
+                positive.append(row)
+            else:
+                found.negative[row.image].add(row.finding)
+                without.setdefault((row.image, row.finding), row)
+        for box in itertools.chain(*schema.parse_boxes(positive, problems, scale, seen).values()):
+            try:
+                height, width = _frame(box, frames[box.row], sized, size_of, wanted)
+                found.boxes[box.image].append((box.finding, schema.unit_box(box.xywh, height, width)))
+            except ValueError as error:
+                problems.append(box.problem(error))
+    for box in seen.values():
+        if other := without.get((box.image, box.finding)) or without.get((box.image, ALL)):
+            place = f"{box.image!r} negative in {other.file}, row {other.row}"
+            problems.append(box.problem(f"expected no box of an image that is negative, found {place}"))
     if problems:
         raise BadData(schema.describe(problems))
     return found
 
 
-def _frame(row: Row, xywh, image: str, size_of, wanted) -> tuple[int, int]:
-    """Height and width of the frame that a box is given in. ValueError if nobody knows it."""
-    if isinstance(row.frame, tuple):
-        return row.frame
-    if any(row.frame):
+def _frame(box: Box, told: list[str] | tuple[int, int], sized: dict, size_of, wanted) -> tuple[int, int]:
+    """Height and width of the frame that a box is given in. ValueError if nobody knows it, or if they do not agree.
+
+    Args:
+      told: a release's height and width, or the texts of width and height in a row.
+      sized: {image: (height, width) and the box that says so}, to which this one is added.
+    """
+    if isinstance(told, tuple):
+        return told
+    image = box.image
+    if not any(told):
+        if size_of is None:
+            raise ValueError("expected image_width and image_height, found nothing; fill them in, or give --images DIR")
+        if wanted is not None and image not in wanted:
+            x, y, w, h = box.xywh
+            return max(1, math.ceil(y + h)), max(1, math.ceil(x + w))
         try:
-            width, height = map(float, row.frame)
-        except ValueError:
-            width = height = 0.0
-        if not all(1 <= side <= 1_000_000 and side.is_integer() for side in (width, height)):
-            wish = "expected image_width and image_height in pixels"
-            raise ValueError(f"{wish}, found {', '.join(row.frame)!r}; whole numbers to 1000000")
-        if size_of is not None and (wanted is None or image in wanted):
-            with contextlib.suppress(LookupError):
-                rows, columns = size_of(image)
-                if abs(columns * height - rows * width) > 0.01 * rows * width:
-                    shapes = f"{columns} x {rows}, found {width:g} x {height:g}"
-                    raise ValueError(f"expected image_width x image_height in the aspect ratio of its file, {shapes}")
-        return int(height), int(width)
-    if size_of is None:
-        raise ValueError("expected image_width and image_height, found nothing; fill them in, or give --images DIR")
-    if wanted is not None and image not in wanted:
-        x, y, w, h = xywh
-        return max(1, int(np.ceil(y + h))), max(1, int(np.ceil(x + w)))
+            return size_of(image)
+        except LookupError as error:
+            reason = f"expected a file of {image!r} in --images, found none; fill in image_width, too"
+            raise ValueError(reason) from error
     try:
-        return size_of(image)
-    except LookupError as error:
-        raise ValueError(f"expected a file of {image!r} in --images, found none; fill in image_width, too") from error
-
-
-def _rows(path: Path, sized: bool, problems: list[Problem]) -> tuple[Iterator[Row], Callable[[str], str] | None]:
-    """The rows of a table in whichever format it is, and how that release names patients."""
-    header = _header(path)
-    if NIH[0] in header:
-        return _nih(path, problems), _nih_patient
-    if RSNA[0] in header:
-        return _rsna(path, problems), str  # a patient is an image there
-    if OWN[0] in header:
-        if set(OWN) <= set(header) and not sized and not {"image_width", "image_height"} <= set(header):
-            wish = "or the image files, with --images DIR"
-            raise BadData(f"{path}, row 1: expected also the columns image_width, image_height in pixels, {wish}")
-        return _own(path, problems), None
-    raise BadData(
-        f"{path}, row 1: expected the columns {', '.join(OWN)}, image_width, image_height, or the header of NIH's "
-        f"BBox_List_2017.csv or of RSNA's stage_2_train_labels.csv; found {shown(', '.join(header)) or 'none'}"
-    )
+        width, height = map(float, told)
+    except ValueError:
+        width = height = 0.0
+    if not all(1 <= side <= 1_000_000 and side.is_integer() for side in (width, height)):
+        wish = "expected image_width and image_height in pixels"
+        raise ValueError(f"{wish}, found {', '.join(told)!r}; whole numbers to 1000000")
+    if size_of is not None and (wanted is None or image in wanted):
+        with contextlib.suppress(LookupError):
+            rows, columns = size_of(image)
+            if abs(columns * height - rows * width) > 0.01 * rows * width:
+                shapes = f"{columns} x {rows}, found {width:g} x {height:g}"
+                raise ValueError(f"expected image_width x image_height in the aspect ratio of its file, {shapes}")
+    size, other = sized.setdefault(image, ((int(height), int(width)), box))
+    if size != (height, width):
+        place = f"{size[1]} x {size[0]} in {other.file}, row {other.row}"
+        raise ValueError(f"expected one size of {image!r}, found {width:g} x {height:g}, and {place}")
+    return size
 
 
 def _header(path: Path) -> list[str]:
@@ -180,40 +160,21 @@ def _header(path: Path) -> list[str]:
         return [normal(cell.strip())[:40] for cell in next(csv.reader([file.readline(10_000)]), [])]
 
 
-def _own(path: Path, problems: list[Problem]) -> Iterator[Row]:
-    for number, cells in schema.read_table(path, OWN, problems, OWN_TOO):
-        xywh, size = ([cells.get(name, "") for name in names] for names in (OWN[2:], ("image_width", "image_height")))
-        patient = cells.get("patient", "")
-        yield Row(path.name, number, cells["image"], cells["finding"], xywh, "x, y, w, h", size, patient)
-
-
-def _nih(path: Path, problems: list[Problem]) -> Iterator[Row]:
-    for number, cells in schema.read_table(path, NIH, problems):
-        image, finding = cells[NIH[0]], nih.SPELLINGS.get(cells[NIH[1]], cells[NIH[1]])
-        xywh = [cells[name] for name in NIH[2:]]
-        if finding not in nih.FINDINGS:
-            reason = f"expected one of {', '.join(nih.FINDINGS)}; found {finding!r}"
-            problems.append(Problem(path.name, number, NIH[1], reason, image))
-        elif not any(xywh):
-            problems.append(Problem(path.name, number, "Bbox [x,y,w,h]", "expected a box, found nothing", image))
-        else:
-            yield Row(path.name, number, image, finding, xywh, "Bbox [x,y,w,h]", nih.FRAME)
-
-
-def _nih_patient(image: str) -> str:
-    """Of 00013118_008.png, the ninth film of patient 13118; none of names that are not NIH's."""
-    name = re.fullmatch(r"(?:.*/)?(\d+)_\d{3}(?:\.\w+)?", image)
-    return name.group(1) if name else ""
-
-
-def _rsna(path: Path, problems: list[Problem]) -> Iterator[Row]:
-    for number, cells in schema.read_table(path, RSNA, problems):
-        image, target, xywh = cells["patientId"], cells["Target"], [cells[name] for name in RSNA[1:5]]
-        positive = schema.LABELS.get(target, -1)
-        if positive < 0:
-            problems.append(Problem(path.name, number, "Target", f"expected 0 or 1, found {target!r}", image))
-        elif positive != any(xywh):
-            reason = f"expected a box with Target 1 and none with 0, found {', '.join(xywh)!r} with {target}"
-            problems.append(Problem(path.name, number, "Target", reason, image))
-        else:
-            yield Row(path.name, number, image, rsna.FINDINGS[0], xywh, "x, y, width, height", rsna.FRAME)
+def _own_rows(
+    path: Path, header: list[str], sized: bool, problems: list[Problem]
+) -> Iterator[tuple[Box, list[str], str]]:
+    """The rows of a table in our own format, with the texts of width and height, and the patient."""
+    if BOX_COLUMNS[0] not in header:
+        own, releases = (
+            ", ".join((*BOX_COLUMNS, *FRAME_COLUMNS)),
+            f"NIH's BBox_List_2017.csv or of RSNA's {rsna.TABLES[0]}",
+        )
+        reason = f"expected the columns {own}, or the header of {releases}; found {shown(', '.join(header)) or 'none'}"
+        raise BadData(f"{path}, row 1: {reason}")
+    if {*BOX_COLUMNS} <= {*header} and not sized and not {*FRAME_COLUMNS} <= {*header}:
+        wish = f"{', '.join(FRAME_COLUMNS)} in pixels, or the image files, with --images DIR"
+        raise BadData(f"{path}, row 1: expected also the columns {wish}")
+    for number, cells in schema.read_table(path, BOX_COLUMNS, problems, (*FRAME_COLUMNS, "patient")):
+        image, finding, *xywh = (cells[name] for name in BOX_COLUMNS)
+        row = Box(path.name, number, "x, y, w, h", image, finding, tuple(xywh))
+        yield row, [cells.get(name, "") for name in FRAME_COLUMNS], cells.get("patient", "")

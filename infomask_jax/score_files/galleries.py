@@ -9,6 +9,7 @@ import numpy as np
 
 from infomask_jax.datasets import images, lookup
 from infomask_jax.localize import four_axes, of_finding, region_boxes
+from infomask_jax.pixels import resize
 from infomask_jax.report import figures
 from infomask_jax.report.sheet import rank
 
@@ -67,7 +68,7 @@ def draw(
         return region_boxes(heat[None], threshold, frame=size)[0].boxes
 
     def image_of(i: int) -> np.ndarray:
-        return images.resize(images.decode(find(data["image_id"][i])), size)
+        return resize(images.decode(find(data["image_id"][i])), size)
 
     here = np.array([image not in missing for image in data["image_id"]])
     shown = {**data, "labels": np.where(here[:, None], data["labels"], -1)}  # of what is unknown nothing is drawn

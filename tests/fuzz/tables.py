@@ -190,8 +190,8 @@ def read_release(kind: str, source: Path) -> tuple[str, str]:
             raise Bad("wrong", f"a box twice: {drawn}")
         for finding, xywh in drawn:
             small.append(max(xywh))
-            if finding >= 0 and item.labels[finding] != 1:
-                raise Bad("wrong", f"a box of a finding with label {item.labels[finding]}")
+            if finding in release.findings and item.labels[release.findings.index(finding)] != 1:
+                raise Bad("wrong", f"a box of {finding}, which the image has not: {item.labels}")
             try:
                 unit = schema.unit_box(xywh, *(item.frame or (SIDE, SIDE)))  # as `prepare` does next
             except ValueError:
