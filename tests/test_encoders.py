@@ -4,6 +4,7 @@ import zlib
 from pathlib import Path
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +16,7 @@ from infomask_jax.model.backbone import Conv
 
 # At stride 8 the first stages shrink and the last two are dilated. ResNet-34 has the blocks of ResNet-18 and as many as
 # ResNet-50; torchxrayvision's DenseNet-121 differs from torchvision's in its first convolution alone.
-CASES = [("efficientnet_lite0", 32), ("efficientnet_lite0", 8), ("resnet18", 8), ("resnet50", 16)]
-CASES += [("densenet121_xray", 8)]
+CASES = (("efficientnet_lite0", 8), ("resnet18", 8), ("resnet50", 16), ("densenet121_xray", 8))
 SIDE, PROBES = 64, 4  # pixels of the image; random directions that features and gradients are seen from
 PATH = Path(__file__).with_name("golden_encoders.npz")  # made by golden_encoders.py
 GOLDEN = dict(np.load(PATH)) if PATH.exists() else {}
@@ -58,9 +58,7 @@ def loaded(name: str, stride: int, dtype: str):
     return encoder, weights.matched(kind, weights.renamed(kind, state_dict(name)), shapes)[0]
 
 
-@pytest.mark.parametrize(
-    ("side", "stride", "dilation", "same"), [(3, 2, 1, False), (5, 2, 1, True), (5, 1, 4, True), (3, 1, 2, False)]
-)
+@pytest.mark.parametrize(("side", "stride", "dilation", "same"), [(3, 2, 1, False), (5, 1, 4, True)])
 def test_depthwise_sums_are_the_convolution_of_accelerators(monkeypatch, side, stride, dilation, same):
     conv = Conv(6, side, stride, 2, dilation, same=same, depthwise=True)
     x = np.random.default_rng(0).normal(size=(2, 16, 16, 6)).astype(np.float32)
@@ -74,16 +72,18 @@ def test_depthwise_sums_are_the_convolution_of_accelerators(monkeypatch, side, s
     chex.assert_trees_all_close(found[:2], found[2:], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18"])
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "densenet121"])
 def test_signals_keep_their_size_from_scratch(name):
-    encoder = Backbone(stages(name, 32, pretrained=False), 32)
+    encoder = nn.Sequential(stages(name, 32, pretrained=False)[:2])
     x = np.random.default_rng(0).normal(size=(2, SIDE, SIDE, 1)).astype(np.float32)
     features, _ = jax.jit(encoder.init_with_output)(jax.random.key(0, impl="rbg"), x)  # which compiles at once
     assert 0.2 < float(jnp.sqrt(jnp.mean(features**2))) < 5
 
 
 @pytest.mark.parametrize(("name", "stride"), CASES)
-def test_features_logits_and_gradients_are_pytorchs(name, stride):
+def test_features_logits_and_gradients_are_pytorchs(monkeypatch, name, stride):
+    """Computed as on accelerators, which compiles in half of the time."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     golden = {key: GOLDEN[f"{name}/{stride}/{key}"] for key in ("features", "logits", "gradients", "norms")}
     with jax.enable_x64(True):  # in which no rounding turns a ReLU on or off
         encoder, params = loaded(name, stride, "float64")

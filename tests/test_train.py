@@ -27,7 +27,6 @@ from infomask_jax.model import build
 from infomask_jax.train import create_state, make_train_step, train
 
 STEPS, EVERY = 120, 20  # of `often`, and between its checkpoints
-INFOMASK = {"infomask", "infomask_bits", "infomask_evidence"}
 
 
 def tiny(workdir: Path, **changes) -> Config:
@@ -106,35 +105,20 @@ def taught(config: Config, steps: int, examples: Examples, state=None):
     return state, found
 
 
-def test_training_descends_and_dearer_information_buys_fewer_bits(tmp_path, examples):
-    """Two points of the rate-distortion curve, the means of the last ten steps; the step is traced once."""
-    rates, paid = [], []
-    for beta in (1e-4, 3e-1):
-        loss = LossConfig(beta_z=beta, beta_m=beta, delay=0.1)
-        config = tiny(tmp_path, loss=loss, train=OptimizerConfig(steps=60, learning_rate=5e-3))
-        state, found = taught(config, 60, examples)
-        rates.append(np.mean([row["rate_z"] + row["rate_m"] for row in found[-10:]]))
-        paid.append([row["nll"] for row in found])
-    assert int(state.step) == 60 and np.mean(paid[0][-10:]) < 0.7 * np.mean(paid[0][:10])
-    assert rates[1] < 0.5 * rates[0] and np.mean(paid[1][-10:]) > np.mean(paid[0][-10:]) - 0.02
-
-
 @pytest.mark.parametrize(
     ("changes", "maps"),
     [
         (presets.PLAIN | presets.ONE_VIEW | {"model.kind": "attention_mil"}, {"cam", "attention"}),
         ({"model.kind": "vib", "model.pooling": "noisy_or"}, {"vib_bits", "vib_evidence"}),
-        ({"model.sampler": "sigmoid", "loss.beta_z": 0.0, "loss.beta_m": 0.0}, INFOMASK),  # deterministic attention
     ],
-    ids=["attention", "vib", "deterministic"],
+    ids=["attention", "vib"],
 )
 def test_rivals_train_and_name_their_maps(tmp_path, examples, changes, maps):
     config = presets.changed(tiny(tmp_path), changes)
     state, found = taught(config, 2, examples)
     assert all(np.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in found)
-    # The mask waits for its price; without one nothing acts on sigma's kernel at once, and nothing ever on the prior.
     start = create_state(config, 1).params
-    for name in set(start) - {"mask", "log_sigma", "prior_logit", "prior_coupling"}:
+    for name in set(start) - {"log_sigma"}:  # on whose kernel nothing acts at once
         moved = jax.tree.map(lambda a, b: bool((a != b).any()), start[name], state.params[name])
         assert all(jax.tree.leaves(moved)), name
     image = jnp.zeros((1, 16, 16, 1))
@@ -163,21 +147,24 @@ def test_preset_paper_descends_one_sum(tmp_path):
 
 
 def test_mask_prior_and_target_wait_until_the_rates_are_charged(tmp_path, examples):
-    """Until then a target changes nothing either; without something to weigh there is none."""
-    config = tiny(tmp_path, train=OptimizerConfig(steps=8), loss=LossConfig(delay=0.5))
-    aimed = presets.changed(config, {"loss.target_nll": 0.1})
-    start, names = create_state(config, 1).params, ("mask", "prior_logit", "prior_coupling")
-    (state, told), (other, told_other) = (taught(each, 5, examples) for each in (config, aimed))
-    assert not any(np.any(optax.tree.sub(state.params[name], start[name])) for name in names[1:])
-    chex.assert_trees_all_equal(state.params["mask"], start["mask"])
-    assert state.constraint is None and other.constraint.log_beta == 0.0
-    assert "geco_factor" not in told[0] and told_other[0]["geco_factor"] == 1.0
-    chex.assert_trees_all_close(state.params, other.params, rtol=1e-6, atol=1e-8)  # two programs, which round
-    state, _ = jax.jit(make_train_step(config))(state, next(pipeline.train_batches(examples, config.data, 0)))
-    assert all(optax.tree.norm(optax.tree.sub(state.params[name], start[name])) > 0 for name in names)
-    free = presets.changed(aimed, {"loss.beta_z": 0.0, "loss.beta_m": 0.0, "model.mask_coupling": 0.0})
+    """Half of eight steps; without something to weigh there is no target."""
+    config = tiny(tmp_path, train=OptimizerConfig(steps=8), loss=LossConfig(delay=0.5, target_nll=0.1))
+    start, names, step = (
+        create_state(config, 1),
+        ("mask", "prior_logit", "prior_coupling"),
+        jax.jit(make_train_step(config)),
+    )
+    states = [start]
+    for batch, _ in zip(pipeline.train_batches(examples, config.data, 0), range(6), strict=False):
+        state, metrics = step(states[-1], batch)
+        states.append(state)
+        assert metrics["geco_factor"] == 1.0
+    for state, waits in ((states[5], True), (states[6], False)):
+        moved = [bool(optax.tree.norm(optax.tree.sub(state.params[name], start.params[name])) > 0) for name in names]
+        assert moved == [not waits] * 3 and (state.constraint.log_beta == 0.0) == waits
+    free = presets.changed(config, {"loss.beta_z": 0.0, "loss.beta_m": 0.0, "model.mask_coupling": 0.0})
     state = create_state(free, 1)
-    assert state.constraint is None and set(state.params) == set(start) - set(names[1:])
+    assert state.constraint is None and set(state.params) == set(start.params) - set(names[1:])
 
 
 def test_factor_multiplies_both_betas(tmp_path, examples):
@@ -206,7 +193,7 @@ def test_weight_decay_reaches_kernels_only(tmp_path, monkeypatch):
     assert not changed["encoder"]["WSConv_0"]["bias"] and not changed["closed_evidence"]
 
 
-def test_run_writes_its_files_and_finishes(whole, run, data, monkeypatch):
+def test_run_descends_writes_its_files_and_finishes(whole, run, data, monkeypatch):
     """Nothing is left to do; another training is refused, but where the file system has no locks."""
     config, state = often(whole[0]), whole[1]
     assert Config.load(run) == dataclasses.replace(config, data_dir=Path("data").absolute())
@@ -214,6 +201,8 @@ def test_run_writes_its_files_and_finishes(whole, run, data, monkeypatch):
     assert manifest["dataset"] == {"name": "squares", "fingerprint": "f0", "findings": ["bright"]}
     assert [row["step"] for row in rows(run)] == [*range(1, STEPS + 1)]
     assert {"loss", "nll", "rate_z", "rate_m", "mask_mean", "grad_norm", "images_per_s"} <= set(rows(run)[-1])
+    paid = [row["nll"] for row in rows(run)]
+    assert np.mean(paid[-10:]) < 0.7 * np.mean(paid[:10])
     params, step = checkpoint.load_params(run)
     assert step == STEPS and state.constraint.log_beta != 0
     chex.assert_trees_all_equal(params, state.params)
@@ -311,17 +300,14 @@ def test_full_disk_is_an_error_and_leaves_the_last_checkpoint(whole, cut, data):
     assert_same_state(train(often(cut), data), whole[1])  # with room again it goes on
 
 
-@pytest.mark.parametrize("way", ["jit", "pmap"])
-def test_what_the_machine_does_may_change_before_the_run_goes_on(whole, cut, data, way):
+def test_what_the_machine_does_may_change_before_the_run_goes_on(whole, cut, data):
     """Another number of loader processes, other intervals, a profile: the same run, and its config.json says so."""
-    others = {"workers": 2 * (way == "jit"), "cache_gib": 0.0, "log_every": 8, "checkpoint_every": 13, "parallel": way}
-    config = dataclasses.replace(often(cut), machine=MachineConfig(**others, profile=True), map_shifts=1)
+    machine = MachineConfig(workers=2, cache_gib=0.0, log_every=8, checkpoint_every=13, profile=True)
+    config = dataclasses.replace(often(cut), machine=machine, map_shifts=1)
     resumed = train(config, data)  # from step 100
     assert list((cut / "profile").rglob("*.xplane.pb"))
-    if way == "jit":
-        assert_same_state(resumed, whole[1])
-        assert losses(cut) == losses(whole[0])
-    chex.assert_trees_all_close(jax.device_get(resumed.params), whole[1].params, atol=2e-5)
+    assert_same_state(resumed, whole[1])
+    assert losses(cut) == losses(whole[0])
     assert Config.load(cut).machine == config.machine
     assert [row["step"] for row in rows(cut)][99:] == [100, 104, 112, 117, 120]
 
