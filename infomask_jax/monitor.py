@@ -21,11 +21,9 @@ METADATA_SECONDS = 5.0  # between two looks at the cloud's notices; a preempted 
 
 
 class MetricsLog:
-    """metrics.jsonl: one line of means over the steps since the last line, rates of progress, and the finite check.
+    """metrics.jsonl: means over the steps since the last line, their single `losses`, and the finite check.
 
-    `losses` are those of the single steps, for `reproduce`. Metrics stay on the device until a line is due, so that the
-    loop never waits for a step it need not wait for. Of several processes the main one writes.
-    """
+    Metrics stay on the device until a line is due: the loop waits for no step. The main process writes."""
 
     def __init__(self, path: Path, step: int, batch_size: int):
         self.path, self.batch_size = path, batch_size
@@ -35,8 +33,8 @@ class MetricsLog:
         if parallel.is_main():  # lines after the checkpoint will come again
             write_all({path: "".join(json.dumps(row) + "\n" for row in kept)})
         self.last = kept[-1] if kept else None
-        self.written: list[dict[str, float]] = []
         self.pending: list[tuple[int, dict]] = []
+        self.waits: list[float] = []  # share of the time, by line
         self.since, self.waited, self.first = time.perf_counter(), 0.0, True
 
     def add(self, step: int, metrics: dict) -> None:
@@ -55,19 +53,18 @@ class MetricsLog:
         rows = [{key: np.ravel(value)[0] for key, value in row.items()} for row in fetched]  # pmap's are [1]
         for step, row in zip(steps, rows, strict=True):
             if not (np.isfinite(row["loss"]) and np.isfinite(row["grad_norm"])):
-                raise FloatingPointError(
-                    f"step {step}: loss {row['loss']}, gradient norm {row['grad_norm']}. Last finite metrics: "
-                    f"{self.last}. Try a lower train.learning_rate or lower betas, in a new --workdir."
-                )
+                told = f"step {step}: loss {row['loss']}, gradient norm {row['grad_norm']}"
+                advice = "Try a lower train.learning_rate or lower betas, in a new --workdir."
+                raise FloatingPointError(f"{told}. Last finite metrics: {self.last}. {advice}")
         elapsed = max(time.perf_counter() - self.since, 1e-9)
         row = {"step": steps[-1]} | {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
         row["losses"] = [float(row["loss"]) for row in rows]
         if counted := len(rows) - self.first:
             row |= {"images_per_s": counted * self.batch_size / elapsed, "data_wait": min(1.0, self.waited / elapsed)}
+            self.waits.append(row["data_wait"])
         if parallel.is_main():
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-        self.written.append(row)
         self.last, self.pending, self.first = row, [], False
         self.since, self.waited = time.perf_counter(), 0.0
         return row
@@ -109,39 +106,36 @@ class Stop:
 
 
 def _metadata_host() -> str | None:
-    """Host of Google Cloud's metadata server; None on other machines."""
+    """Of Google Cloud, on its machines."""
+    default = None
     with contextlib.suppress(OSError):
         if "Google" in Path("/sys/class/dmi/id/product_name").read_text():
-            return os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")
-    return os.environ.get("GCE_METADATA_HOST")
+            default = "metadata.google.internal"
+    return os.environ.get("GCE_METADATA_HOST", default)
 
 
-class Profile:
-    """Trace of ten steps, from the tenth on (the first compile), into a folder; without a folder nothing."""
+@contextlib.contextmanager
+def profile(folder: Path | None, first: int = 10, last: int = 20):
+    """A function to call with the metrics of every step: traces those from the tenth to the twentieth (the first ones
+    compile) into a folder; without a folder nothing."""
+    steps = 0
 
-    FIRST, LAST = 10, 20
-
-    def __init__(self, folder: Path | None):
-        self.folder, self.steps = folder, 0
-
-    def __enter__(self):
-        return self
-
-    def step(self, metrics: dict) -> None:
-        """Call after every step."""
-        self.steps += 1
-        if self.folder and self.steps in (self.FIRST, self.LAST):
+    def step(metrics: dict) -> None:
+        nonlocal steps
+        steps += 1
+        if folder and steps in (first, last):
             jax.block_until_ready(metrics)
-            if self.steps == self.LAST:
-                jax.profiler.stop_trace()
-                return
             options = jax.profiler.ProfileOptions()
-            # The Python tracer walks the frames of all threads; a run with it on crashed in Python itself.
-            options.python_tracer_level = 0
-            jax.profiler.start_trace(self.folder, profiler_options=options)
+            options.python_tracer_level = 0  # it walks the frames of all threads, and has crashed in Python itself
+            if steps == first:
+                jax.profiler.start_trace(folder, profiler_options=options)
+            else:
+                jax.profiler.stop_trace()
 
-    def __exit__(self, *_):
-        if self.folder and self.FIRST <= self.steps < self.LAST:
+    try:
+        yield step
+    finally:
+        if folder and first <= steps < last:
             jax.profiler.stop_trace()
 
 
@@ -149,20 +143,21 @@ def tell_of_resuming(console: Console, workdir: Path, step: int, total: int, bro
     """Say from which step a run goes on, which checkpoints could not be read, and what is not as when it began."""
     for message in broken:
         console.print(message, style="yellow")
-    if step:
-        done = f"{workdir} is trained already, {total} steps"
-        console.print(done if step == total else f"resumed {workdir} from step {step} of {total}")
-    if 0 < step < total and (lines := run.going_on(workdir, step)):
-        told = "not as when it began, so it may not end as it would have:"
-        console.print(told, *lines, sep="\n  ", style="yellow", markup=False)
+    if step == total:
+        console.print(f"{workdir} is trained already, {total} steps")
+    elif step:
+        console.print(f"resumed {workdir} from step {step} of {total}")
+        if lines := run.going_on(workdir, step):
+            told = "not as when it began, so it may not end as it would have:"
+            console.print(told, *lines, sep="\n  ", style="yellow", markup=False)
 
 
 def tell_of_waiting(console: Console, workdir: Path, log: MetricsLog) -> None:
     """Say how much of the time the steps waited for data, and what helps."""
-    if waits := [row["data_wait"] for row in log.written if "data_wait" in row]:
-        advice = "--machine.cache-gib and --machine.workers may help (docs/running.md)"
-        told = f": {advice}" if np.mean(waits) > 0.1 else ""
-        console.print(f"{workdir}: {np.mean(waits):.1%} of the time waited for data{told}", soft_wrap=True)
+    if log.waits:
+        share, advice = np.mean(log.waits), ": --machine.cache-gib and --machine.workers may help (docs/running.md)"
+        told = f"{workdir}: {share:.1%} of the time waited for data{advice if share > 0.1 else ''}"
+        console.print(told, soft_wrap=True)
 
 
 def progress_bar() -> Progress:

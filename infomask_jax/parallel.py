@@ -1,8 +1,6 @@
 """Devices and processes: how they find each other, what lies where, and what all must agree on.
 
-One mesh over every device of every process; parameters are replicated, batches are split over it. A process is a host
-of a TPU pod, or one started by hand with `--machine.hosts`. With one process all of this is local and costs nothing.
-"""
+One mesh over every device of every process (docs/running.md); parameters are replicated, batches split over it."""
 
 import contextlib
 import itertools
@@ -32,9 +30,8 @@ _barriers = itertools.count()  # a name of the coordinator's barriers cannot be 
 def start(hosts: str) -> None:
     """Join the other processes, if there are any, and `set_up`. Call before anything of JAX.
 
-    hosts: "HOST:PORT,PROCESSES,THIS" of processes started by hand, at the address of process 0; "auto" asks the
-    scheduler (SLURM, Open MPI, Kubernetes); "": one process, or all hosts of a TPU pod. ValueError for others.
-    """
+    hosts: "HOST:PORT,PROCESSES,THIS" of processes started by hand, PORT of process 0; "auto" asks the scheduler (SLURM,
+    Open MPI, Kubernetes); "": one process, or all hosts of a TPU pod. ValueError for others."""
     named = re.fullmatch(r"([^,]*:\d+),(\d+),(\d+)", hosts)
     if hosts not in ("", "auto") and (not named or int(named[3]) >= int(named[2])):
         expected = "HOST:PORT,PROCESSES,THIS with THIS from 0 on, or auto"
@@ -51,9 +48,8 @@ def start(hosts: str) -> None:
 
 
 def set_up() -> None:
-    """Keep compiled programs in ~/.cache/infomask_jax, or where JAX_COMPILATION_CACHE_DIR says, or, without a home that
-    can be written, nowhere. ValueError if JAX_PLATFORMS names what JAX does not find here. What `start` does for one
-    process; call before anything of JAX."""
+    """What `start` does for one process: keep compiled programs where JAX_COMPILATION_CACHE_DIR says, or in
+    ~/.cache/infomask_jax, if it can be written. ValueError if JAX_PLATFORMS names what JAX does not find here."""
     if not jax.config.jax_compilation_cache_dir:
         cache = Path(os.path.expanduser("~/.cache/infomask_jax"))
         with contextlib.suppress(OSError):
@@ -65,19 +61,12 @@ def set_up() -> None:
             jax.devices()
     except (RuntimeError, AssertionError) as error:
         found = f" ({str(error).splitlines()[0].split(' (set ')[0]})" if str(error) else ""
-        raise ValueError(
-            f"JAX_PLATFORMS={jax.config.jax_platforms} names no device that JAX finds here{found}. Leave it out, or "
-            "set it to cpu."
-        ) from error
-
-
-def accelerated() -> bool:
-    """Whether JAX is installed for an accelerator and not told to leave it; asks without starting it."""
-    return os.environ.get("JAX_PLATFORMS") != "cpu" and any(find_spec(name) for name in ("libtpu", "jax_plugins"))
+        named = f"JAX_PLATFORMS={jax.config.jax_platforms} names no device that JAX finds here{found}"
+        raise ValueError(f"{named}. Leave it out, or set it to cpu.") from error
 
 
 def _on_tpu_host() -> bool:
-    """Whether this is a host of a TPU slice, be it the only one: chips are at accelI up to v4, at vfio/I from v5 on."""
+    """Whether this is a host of a TPU slice: chips are at accelI up to v4, at vfio/I from v5 on."""
     wanted = os.environ.get("JAX_PLATFORMS", "tpu").split(",")
     names = [name for name in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
     several = len(names) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
@@ -96,10 +85,8 @@ def is_main() -> bool:
 
 
 def ordered(devices: list[jax.Device]) -> list[jax.Device]:
-    """By process, so that what lies on the devices is in the order of the processes' consecutive parts of a batch.
-
-    `jax.make_mesh` takes a TPU slice's devices by their place in the network, host after host only by chance.
-    """
+    """By process, as the parts of a batch are; `jax.make_mesh` goes by a TPU slice's network, by process only by
+    chance."""
     return sorted(devices, key=lambda device: (device.process_index, device.id))
 
 
@@ -116,18 +103,15 @@ def compiled(make_step: Callable[[str | None], Callable], batch_size: int, machi
     """The step over all devices: step(state, batch) -> (state, metrics). It consumes its state.
 
     make_step: name of pmap's axis, None under jit -> the pure step. With pmap the state has one copy a device, see
-    `stack`. ValueError if a part of a batch does not divide over the devices, MemoryError if a step does not fit.
-    """
+    `stack`. ValueError if a part of a batch does not divide over the devices, MemoryError if a step does not fit."""
     replicated, _ = shardings(batch_size)
     part, devices = batch_size // machine.accumulate, jax.device_count()
     if part % devices:
-        raise ValueError(
-            f"machine.accumulate {machine.accumulate} leaves parts of {part} images, which do not divide over "
-            f"{devices} devices: use a smaller one, or a larger data.batch_size"
-        )
+        leaves = f"machine.accumulate {machine.accumulate} leaves parts of {part} images, which do not divide over"
+        raise ValueError(f"{leaves} {devices} devices: use a smaller one, or a larger data.batch_size")
     if machine.parallel == "jit":
-        found = f"found data.batch_size {batch_size}, machine.accumulate {machine.accumulate}"
-        advice = f"raise --machine.accumulate, or in another --workdir lower --data.batch-size ({found})"
+        advice = "raise --machine.accumulate, or in another --workdir lower --data.batch-size (found data.batch_size "
+        advice += f"{batch_size}, machine.accumulate {machine.accumulate})"
         return _compiled_everywhere(jitted(make_step(None), replicated), advice)
     mapped = jax.pmap(make_step(AXIS), AXIS, donate_argnums=0, devices=ordered(jax.devices()))
 
@@ -152,7 +136,6 @@ def _compiled_everywhere(step_fn: Any, advice: str) -> Callable:
         try:
             if not programs:
                 programs.append(step_fn.lower(state, batch).compile())
-                check_memory(programs[0], advice)
                 wait_for_all("compiled")
             return programs[0](state, batch)
         except jax.errors.JaxRuntimeError as error:
@@ -163,24 +146,9 @@ def _compiled_everywhere(step_fn: Any, advice: str) -> Callable:
     return step
 
 
-def check_memory(program: jax.stages.Compiled, advice: str) -> None:
-    """MemoryError if a step needs more memory than a device has; nothing where the backend does not tell (CPU)."""
-    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    sizes = program.memory_analysis() if limit else None
-    if sizes is None:
-        return
-    needed = sizes.argument_size_in_bytes + sizes.temp_size_in_bytes
-    needed += sizes.output_size_in_bytes - sizes.alias_size_in_bytes  # the new state takes the place of the old one
-    if needed > limit:
-        has = f"a step needs {needed / 2**30:.1f} GiB of each device, which has {limit / 2**30:.1f}"
-        raise MemoryError(f"{has}; {advice}")
-
-
 def accumulate(gradient: Callable[[Any], Any], batch: Any, parts: int) -> Any:
-    """Mean of gradient(part) over the parts of a batch, one after the other.
-
-    A part has every parts-th image, not consecutive ones: each device finds its share of every part at home.
-    """
+    """Mean of gradient(part) over the parts of a batch, one after the other. A part has every parts-th image, not
+    consecutive ones: each device finds its share of every part at home."""
     if parts == 1:
         return gradient(batch)
     batches = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
@@ -191,24 +159,20 @@ def accumulate(gradient: Callable[[Any], Any], batch: Any, parts: int) -> Any:
     return jax.tree.map(lambda x: x / parts, total)
 
 
-def place(tree: Any, sharding: NamedSharding) -> Any:
-    """Arrays that every process has whole -> global arrays with this sharding."""
-    return _mapped(lambda x: jax.device_put(np.asarray(x), sharding), tree)
+def place(tree: Any, sharding: NamedSharding, copies: tuple[int, ...] = ()) -> Any:
+    """Arrays that every process has whole -> global arrays with this sharding; copies: (D,) stacks D of each."""
 
+    def placed(x):
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):  # numpy has no keys
+            return jax.random.wrap_key_data(placed(jax.random.key_data(x)))
+        x = np.asarray(x)
+        return jax.device_put(np.broadcast_to(x, (*copies, *x.shape)) if copies else x, sharding)
 
-def _mapped(function: Callable, tree: Any) -> Any:
-    """The tree with the function of every array, and of a key's raw data: numpy has no keys, nor have other devices."""
-
-    def apply(x):
-        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(function(jax.random.key_data(x)))
-        return function(x)
-
-    return jax.tree.map(apply, tree)
+    return jax.tree.map(placed, tree)
 
 
 def to_devices(batch: dict[str, np.ndarray], split: NamedSharding) -> dict[str, jax.Array]:
-    """This process's consecutive part of a batch -> global arrays."""
+    """This process's part of a batch -> global arrays."""
     return {key: jax.make_array_from_process_local_data(split, value) for key, value in batch.items()}
 
 
@@ -227,8 +191,7 @@ def anywhere(flag: bool) -> bool:
 
 
 def wait_for_all(name: str, seconds: int = 600) -> None:
-    """Return when every process is here; by default after at most ten minutes, through the coordinator (the devices'
-    own collectives on CPU wait no longer than 30 seconds for a process that is late)."""
+    """Return when every process is here, through the coordinator: collectives of CPUs wait 30 seconds at most."""
     if jax.process_count() > 1:
         everyone = set(range(jax.process_count()))
         multihost.sync_global_processes(f"{name} {next(_barriers)}", timeout=seconds, processes=everyone)
@@ -236,8 +199,8 @@ def wait_for_all(name: str, seconds: int = 600) -> None:
 
 @contextlib.contextmanager
 def main_alone(name: str):
-    """The main process goes through the block, yielded True; the others, yielded False, wait for it at its end, be that
-    an error or a day away (a process that has ended would take it down within minutes)."""
+    """The main process goes through the block, yielded True; the others, yielded False, wait for its end, be that an
+    error or a day away: one that ended earlier would take it down within minutes."""
     try:
         yield is_main()
     finally:
@@ -259,9 +222,8 @@ def main_first(name: str):
 def stack(tree: Any) -> Any:
     """For pmap: replicated arrays -> one copy for each device of this process, [D, ...]."""
     devices = ordered(jax.local_devices())
-    copies = _mapped(lambda x: np.broadcast_to(np.asarray(x), (len(devices), *x.shape)), tree)
     mesh = Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
-    return place(copies, NamedSharding(mesh, PartitionSpec(AXIS)))
+    return place(tree, NamedSharding(mesh, PartitionSpec(AXIS)), (len(devices),))
 
 
 def unstack(tree: Any, replicated: NamedSharding) -> Any:

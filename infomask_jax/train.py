@@ -120,7 +120,7 @@ def train(config: Config, data: Prepared) -> TrainState:
         checkpoint.manager(workdir) as checkpoints,
         monitor.Stop() as stop,
         monitor.progress_bar() as progress,
-        monitor.Profile(workdir / "profile" if machine.profile else None) as profile,
+        monitor.profile(workdir / "profile" if machine.profile else None) as profile,
     ):
         state, step, broken = checkpoint.restore_newest(checkpoints, state, batches)
         monitor.tell_of_resuming(progress.console, workdir, step, total, broken)
@@ -136,7 +136,7 @@ def train(config: Config, data: Prepared) -> TrainState:
             state, metrics = step_fn(state, batch)
             step += 1
             log.add(step, metrics)
-            profile.step(metrics)
+            profile(metrics)
             if step % machine.log_every == 0 or step == total:
                 progress.update(task, completed=step, status=monitor.status(log.flush()))
             if step % machine.checkpoint_every == 0 and step < total:

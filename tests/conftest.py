@@ -10,11 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Programs of tests are small and run a few times: most of their time went into XLA's optimization of them, then into
-# its newer emitters, which take twice as long as the older ones (a later XLA has none and ends at an unknown flag).
+# Programs of tests are small and run a few times: most of their time would go into XLA's optimization of them, then
+# into its newer emitters (a later XLA ends at an unknown flag).
 os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
 if version("jaxlib").startswith("0.10."):
-    os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ['XLA_FLAGS']}"
+    quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{quick} {os.environ['XLA_FLAGS']}"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # one for all test processes and the runs they start
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # not even the smallest is compiled twice
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="infomask-jax-tests-")
@@ -58,14 +59,12 @@ def trained(tmp_path_factory, worker_id) -> Path:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the first process makes it, the others wait
         if not (folder / "films").exists():
-            shutil.rmtree(folder / "run", ignore_errors=True)
             made = datasets.Synthetic(data_dir=folder / "data", size=32, train=24, val=16, test=20, workers=1)
             source = datasets.prepare(made).source("test")
             experiment.run(tiny_config(folder))
-            (folder / "being_made").mkdir(exist_ok=True)
-            for film in map(source.__getitem__, range(len(source))):
-                (folder / "being_made" / f"{film['image_id']}.png").write_bytes(film["image"])
-            (folder / "being_made").rename(folder / "films")
+            (folder / "films").mkdir()
+            for i in range(len(source)):
+                (folder / "films" / f"{source[i]['image_id']}.png").write_bytes(source[i]["image"])
     return folder / "run"
 
 

@@ -5,7 +5,6 @@ import inspect
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -40,12 +39,9 @@ def test_settings_are_few_explained_in_a_line_and_in_range():
     ("changes", "words"),
     [
         ({"machine.log_every": 0}, "machine.log_every: expected 1 to 1000000000, found 0"),
-        ({"machine.accumulate": 0}, "machine.accumulate: .* found 0"),
         ({"machine.accumulate": 3}, "machine.accumulate: expected a divisor of data.batch_size, 32, found 3"),
-        ({"model.mask_prior": 0.0}, "model.mask_prior: .* found 0.0"),
         ({"loss.beta_m": -1}, "loss.beta_m: expected 0 to 1000000, found -1"),
         ({"loss.beta_z": float("nan")}, "loss.beta_z: .* found nan"),
-        ({"seed": 2**32}, "seed: expected 0 to 4294967295, found 4294967296"),
         ({"map_shifts": 4, "model.stride": 2}, "map_shifts: expected at most model.stride, 2, found 4"),
         ({"model.two_views": False}, "loss.hidden: expected 0 without model.two_views, found 0.5\n.*loss.consistency"),
         ({"model.kind": "attention_mil"}, "model.two_views: expected False for attention_mil, found True"),
@@ -74,6 +70,8 @@ def test_what_another_setting_allows():
 
 
 def test_a_config_is_read_as_it_was_written(tmp_path, capsys):
+    with pytest.raises(FileNotFoundError, match=r"is not a run, it has no config.json: give the --workdir of a train"):
+        Config.load(tmp_path)
     for base in (BASE, presets.changed(BASE, presets.PAPER | {"machine.hosts": "a:1,2,0", "seed": 7})):
         (tmp_path / "config.json").write_text(json.dumps(base.to_dict()))
         expected = dataclasses.replace(base, data_dir=base.data_dir.absolute(), workdir=base.workdir.absolute())
@@ -101,17 +99,11 @@ def test_a_run_older_than_a_field_has_the_value_of_before_and_tells_of_it_once(t
     ("change", "told"),
     [
         (lambda v: v["model"].update(half_turn=True), "unknown model.half_turn"),
-        (lambda v: v.update(hosts={}, parallel="jit"), "unknown hosts, parallel"),
         (lambda v: v["loss"].update(beta_z="much"), "loss.beta_z: expected float, found 'much'"),
         (lambda v: v["model"].update(mask_samples=True), "model.mask_samples: expected int, found True"),
-        (
-            lambda v: v["model"].update(kind="unet"),
-            "model.kind: expected infomask or vib or plain or attention_mil, found 'unet'",
-        ),
+        (lambda v: v["model"].update(kind="unet"), "model.kind: expected infomask or vib .*, found 'unet'"),
         (lambda v: v.update(model=[1]), r"model: expected an object, found \[1\]"),
         (lambda v: v.pop("workdir"), "workdir: expected Path, found None"),
-        (lambda v: v.update(seed="0"), "seed: expected int, found '0'"),
-        (lambda v: v.update(baseline=1), "baseline: expected bool, found 1"),
         (lambda v: v["model"].update(stride=4.0), "model.stride: expected .*, found 4.0"),
         (lambda v: v["loss"].update(delay=float("nan")), "loss.delay: expected 0 to 1, found nan"),
     ],
@@ -121,15 +113,7 @@ def test_a_config_of_another_revision_is_refused_in_a_line(tmp_path, change, tol
         Config.load(stored(tmp_path, change))
 
 
-def test_a_folder_without_a_config_is_no_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"is not a run, it has no config.json: give the --workdir of a train"):
-        Config.load(tmp_path)
-
-
 def test_presets_change_what_they_name_and_nothing_else():
-    def values(of: Any) -> dict:
-        return {name: value for name, _, value in leaves(of)}
-
     for changes in (presets.PLAIN, presets.CAM, presets.PAPER):
-        before, after = values(BASE), values(presets.changed(BASE, changes))
-        assert {name for name in before if before[name] != after[name]} == set(changes)
+        pairs = zip(leaves(BASE), leaves(presets.changed(BASE, changes)), strict=True)
+        assert {name for (name, _, before), (_, _, after) in pairs if before != after} == set(changes)

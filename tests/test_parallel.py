@@ -3,7 +3,6 @@
 import dataclasses
 from collections import namedtuple
 from functools import partial
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import chex
@@ -42,82 +41,58 @@ def batches(examples):
     return [batch for batch, _ in zip(pipeline.train_batches(examples, BASE.data, 0), range(STEPS), strict=False)]
 
 
-@pytest.fixture(scope="module")
-def alone(batches):
-    """Losses of all steps on one device, and the parameters they lead to."""
-    return on_one_device(BASE, batches)
-
-
-def on_one_device(config, batches):
-    state, step, found = create_state(config, 1), jax.jit(make_train_step(config)), []
-    for batch in batches:
-        state, metrics = step(state, batch)
-        found.append((metrics["loss"], metrics["rate_m"], metrics["mask_mean"]))
-    return np.array(found), jax.device_get(state.params)
-
-
-def spread(config, batches):
-    """The same over all devices, as the training loop has it."""
+def learnt(config, batches, one: bool = False):
+    """Losses of all steps over all devices, as the training loop has it, or on one device, and the last parameters."""
     replicated, split = parallel.shardings(config.data.batch_size)
-    step = parallel.compiled(partial(make_train_step, config), config.data.batch_size, config.machine)
-    state, pmap, found = parallel.place(create_state(config, 1), replicated), config.machine.parallel == "pmap", []
-    state = parallel.stack(state) if pmap else state
+    state, found, pmap = create_state(config, 1), [], config.machine.parallel == "pmap"
+    if one:
+        step, put = jax.jit(make_train_step(config)), lambda batch: batch
+    else:
+        step = parallel.compiled(partial(make_train_step, config), config.data.batch_size, config.machine)
+        state = parallel.stack(state) if pmap else parallel.place(state, replicated)
+        put = lambda batch: batch if pmap else parallel.to_devices(batch, split)  # noqa: E731
     for batch in batches:
-        state, metrics = step(state, batch if pmap else parallel.to_devices(batch, split))
+        state, metrics = step(state, put(batch))
         found.append((metrics["loss"], metrics["rate_m"], metrics["mask_mean"]))
     params = parallel.unstack(state.params, replicated) if pmap else state.params
     return np.array(jax.device_get(found)).reshape(len(batches), 3), jax.device_get(params)
 
 
-def assert_same(alone, found, params):
+@pytest.fixture(scope="module")
+def alone(batches):
+    return learnt(BASE, batches, one=True)
+
+
+@pytest.mark.parametrize(("way", "accumulate"), [("jit", 2), ("pmap", 1)])
+def test_eight_devices_draw_and_learn_what_one_does(batches, alone, way, accumulate):
+    assert parallel.shardings(16)[1].mesh.size == 8
+    machine = MachineConfig(parallel=way, accumulate=accumulate)
+    found, params = learnt(dataclasses.replace(BASE, machine=machine), batches)
     np.testing.assert_allclose(found, alone[0], rtol=5e-5)
     chex.assert_trees_all_close(params, alone[1], atol=2e-4)
 
 
-def on_machine(**settings) -> Config:
-    return dataclasses.replace(BASE, machine=MachineConfig(**settings))
-
-
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("way", ["jit", "pmap"])
-def test_eight_devices_draw_and_learn_what_one_does(batches, alone, way, accumulate):
-    assert parallel.shardings(16)[1].mesh.size == 8
-    assert_same(alone, *spread(on_machine(parallel=way, accumulate=accumulate), batches))
-
-
-def test_two_devices_draw_and_learn_what_one_does(monkeypatch, batches, alone):
-    devices = jax.devices()[:2]
-    monkeypatch.setattr(jax, "devices", lambda: devices)
-    monkeypatch.setattr(jax, "device_count", lambda: 2)
-    assert_same(alone, *spread(BASE, batches))
-
-
-def test_accumulation_on_one_device(batches, alone):
-    """Four parts of four images, which one device can do and eight cannot."""
-    assert_same(alone, *on_one_device(on_machine(accumulate=4), batches))
-
-
 def test_bfloat16_trains_as_float32_does(batches, alone):
     """Computed in bfloat16, kept in float32: the losses follow those of float32, and are not the same ones."""
-    found, params = on_one_device(
-        dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, dtype="bfloat16")), batches
-    )
+    model = dataclasses.replace(BASE.model, dtype="bfloat16")
+    found, params = learnt(dataclasses.replace(BASE, model=model), batches, one=True)
     assert found.dtype == np.float32 and {x.dtype for x in jax.tree.leaves(params)} == {np.dtype("float32")}
     np.testing.assert_allclose(found, alone[0], rtol=0.05)
     assert not np.allclose(found, alone[0], rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("size", "machine", "words"),
-    [
+def test_what_does_not_divide_or_fit_is_told_with_what_to_change(monkeypatch):
+    for size, machine, words in [
         (16, {"accumulate": 4}, r"machine\.accumulate 4 leaves parts of 4 images.* 8 devices"),
-        (16, {"accumulate": 4, "parallel": "pmap"}, r"machine\.accumulate 4"),
         (12, {}, r"data\.batch_size 12 does not divide over 8 devices"),
-    ],
-)
-def test_batches_and_parts_that_do_not_divide_over_the_devices_are_refused(size, machine, words):
-    with pytest.raises(ValueError, match=words):
-        parallel.compiled(partial(make_train_step, BASE), size, MachineConfig(**machine))
+    ]:
+        with pytest.raises(ValueError, match=words):
+            parallel.compiled(partial(make_train_step, BASE), size, MachineConfig(**machine))
+    step = Mock()
+    step.lower().compile().side_effect = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+    monkeypatch.setattr(parallel, "jitted", lambda *_: step)
+    with pytest.raises(MemoryError, match=r"does not fit.*raise --machine.accumulate.*data.batch_size 64"):
+        parallel.compiled(lambda axis: None, 64, MachineConfig())({}, {})
 
 
 def test_what_is_spread_comes_back():
@@ -141,7 +116,7 @@ def test_devices_are_in_the_order_of_their_processes(monkeypatch):
     assert [device.id for device in parallel.shardings(8)[1].mesh.devices] == list(range(8))
 
 
-@pytest.mark.parametrize("hosts", ["a:1,2", "a:1,2,", "node0,2,1", "a:1,2,2", "a:1,2,-1", "a:1,two,1", "a:1", "Auto"])
+@pytest.mark.parametrize("hosts", ["a:1,2", "node0,2,1", "a:1,2,2", "Auto"])
 def test_hosts_that_are_not_whole_are_refused(monkeypatch, hosts):
     monkeypatch.setattr(jax.distributed, "initialize", Mock(side_effect=AssertionError("joined")))
     with pytest.raises(ValueError, match=rf"hosts: expected HOST:PORT,PROCESSES,THIS .*, found '{hosts}'$"):
@@ -156,26 +131,6 @@ def test_processes_are_found_by_name_or_by_the_scheduler(monkeypatch, hosts, joi
     monkeypatch.setattr(jax.distributed, "initialize", initialize := Mock())
     parallel.start(hosts)
     assert [call.args for call in initialize.call_args_list] == ([] if joined is None else [joined])
-
-
-def test_a_step_that_does_not_fit_is_told_with_what_to_change(monkeypatch):
-    """Before it runs, where the backend has a limit; else when it runs out of memory."""
-    program = jax.jit(lambda x: (x @ x).sum()).lower(jax.numpy.zeros((512, 512))).compile()
-    step = SimpleNamespace(lower=lambda *_: SimpleNamespace(compile=lambda: program))
-    monkeypatch.setattr(parallel, "jitted", lambda *_: step)
-    for limit in (10**9, None, 10**6):
-        device = SimpleNamespace(memory_stats=lambda limit=limit: limit and {"bytes_limit": limit})
-        monkeypatch.setattr(jax, "local_devices", lambda device=device: [device])
-        if limit == 10**6:
-            run = parallel.compiled(lambda axis: None, 64, MachineConfig())
-            with pytest.raises(MemoryError, match=r"a step needs 0.0 GiB.*raise --machine.accumulate.*batch_size 64"):
-                run({}, {})
-        else:
-            parallel.check_memory(program, "")
-    monkeypatch.setattr(parallel, "check_memory", lambda *_: None)
-    program = Mock(side_effect=jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate"))
-    with pytest.raises(MemoryError, match=r"does not fit.*raise --machine.accumulate.*data.batch_size 64"):
-        parallel.compiled(lambda axis: None, 64, MachineConfig())({}, {})
 
 
 def test_xla_flags_win_over_the_steps_own_option(monkeypatch):

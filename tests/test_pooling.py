@@ -43,11 +43,6 @@ def test_topk_averages_the_largest_sixteenth():
     assert pool(grid(np.arange(17.0)), "topk")[0] == 15.5  # begun sixteenths count
 
 
-def test_an_unknown_pooling_is_refused():
-    with pytest.raises(ValueError, match="unknown pooling 'sum'"):
-        pool(grid([0.0, 1.0]), "sum")
-
-
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 1000), st.floats(-12, 6), st.floats(0.1, 6))
 def test_noisy_or_is_the_probability_that_some_cell_fires(seed, centre, spread):

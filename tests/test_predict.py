@@ -151,7 +151,6 @@ def test_out_is_empty_apart_from_what_a_killed_predict_left(run, films, tmp_path
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_predict_that_a_signal_ends_can_be_repeated(run, films, tmp_path, number):
-    """Many more, of other commands, too: tests/signals.py."""
     out = tmp_path / "out"
     command = [sys.executable, "-m", "infomask_jax", "predict", str(run), str(films / "sub"), "--out", str(out)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
