@@ -15,7 +15,6 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from types import FrameType
 from typing import Any
 
 from infomask_jax.text import shown
@@ -30,26 +29,14 @@ class Stopped(KeyboardInterrupt):
     """A run was asked to stop, and what it had is saved; the same command continues it."""
 
 
-def end_now(number, frame) -> None:
-    """Handler of a signal where no step is running that `monitor.Stop` could wait for."""
-    raise Stopped(*BETWEEN.args)
-
-
 class Interrupted(KeyboardInterrupt):
     """SIGINT or SIGTERM. (A plain KeyboardInterrupt that goes through exec() changes Python's own exit status.)"""
 
 
-BETWEEN = Stopped("stopped; what is saved is kept. The same command continues from there.")
-
-
 @contextlib.contextmanager
 def ends(resumes: bool = False) -> Iterator[None]:
-    """Gives a command its end: 0 done, 1 an error, told, or interrupted by SIGINT or SIGTERM, and nothing half-written.
-
-    Args:
-      resumes: the same command continues from what is saved: SIGTERM, and a training that was told to stop, end it
-        with 75.
-    """
+    """Gives a command its end: 0 done; 1 an error, told, or interrupted by SIGINT or SIGTERM; 75, of one that `resumes`
+    from what is saved, told to stop by SIGTERM."""
     if sys.getfilesystemencoding() != "utf-8":  # an old locale: only a new Python finds files by all their names
         os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding if sys.stdout else "ascii")
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
@@ -73,10 +60,10 @@ def ends(resumes: bool = False) -> Iterator[None]:
 
 
 class _Signals:
-    """Turns SIGINT and SIGTERM into KeyboardInterrupt or, where a command resumes, SIGTERM into Stopped.
+    """Turns SIGINT and SIGTERM into Interrupted or, where a command resumes, SIGTERM into Stopped.
 
-    Python prints and drops what is raised in a callback of its garbage collector, where JAX has one, or in a
-    destructor; so it is raised again until it is on its way up. While it is, no other signal disturbs the clean-up.
+    Python drops what is raised in a callback of its garbage collector, where JAX has one, or in a destructor; so it is
+    raised again until it is on its way up. While it is, no other signal disturbs the clean-up.
     """
 
     def __init__(self, resumes: bool):
@@ -91,10 +78,13 @@ class _Signals:
 
     def _hear(self, number, frame):
         if self.asked is None:
-            self.asked = BETWEEN if self.resumes and number == signal.SIGTERM else Interrupted()
+            stopped = Stopped("stopped; what is saved is kept. The same command continues from there.")
+            self.asked = stopped if self.resumes and number == signal.SIGTERM else Interrupted()
         signal.setitimer(signal.ITIMER_REAL, INSIST)
-        if _importing(frame):
-            return  # some libraries crash, or print a traceback, where their import is interrupted: at its end
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                return  # some libraries crash where their import is interrupted: again, at its end
+            frame = frame.f_back
         error = sys.exception()
         while error is not None:
             if isinstance(error, KeyboardInterrupt):
@@ -113,12 +103,6 @@ class _Signals:
         for number, handler in self.before.items():
             signal.signal(number, handler or signal.SIG_DFL)  # None: a handler that was not set by Python
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # all is done: what ends Python is not disturbed
-
-
-def _importing(frame: FrameType | None) -> bool:
-    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
-        frame = frame.f_back
-    return frame is not None
 
 
 @contextlib.contextmanager
@@ -149,8 +133,8 @@ class _Output(io.FileIO):
 
 @contextlib.contextmanager
 def _outputs() -> Iterator[None]:
-    """stdout and stderr that take any text and outlive their reader: who looks at a command through `head` does not
-    lose its results. SystemExit at the end where a full disk or the like has lost what was told."""
+    """stdout and stderr that take any text and outlive their reader, such as `head`. SystemExit at the end where a full
+    disk or the like has lost what was told."""
     while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:  # one that is closed must not become a file of ours
         pass
     os.close(spare)
@@ -159,45 +143,45 @@ def _outputs() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for number, name in ((1, "stdout"), (2, "stderr")):
             stream = getattr(sys, name)
-            if stream is not getattr(sys, f"__{name}__"):
-                continue  # someone else's
+            if stream is not getattr(sys, f"__{name}__"):  # someone else's
+                continue
             encoding = stream.encoding if stream else "utf-8"  # None: it is closed
             at_once = stream is not None and (stream.line_buffering or stream.write_through)
-            raw = io.BufferedWriter(_Output(number, "w", closefd=False))
-            ours = io.TextIOWrapper(raw, encoding, "infomask", line_buffering=at_once)
+            buffer = io.BufferedWriter(_Output(number, "w", closefd=False))
+            ours = io.TextIOWrapper(buffer, encoding, "infomask", line_buffering=at_once)
             setattr(sys, name, ours)
             stack.callback(ours.flush)
         try:
             yield
         finally:
             stack.close()
-            told = lost(sys.stdout)
+            told = _lost(sys.stdout)
             sys.stdout, sys.stderr = before
     if told and told.errno not in (errno.EPIPE, errno.EIO):  # a pipe, or a terminal, whose other end has gone
         raise SystemExit(f"error: what this command tells could not be written: {told}")
 
 
-def lost(stream) -> OSError | None:
+def _lost(stream) -> OSError | None:
     """Why a stream of `_outputs` could not be written; None if it could."""
     return getattr(getattr(getattr(stream, "buffer", None), "raw", None), "error", None)
 
 
 def _plainly(error: UnicodeEncodeError) -> tuple[str, int]:
-    """What stands for characters that an encoding lacks, or for the bytes of a file name that is no text."""
+    """What stands for characters that an encoding lacks, or for bytes that are no text."""
     text = error.object[error.start : error.end].translate(ASCII)
     return text.encode("ascii", "backslashreplace").decode(), error.end
 
 
 def parse(kind: Any, **options) -> Any:
-    """What the command line says, as tyro.cli gives it, with `~` at the begin of a value made the home folder: a shell
-    does not do it after `=` and in quotes."""
+    """What tyro.cli makes of the command line, with `~` at the begin of a value made the home folder: a shell does not
+    do it after `=` and in quotes."""
     import tyro
 
     try:
         return tyro.cli(kind, args=[_expanded(word) for word in sys.argv[1:]], **options)
     except SystemExit:
         print(end="", flush=True)
-        if lost(sys.stdout):
+        if _lost(sys.stdout):
             raise SystemExit(UNREAD) from None
         raise
 
@@ -211,8 +195,7 @@ def _expanded(word: str) -> str:
 
 
 def main(default: Any, description: str, presets: dict[str, dict[str, Any]] | None = None) -> None:
-    """Command line of an experiment script: the Config `default`, changed by a preset, its own or `paper`, with any
-    field overridden, then `experiment.run`."""
+    """Runs an experiment script: the Config `default`, changed by a preset, its own or `paper`, and by any flag."""
     with ends(resumes=True):
         from infomask_jax.presets import PAPER, changed
 
@@ -223,15 +206,8 @@ def main(default: Any, description: str, presets: dict[str, dict[str, Any]] | No
         if len(chosen.preset) > 1:
             raise ValueError(f"--preset: expected one, found {' and '.join(chosen.preset)}")
         preset = changed(default, presets[chosen.preset[0]] if chosen.preset else {})
-        others = (
-            f" Also: {', '.join(f'--preset {name}' for name in presets if name != 'paper')}."
-            if len(presets) > 1
-            else ""
-        )
-        told = (
-            f"--preset paper: the paper's objective alone, in our reconstruction.{others} Flags beside a preset count."
-        )
-        config = parse(type(default), default=preset, description=f"{description}\n{told}")
+        told = f"--preset {' or '.join(presets)}: flags beside it count. paper: the paper's objective alone, in our"
+        config = parse(type(default), default=preset, description=f"{description}\n{told} reconstruction.")
         from infomask_jax import experiment, parallel
 
         parallel.start(config.machine.hosts)

@@ -15,13 +15,12 @@ from infomask_jax.train import first_state, make_train_step
 
 
 def train_together(configs: list[Config], data: Prepared) -> None:
-    """Train those runs of one base that have no checkpoint yet, all at once; where they end, each is what `train` makes
-    of it, but for times: each one's images_per_s is in the time of all.
+    """Train those runs of one base that have no checkpoint yet, all at once, each to what `train` makes of it; only its
+    images_per_s is in the time of all.
 
-    Runs of one seed take the same batches, which are read once, and the seeds of a variant the same program. Programs
-    are compiled side by side. A checkpoint is written at the end and when told to stop (then command.Stopped is
-    raised), not in between. ValueError if a folder is another run's; FloatingPointError if a loss stops being finite:
-    the other runs are saved.
+    Runs of one seed take the same batches, which are read once, and the seeds of a variant the same program. Saves at
+    the end and when told to stop (then command.Stopped is raised). FloatingPointError if a loss stops being finite: the
+    other runs are saved.
     """
     configs = [c for c in configs if not (Path(c.workdir) / "checkpoints").exists()]
     if not configs:
