@@ -133,24 +133,6 @@ def test_variants_are_chosen_by_name_and_group_and_some_are_skipped():
         assert words in next(v.skip for v in ablation.variants(presets.changed(base, changes), 1) if v.name == name)
 
 
-@pytest.mark.parametrize(
-    "name, expected",
-    [
-        ("default", ["default", "default/bits", "default/evidence"]),
-        ("no_mask", ["no_mask/bits", "no_mask/evidence", "no_mask/probability"]),
-        ("cam", ["cam"]),  # evidence whose mean is pooled is no logit of a cell
-        ("attention_mil", ["attention_mil/weights", "attention_mil/evidence"]),
-    ],
-)
-def test_maps_that_a_variant_shows(name, expected):
-    v, config = of(script.BASES["synthetic"], name, 0)
-    known = ("infomask", "infomask_bits", "infomask_evidence", "vib_bits", "vib_evidence", "cam", "attention")
-    found = table.shown(v, config.model, {method: np.full((1, 2, 2, 1), 3, np.float16) for method in known})
-    assert list(found) == expected
-    if f"{name}/probability" in found:
-        np.testing.assert_allclose(found[f"{name}/probability"], 1 / (1 + np.exp(-3)), rtol=1e-6)
-
-
 # --- the table
 
 
@@ -256,11 +238,10 @@ def test_markdown_shows_what_the_json_holds_and_figures_are_pictures(base, rows)
     assert shown[1][1].startswith("**") == (found["ci95"][0] > 0 or found["ci95"][1] < 0)
     assert shown[2][1] == " ".join(map(number, score["by_seed"]))
     assert cv2.imread(str(base.workdir / "figures" / "forest.png")).shape[1] > 600
-    names, score = ("beta_x4", "default", "beta_x0.25"), {"mean": 1.0, "by_seed": [0.5, 1.5]}
-    beta = [{"method": n, "scores": dict.fromkeys(("nll", "rate_z", "rate_m"), score)} for n in names]  # one label
-    maps = {name: np.eye(4, dtype=np.float16) for name in names}
-    picture = drawing.rate_distortion(beta, np.zeros((32, 32), np.float32), np.eye(32, dtype=bool), maps)
-    assert cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR).shape[0] > 300
+    score = {"mean": 1.0, "by_seed": [0.5, 1.5]}
+    beta = [{"method": n, "scores": dict.fromkeys(("nll", "rate_z", "rate_m"), score)} for n in ("beta_x4", "default")]
+    maps = {row["method"]: np.eye(4, dtype=np.float16) for row in beta}
+    assert drawing.rate_distortion(beta, np.zeros((32, 32), np.float32), np.eye(32, dtype=bool), maps)
 
 
 # --- what is trained and asked once
@@ -346,7 +327,6 @@ def test_other_data_is_scored_by_the_runs_that_are_there(base, tmp_path, monkeyp
     assert (found["fingerprint"], found["trained_on"]) == (fresh.fingerprint, data.fingerprint)
     folder = base.workdir / f"on-synthetic-{fresh.fingerprint[:8]}"
     assert json.loads((folder / "ablations.json").read_text()) == found and written(base) == before
-    assert "other data" in (folder / "ablations.md").read_text()
     files = [base.workdir / "default/seed3/maps" / f"{split}-{folder.name}.npz" for split in ("test", "val")]
     row = found["findings"]["opacity"]["rows"][0]
     assert_scored(row, 0, files, "infomask", predictions.read_splits(fresh, "test", 32))

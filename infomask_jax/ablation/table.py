@@ -114,7 +114,7 @@ def model_scores(table: Table, predicted: Predicted) -> dict[str, Estimate]:
 
 
 def as_row(row: dict, default: dict, seeds: int) -> dict:
-    """A row of the JSON: mean, sd and value of each seed, and the paired difference default - row with its interval."""
+    """A row of the JSON: mean, sd, value of each seed, and the paired difference default - row with its interval."""
     out = {key: row[key] for key in ("method", "group", "changes", "threshold")} | {"scores": {}, "default_minus": {}}
     for metric in (*MAP_SCORES, *MODEL_SCORES):
         own = [seed[metric] for seed in row["seeds"] if metric in seed]
