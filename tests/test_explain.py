@@ -125,8 +125,8 @@ def test_map_is_of_its_image_and_finding(method):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"kind": "attention_mil"},
-        {"sampler": "hard_concrete", "pooling": "max", "two_views": True, "dtype": "bfloat16"},
+        {"kind": "attention_mil", "dtype": "bfloat16"},
+        {"sampler": "hard_concrete", "pooling": "max", "two_views": True},
     ],
     ids=str,
 )
