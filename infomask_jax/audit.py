@@ -29,17 +29,11 @@ TOLERANCE = 0.02  # by which the aspect of a lung file may differ from that of i
 def audit_run(
     folder: Path, data: Prepared, split: str, lungs: Path | None = None, lungs_from_image: bool = False
 ) -> Path:
-    """Audit a trained run on a split of prepared data.
+    """Write eval/audit_SPLIT.json and .md and figures/audit_SPLIT.png of a run on prepared data, see docs/audit.md;
+    print the tables; return the folder, see `Run.place`. Maps are of the images as they are, whatever the run's
+    `map_shifts`.
 
-    Writes eval/audit_SPLIT.json and .md and figures/audit_SPLIT.png into the run, or into its sub-folder
-    on-NAME-FINGERPRINT if the data is not what the run was trained on; prints the tables; returns that folder. Maps are
-    of the images as they are, whatever the run's `map_shifts`. ValueError if the run has no bottleneck or lungs are
-    missing.
-
-    Args:
-      lungs: folder with IMAGE_ID.png for every image (an id that ends in .png, .jpg or the like: that ending
-        exchanged), of any size, over the whole image; nonzero is lung. By default the stored lung fields.
-      lungs_from_image: lung is where the stored image is not black.
+    ValueError if the run has no bottleneck or lungs are missing. lungs, lungs_from_image: see `lung_fields`.
     """
     run, console = Run.open(folder), report.console()
     output, findings = run.place(data, split)
@@ -79,8 +73,8 @@ def lung_fields(
 ) -> tuple[Callable[[int], np.ndarray], str]:
     """A function of the position in the split that returns its lung, bool [H, W]; and where that is from, in words.
 
-    ValueError where lungs are missing (all of them counted, the first few named), or a file cannot be read or is not of
-    the image's aspect.
+    lungs: folder with IMAGE_ID.png for every image (an id that ends in .png, .jpg or the like: that ending exchanged),
+    of any size, over the whole image; nonzero is lung. Without it lung is stored or, `from_image`, what is not black.
     """
     if lungs is not None and from_image:
         raise ValueError("expected --lungs DIR or --lungs-from-image, found both; leave one out")
@@ -90,19 +84,17 @@ def lung_fields(
     if lungs is None:
         stored = [bool(source[i]["lung"]) for i in range(len(ids))]
         if not all(stored):
-            raise ValueError(
-                f"{data.directory} stores no lung field for {stored.count(False)} of the {len(ids)} images of {split}: "
-                "give --lungs DIR with one IMAGE_ID.png an image, or, where all but the lungs is black, "
-                "--lungs-from-image"
-            )
+            told = f"stores no lung field for {stored.count(False)} of the {len(ids)} images of {split}"
+            hint = "give --lungs DIR with one IMAGE_ID.png an image, or, where all but the lungs is black, "
+            raise ValueError(f"{data.directory} {told}: {hint}--lungs-from-image")
         return lambda i: pipeline.decode_gray(source[i]["lung"]) > 0, "stored"
-    locate = lookup.locator(Path(lungs))
-    paths = [locate(f"{_stem(image_id)}.png") for image_id in ids]
+    locate, paths = lookup.locator(Path(lungs)), []
+    for image_id in ids:
+        ending = next((s for s in images.SUFFIXES if image_id.lower().endswith(s)), "")
+        paths.append(locate(f"{image_id[: len(image_id) - len(ending)]}.png"))
     if len(set(paths)) < len(paths):
         twice = next(path for path, count in Counter(paths).items() if count > 1)
-        raise ValueError(
-            f"{twice}: expected the lung of one image, found several ids of {split} that mean it: rename them"
-        )
+        raise ValueError(f"{twice}: expected the lung of one image, found several ids of {split} for it: rename them")
     if missing := [path.relative_to(lungs).as_posix() for path in paths if not os.path.isfile(path)]:
         some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise ValueError(f"--lungs {lungs}: expected {len(ids)} files, found that {len(missing)} are missing: {some}")
@@ -119,8 +111,8 @@ def lung_fields(
 
 
 def make_shuffled(config: Config, findings: int) -> Callable:
-    """A function as `inference.forward` of InfoMask that returns logits alone, with the cells of each image's mask
-    exchanged at random; its representation stays.
+    """A function as `inference.forward` that returns logits alone, with the cells of each image's mask exchanged at
+    random.
 
     The draw is of the seed and the image's pixels, so it does not depend on the batch or a machine's rounding. Empty
     cells, which the model closes whatever the mask says (`close_empty`), take no part.
@@ -136,16 +128,10 @@ def make_shuffled(config: Config, findings: int) -> Callable:
         out = apply(images)[1]
         pixels = jax.lax.bitcast_convert_type(images, jnp.uint32).sum(axis=(1, 2, 3))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), pixels)
-        mask = out["mask"]
-        shown = with_content(config.model, out["features"]) > 0
+        mask, shown = out["mask"], with_content(config.model, out["features"]) > 0
         cells = mask.reshape(len(mask), -1, mask.shape[-1])
         mask = jax.vmap(exchange)(keys, cells, shown.reshape(cells.shape[:2])).reshape(mask.shape)
         logits = apply(None, features=out["features"], mask=mask)[0]
         return logits, {}, jnp.full((len(logits), 2), jnp.nan)
 
     return predict
-
-
-def _stem(image_id: str) -> str:
-    ending = next((s for s in images.SUFFIXES if image_id.lower().endswith(s)), "")
-    return image_id[: len(image_id) - len(ending)]

@@ -1,6 +1,6 @@
 """One run from data to pictures: train InfoMask and the plain classifier, score both, draw figures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,11 +40,8 @@ def run(config: Config) -> None:
 
 
 def baseline_config(config: Config) -> Config:
-    """The plain mean-pooled classifier, CAM's home: same encoder, data, steps and seed, and the standard forward pass.
-
-    Standard: one view, all cells. The encoder's small field harms CAM; experiments/README.md has plain classifiers with
-    the recipe's views and cells.
-    """
+    """The plain mean-pooled classifier, CAM's home: same encoder, data, steps and seed, and the standard forward pass
+    of one view and all cells. experiments/README.md has plain classifiers with the recipe's."""
     return changed(config, CAM | {"workdir": Path(config.workdir) / BASELINE, "baseline": False})
 
 
@@ -54,13 +51,11 @@ def evaluate_run(
     """Score a trained run (and its plain classifier, if it has one) on a split of prepared data.
 
     Writes eval/SPLIT.json (its tables as .md and .tex, scores of each image as .csv), maps/SPLIT.npz, boxes/SPLIT.json,
-    predictions/SPLIT.csv, figures/ and report.html into the run, or into its sub-folder on-NAME-FINGERPRINT if the data
-    is not what the run was trained on; prints the tables; returns that folder. Thresholds are tuned on the data's `val`
-    split. ValueError if the data lacks a finding that the run predicts.
+    predictions/SPLIT.csv, figures/ and report.html into the folder of `Run.place`, and returns it; prints the tables.
+    Thresholds are tuned on the data's `val` split. ValueError if the data lacks a finding that the run predicts.
 
-    Args:
-      with_faithfulness: also measure deletion and insertion (42 forward passes an image and method).
-      renamed: findings of the run that the data names otherwise.
+    with_faithfulness: also measure deletion and insertion (42 forward passes an image and method). renamed: findings of
+    the run that the data names otherwise.
     """
     run, console = Run.open(folder), report.console()
     output, findings = run.place(data, split, renamed)
@@ -129,10 +124,8 @@ def predictions(run: Run, data: Prepared, split: str) -> dict[str, Predicted]:
 
 
 def detect(findings: Sequence[str], examples: dict, maps: dict, scores: dict) -> list[dict]:
-    """boxes/SPLIT.json: COCO detections of the run's own map on every image, at the threshold that was scored.
-
-    Images are numbered from 0 in the order of maps/SPLIT.npz.
-    """
+    """boxes/SPLIT.json: COCO detections of the run's own map, at the scored threshold; images are numbered from 0 in
+    the order of maps/SPLIT.npz."""
     method, frame, found = report.drawn_method(maps), (scores["frame"],) * 2, []
     for k, finding in enumerate(findings):
         if finding in scores["localization"]:
@@ -147,14 +140,10 @@ def draw(run: Run, output: Path, data: Prepared, scores: dict, examples: dict, m
     """Write figures/ and report.html of a scored split into `output`; return the paths. Arguments as `report.draw`."""
     curves = {"InfoMask": run.folder / "metrics.jsonl", "plain": run.folder / BASELINE / "metrics.jsonl"}
     curves = {name: path for name, path in curves.items() if path.exists()}
-    image_of = images_of(data.source(scores["split"], ("image",)), run.config.data.image_size)
+    source, size = data.source(scores["split"], ("image",)), run.config.data.image_size
+    image_of = lambda i: pipeline.fit(pipeline.decode_gray(source[i]["image"]), size)  # noqa: E731
     figures = report.draw(output, scores, examples, maps, detections, image_of, curves)
     return [*write_all(figures), report.write_page(output, run)]
-
-
-def images_of(source: Sequence, size: int) -> Callable[[int], np.ndarray]:
-    """A function of the position in a split that returns the film [size, size] float32, as models are given it."""
-    return lambda i: pipeline.fit(pipeline.decode_gray(source[i]["image"]), size)
 
 
 def redraw(folder: Path, split: str) -> list[Path]:

@@ -15,10 +15,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 def export_run(folder: Path, out: Path | None = None) -> Path:
     """Write a run as StableHLO (`jax.export`): standardised images [b, H, W, 1] float32, b free -> (logits [b, K],
-    {method: maps [b, h, w, 1 or K]}), for every one of PLATFORMS, parameters inside. Returns the file's path.
-
-    ValueError if the run's training is not at its end.
-    """
+    {method: maps [b, h, w, 1 or K]}), for every one of PLATFORMS, parameters inside. Returns the file's path."""
     run = Run.open(folder)
     params, config = run.params, run.config
     out, size = Path(out or run.folder / "model.stablehlo"), config.data.image_size

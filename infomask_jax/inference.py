@@ -81,8 +81,7 @@ def predicted_batches(
 def predict(config: Config, params, source: Sequence, findings: int, function: Callable | None = None) -> Predicted:
     """Logits, heat maps and rates of every image of a source of stored examples, in its order.
 
-    function: (params, images) -> (logits, maps, rates) in place of `forward`; pass the same one again, and it is not
-    compiled again.
+    function: (params, images) -> (logits, maps, rates) in place of `forward`; the same one is compiled once.
     """
     return joined(list(predicted_batches(config, params, source, findings, function)))
 
@@ -94,8 +93,8 @@ def joined(parts: Sequence[Predicted]) -> Predicted:
 
 
 def read_examples(data: Prepared, split: str, findings: Sequence[str], brightness: bool = True) -> dict:
-    """Ids, labels, boxes, exact masks, source frames and, for its control, brightness of a split, as `evaluate.score`
-    takes them; only of `findings`, in that order."""
+    """Ids, labels of `findings`, boxes, exact masks, source frames and, for its control, brightness of a split, as
+    `evaluate.score` takes them."""
     source, order = data.source(split), [data.findings.index(name) for name in findings]
     place = {old: new for new, old in enumerate(order)}
     examples = {key: [] for key in ("image_id", "patient_id", "labels", "boxes", "masks", "sizes")}

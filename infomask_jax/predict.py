@@ -28,8 +28,8 @@ FIRST = ("maps.npz", "boxes.json", "pictures", "skipped.csv")  # what moves out 
 
 
 def predict_files(folder: Path, xrays: Sequence[Path], out: Path, skip_bad: bool = False) -> None:
-    """Predict X-rays, resized as `prepare` resizes them, with a finished run; write the folder `out`, whole or not at
-    all, and print what was found:
+    """Predict X-rays (files, and folders with their sub-folders), resized as `prepare` resizes them, with a finished
+    run; write the folder `out`, whole or not at all, and print what was found:
 
       predictions.csv   image_id, height, width and, for each finding, probability and number of boxes
       maps.npz          image_id [N], findings [K], probability [N, K], float16 maps [N, h, w] or [N, h, w, K] by method
@@ -38,13 +38,8 @@ def predict_files(folder: Path, xrays: Sequence[Path], out: Path, skip_bad: bool
       pictures/         each film beside its map of each finding, with boxes where the finding is probable
       skipped.csv       file and reason, if bad files were left out
 
-    Args:
-      xrays: PNG, JPEG or DICOM files, and folders: all of them in it and its sub-folders.
-      skip_bad: leave out files that cannot be read, in place of stopping.
-
-    Raises:
-      ValueError: an unfinished run, no X-ray, two of one name, an `out` that holds something or lies among the X-rays,
-        or files that cannot be read, all of them listed.
+    ValueError: an unfinished run, no X-ray, two of one name, an `out` that holds something or lies among the X-rays, or
+    files that cannot be read, all of them listed, unless `skip_bad` leaves them out.
     """
     run, out = Run.open(folder), Path(out)
     if out.exists() and (not out.is_dir() or {*out.iterdir()} - {*_leftovers(out)}):
@@ -63,10 +58,9 @@ def predict_files(folder: Path, xrays: Sequence[Path], out: Path, skip_bad: bool
             rows, done = [i - done for i in good], done + len(logits)
             if not good:
                 continue
-            drawn = report.drawn_method(maps)
-            found = {"probability": scipy.special.expit(logits.astype(np.float64))} | maps
+            drawn, first = report.drawn_method(maps), sum(map(len, kept.get("probability", ())))
+            found = maps | {"probability": scipy.special.expit(logits.astype(np.float64))}
             found = {name: values[rows] for name, values in found.items()}
-            first = sum(map(len, kept.get("probability", ())))
             for name, values in found.items():
                 kept.setdefault(name, []).append(values)
             names, sizes, shown = zip(*[(ids[i], films.sizes[i], films.shown.pop(i)) for i in good], strict=True)
@@ -80,9 +74,10 @@ def predict_files(folder: Path, xrays: Sequence[Path], out: Path, skip_bad: bool
         if problems and (not skip_bad or len(problems) == len(films)):
             hint = "" if skip_bad else "\nMend them, or pass --skip-bad to leave them out and list them in skipped.csv."
             raise ValueError(f"{schema.describe(problems)}{hint}")
-        probability = np.concatenate(kept.pop("probability"))
         kept_ids = [name for i, name in enumerate(ids) if i not in films.problems]
-        _write_maps(scratch / "maps.npz", kept_ids, kept, probability, findings)
+        arrays = {name: np.concatenate(kept.pop(name)) for name in list(kept)}  # there is memory for them once only
+        probability = arrays["probability"]
+        save_maps(scratch / "maps.npz", kept_ids, arrays | {"findings": np.array(findings)})
         write_json(scratch / "boxes.json", detections)
         _write_tables(scratch, kept_ids, films, probability, findings, detections)
     _tell(out, kept_ids, films, probability, findings)
@@ -103,8 +98,8 @@ def stored_size(run: Run) -> int:
 
 
 def thresholds(run: Run) -> dict[str, dict[str, float]]:
-    """{finding: {method: threshold}} as the run was scored, on the test split if it was on several. Says which findings
-    have none, because the run was not scored, or on no boxes of theirs."""
+    """{finding: {method: threshold}} as the run was scored, on the test split if it was on several; tells which
+    findings have none."""
     found, folder = {}, run.folder.resolve()
     if folder.name == BASELINE and (folder.parent / "config.json").exists():
         folder = folder.parent  # a plain classifier is scored with its run
@@ -118,17 +113,16 @@ def thresholds(run: Run) -> dict[str, dict[str, float]]:
 
 
 def _leftovers(out: Path) -> list[Path]:
-    """What a predict that was killed has left in `out`: hidden folders, and what had moved up before predictions.csv,
-    which is the last."""
-    hidden = [path for path in out.glob(f"{SCRATCH}*")]
-    moved = [] if (out / "predictions.csv").exists() else [out / name for name in FIRST]
-    return hidden + moved if hidden else []
+    """What a predict that was killed has left in `out`: SCRATCH, and what had moved up before predictions.csv."""
+    if not (out / SCRATCH).exists():
+        return []
+    return [out / SCRATCH, *([] if (out / "predictions.csv").exists() else [out / name for name in FIRST])]
 
 
 @contextlib.contextmanager
 def _building(out: Path) -> Iterator[Path]:
-    """A folder in `out` whose contents move up into it when all has gone well; otherwise they are gone, and `out`, too,
-    if it was not there. Takes away what a killed predict has left; BlockingIOError while another one is at work."""
+    """A folder in `out` whose contents move up when all has gone well; otherwise they are gone, and `out`, too, if it
+    is new. Takes away what a killed predict has left; BlockingIOError while another one is at work."""
     new, scratch = not out.exists(), out / SCRATCH
     try:
         with lock(scratch, "another predict is at work here; wait for it, or give another --out"):
@@ -150,14 +144,7 @@ def _building(out: Path) -> Iterator[Path]:
 
 
 def find_boxes(
-    found: dict,
-    drawn: str,
-    ids: Sequence[str],
-    sizes: Sequence,
-    findings: Sequence[str],
-    cuts: dict,
-    side: int,
-    first: int = 0,
+    found: dict, drawn: str, ids: Sequence, sizes: Sequence, findings: Sequence, cuts: dict, side: int, first: int = 0
 ) -> tuple[list[dict], list[list]]:
     """COCO detections of a batch, and of each image what `report.overlay` draws of each finding.
 
@@ -184,12 +171,6 @@ def _draw(folder: Path, image_id: str, film: np.ndarray, panels: list) -> None:
     path.write_bytes(report.overlay(film, image_id, panels))
 
 
-def _write_maps(path: Path, ids: list[str], kept: dict, probability: np.ndarray, findings: list[str]) -> None:
-    """maps.npz of batches of maps, which are taken out of `kept`: there is memory for them once only."""
-    maps = {name: np.concatenate(kept.pop(name)) for name in list(kept)}
-    save_maps(path, ids, maps | {"probability": probability, "findings": np.array(findings)})
-
-
 def _write_tables(
     folder: Path, ids: list[str], films: Films, probability: np.ndarray, findings: list[str], detections: list[dict]
 ) -> None:
@@ -208,7 +189,6 @@ def _write_tables(
 
 
 def _tell(out: Path, ids: list[str], films: Films, probability: np.ndarray, findings: list[str]) -> None:
-    """What was found, on the screen."""
     for image_id, probabilities in zip(ids[:TOLD], probability, strict=False):
         parts = [f"{name} {p:.3f}" for name, p in zip(findings, probabilities, strict=True)]
         print(f"  {image_id}: {', '.join(parts)}")

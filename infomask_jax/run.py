@@ -58,11 +58,10 @@ class Run:
 
     @cached_property
     def params(self) -> Any:
-        """Trained parameters, as host arrays. ValueError if its training is not at its end, or its files do not
-        agree; errors of `checkpoint.load_params`."""
-        params, step = checkpoint.load_params(self.folder)
-        if step != self.config.train.steps:
-            steps = self.config.train.steps
+        """Trained parameters, as host arrays. ValueError if its training is not at its end, or its files do not agree;
+        errors of `checkpoint.load_params`."""
+        (params, step), steps = checkpoint.load_params(self.folder), self.config.train.steps
+        if step != steps:
             raise ValueError(f"{self.folder} stopped at step {step} of {steps}: run its command to the end")
         named, trained = len(self.findings), params["head"]["kernel"].shape[-1]
         if named != trained:
@@ -83,11 +82,8 @@ class Run:
         return [Run.open(one.workdir) for one in each_fold(config)] if several(config) else []
 
     def place(self, data: Prepared, split: str, renamed: dict[str, str] | None = None) -> tuple[Path, list[str]]:
-        """Where its results on prepared data go, the run or its on-NAME-FINGERPRINT, and its findings, as the data
-        names them.
-
-        ValueError if the data has no such split or lacks a finding of the run, or the run has none that is `renamed`.
-        """
+        """Where its results on prepared data go, and its findings, as the data names them. ValueError if the data has
+        no such split or lacks a finding of the run, or the run has none that is `renamed`."""
         if split not in data.splits:
             raise ValueError(f"{data.name} has no split {split!r}; it has {', '.join(data.splits)}")
         renamed = renamed or {}
@@ -97,10 +93,9 @@ class Run:
         if len(set(findings)) < len(findings):
             raise ValueError(f"--rename: expected another name for each finding, found {', '.join(findings)}")
         if missing := [name for name in findings if name not in data.findings]:
-            raise ValueError(
-                f"{self.folder} was trained to find {', '.join(missing)}; {data.name} in {data.directory} is labelled "
-                f"with {', '.join(data.findings)}; --rename RUN'S=DATA'S says which is which"
-            )
+            found = f"{data.name} in {data.directory} is labelled with {', '.join(data.findings)}"
+            told = f"{self.folder} was trained to find {', '.join(missing)}; {found}"
+            raise ValueError(f"{told}; --rename RUN'S=DATA'S says which is which")
         return self.folder if self.fingerprint == data.fingerprint else self.folder / data.beside, findings
 
 
@@ -118,29 +113,22 @@ def each_fold(config: Config) -> list[Config]:
 
 
 def claim(config: Config, data: Prepared, weights: dict | None = None) -> IO | contextlib.nullcontext:
-    """Write config.json and manifest.json, or check them against what is there. weights: those that were read, see
-    weights.py.
+    """Write config.json and manifest.json, or check them against what is there: ValueError listing every difference.
 
     The work directory is ours until what is returned is closed, by `with`; of several processes the main one has it.
-    Until a step is saved, manifest.json tells of the process that claims last. BlockingIOError if another process has
-    it; ValueError listing every difference if it was made with another config or other data, or if its path cannot hold
-    checkpoints.
+    BlockingIOError if another process has it. Until a step is saved, manifest.json tells of the process that claims
+    last, and of the weights that were read, see weights.py.
     """
     workdir = Path(config.workdir)
     if magic := sorted({*"*?["} & {*str(workdir.absolute())}):
-        raise ValueError(
-            f"{workdir.absolute()}: checkpoints cannot be written below a folder with {' '.join(magic)} in its name, "
-            "which orbax takes for a pattern: give another --workdir"
-        )
-    if not parallel.is_main():
+        wrong = f"checkpoints cannot be written below a folder with {' '.join(magic)} in its name, which orbax takes"
+        raise ValueError(f"{workdir.absolute()}: {wrong} for a pattern: give another --workdir")
+    told = "another process trains here; wait for it, or give another --workdir"
+    claimed = lock(workdir, told) if parallel.is_main() else contextlib.nullcontext()
+    with contextlib.ExitStack() as unless_checked:
+        unless_checked.enter_context(claimed)
         _write_or_check(workdir, config, data, weights)
-        return contextlib.nullcontext()
-    claimed = lock(workdir, "another process trains here; wait for it, or give another --workdir")
-    try:
-        _write_or_check(workdir, config, data, weights)
-    except BaseException:
-        claimed.close()
-        raise
+        unless_checked.pop_all()  # it stays claimed
     return claimed
 
 
@@ -152,9 +140,8 @@ def _write_or_check(workdir: Path, config: Config, data: Prepared, weights: dict
     config_path, manifest_path = workdir / "config.json", workdir / "manifest.json"
     if not (config_path.exists() and manifest_path.exists()):
         if (workdir / "checkpoints").exists():
-            raise ValueError(
-                f"{workdir} holds checkpoints but no config.json and manifest.json: give another --workdir."
-            )
+            wrong = "holds checkpoints but no config.json and manifest.json"
+            raise ValueError(f"{workdir} {wrong}: give another --workdir.")
         # config.json last: a work directory counts as claimed only when both are there.
         write_json(manifest_path, manifest)
         write_json(config_path, new["config"])
@@ -195,15 +182,14 @@ def changes(manifest: dict[str, Any]) -> list[str]:
 
 
 def going_on(workdir: Path, step: int) -> list[str]:
-    """`changes`; if the environment is another than that of the last sitting, manifest.json gets it under `continued`,
-    with the step from which on it made the run."""
+    """`changes`; manifest.json gets a new environment under `continued`, with the step from which on it made the
+    run."""
     manifest, now = Run.open(workdir).manifest, environment()
-    last = manifest.get("continued", [manifest])[-1]
-    lines = changes(manifest)
+    continued = manifest.get("continued", [])
+    last = [manifest, *continued][-1]
     if parallel.is_main() and any(last.get(key) != value for key, value in now.items()):
-        continued = [*manifest.get("continued", []), {"step": step, **now}]
-        write_json(Path(workdir) / "manifest.json", {**manifest, "continued": continued})
-    return lines
+        write_json(workdir / "manifest.json", {**manifest, "continued": [*continued, {"step": step, **now}]})
+    return changes(manifest)
 
 
 def saved(workdir: Path) -> bool:
@@ -212,7 +198,7 @@ def saved(workdir: Path) -> bool:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Lines "field: old -> new" for every leaf that differs between two nested dicts."""
+    """Lines "field: old -> new" for every leaf of two nested dicts that differs."""
     lines = []
     for key in sorted(old.keys() | new.keys()):
         a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
@@ -224,7 +210,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 
 
 def _git_revision() -> str | None:
-    """Revision of the source tree this package runs from; None outside a git checkout."""
+    """Of the source tree this package runs from; None outside a git checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

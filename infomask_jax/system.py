@@ -19,11 +19,8 @@ def cores() -> int:
 
 
 def write_all(files: dict[Path, str | bytes | Callable[[BinaryIO], None] | None]) -> list[Path]:
-    """Write files: first all of them beside their places, then each into its place, whole. A content is text, bytes,
-    a function that writes it to the open file, or None: remove an old one.
-
-    Returns: the paths written.
-    """
+    """Write files, first all of them beside their places, then each into its place, whole; return their paths. A
+    content is text, bytes, a function that writes it to the open file, or None: remove an old one."""
     temporary = {path: path.with_name(path.name + ".tmp") for path, content in files.items() if content is not None}
     try:
         for path, beside in temporary.items():
@@ -53,12 +50,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def lock(folder: Path, told: str) -> IO:
-    """Keeps other processes out of a folder, which is made if need be, until the file that is returned is closed; the
-    system frees it, too, if this process dies.
-
-    BlockingIOError, with the text `told`, if another one is in; PermissionError where nothing can be written. Where the
-    file system has no locks, nobody is kept out.
-    """
+    """Keeps other processes out of a folder, which is made if need be, until the file that is returned is closed or
+    this process dies. BlockingIOError, with the text `told`, if another one is in; PermissionError where nothing can be
+    written. Where the file system has no locks, nobody is kept out."""
     path = folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,20 +72,17 @@ def lock(folder: Path, told: str) -> IO:
 
 
 def read_json(path: Path, shape: Any, hint: str = "") -> Any:
-    """What is in a JSON file of ours. ValueError naming the file and the first field that is not of the shape.
+    """What is in a JSON file of ours. ValueError naming the file, the first field that is not of the shape, and `hint`.
 
-    Args:
-      shape: a type or union; [shape of every item], or of several, [each item's]; {name: shape}, where "name?" may be
-        absent, and other names are free, or, with {str: shape}, of that shape; (shape, or else shape). Numbers are
-        below LARGEST, and bool is none.
-      hint: how to mend the file, for the message.
+    A shape is a type or union; [shape of every item], or of several, [each item's]; {name: shape}, where "name?" may be
+    absent, and other names are free, or, with {str: shape}, of that shape; (shape, or else shape). Numbers are below
+    LARGEST, and bool is none.
     """
     return _parsed(path.read_bytes(), shape, str(path), hint)
 
 
 def read_json_lines(path: Path, shape: Any, hint: str = "") -> list:
-    """What is in the lines of a file, each as in `read_json`; a last one without an end was cut by a kill, and is none.
-    ValueError naming the file, the line and the field."""
+    """The lines of a file, each as in `read_json`; a last one without an end was cut by a kill, and is none."""
     whole = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
     return [_parsed(line, shape, f"{path}, line {number}", hint) for number, line in enumerate(whole, 1)]
 
@@ -103,7 +94,7 @@ def _parsed(text: bytes, shape: Any, where: str, hint: str) -> Any:
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError too
         wrong = f"expected JSON, found {error}"
     if wrong:
-        raise ValueError(f"{where}: {wrong}{'; ' * bool(hint)}{hint}")
+        raise ValueError("; ".join(filter(None, (f"{where}: {wrong}", hint))))
     return value
 
 

@@ -21,9 +21,6 @@ def default(text: str):
     return tyro.conf.arg(help_behavior_hint=f"(default: {text})")
 
 
-ONE_OR_MORE = tyro.conf.arg(metavar="X-RAY...", help_behavior_hint="(one or more)")
-
-
 @dataclass(frozen=True)
 class Prepare:
     """Read a raw release, check all of it, and store it for training; `prepare DATASET --help` lists the options."""
@@ -82,13 +79,33 @@ MAPS_ONLY = ("tune_on", "findings", "protocol", "images", "frame", "out", "seed"
 
 
 @dataclass(frozen=True)
-class Predict:
+class OfRun:
+    """What a verb of a trained run is told."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Work directory of the run. Its plain classifier is a run of its own, RUN/plain."""
+
+
+@dataclass(frozen=True)
+class OnData(OfRun):
+    """What a verb is told of a run and prepared data."""
+
+    data_dir: Annotated[Path | None, default("that of the run")] = None
+    """Folder given to `prepare`."""
+    dataset: Annotated[str | None, default("that of the run")] = None
+    """Name of the prepared dataset."""
+
+
+@dataclass(frozen=True)
+class Predict(OfRun):
     """Find disease on X-rays with a trained run: probabilities, heat maps, boxes and a picture of each. For research:
     not a medical device."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """Work directory of the run."""
-    xrays: Annotated[tuple[Path, ...], tyro.conf.Positional, ONE_OR_MORE]
+    xrays: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="X-RAY...", help_behavior_hint="(one or more)"),
+    ]
     """PNG, JPEG or DICOM files, or folders of them with all sub-folders. Whole films, as in training."""
     out: Path
     """New or empty folder for predictions.csv, boxes.json (COCO, pixels of the file), maps.npz and pictures/."""
@@ -97,16 +114,10 @@ class Predict:
 
 
 @dataclass(frozen=True)
-class Audit:
-    """Tell where the bits of a trained run come from: the lesion, the lung beside it, or elsewhere (a shortcut). Print
-    shares against areas, write files."""
+class Audit(OnData):
+    """Tell where the bits of a trained run with a bottleneck come from: the lesion, the lung beside it, or elsewhere (a
+    shortcut). Print shares against areas, write files."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """Work directory of a run with a bottleneck."""
-    data_dir: Annotated[Path | None, default("that of the run")] = None
-    """Folder given to `prepare`."""
-    dataset: Annotated[str | None, default("that of the run")] = None
-    """Name of the prepared dataset."""
     split: str = "test"
     """Split to audit."""
     lungs: Path | None = None
@@ -117,39 +128,29 @@ class Audit:
 
 
 @dataclass(frozen=True)
-class Reproduce:
+class Reproduce(OnData):
     """Train a finished run again from its config and manifest, in a temporary folder, and name the first step whose
     loss differs. Exit status 0: the same bit for bit; 2: not. What several processes have trained is started on as
     many, with --hosts as it was."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """Work directory of the run; its plain classifier is a run of its own, RUN/plain."""
-    data_dir: Annotated[Path | None, default("that of the run")] = None
-    """Folder given to `prepare`."""
-    dataset: Annotated[str | None, default("that of the run")] = None
-    """Name of the prepared dataset."""
     hosts: str = ""
     """HOST:PORT,PROCESSES,THIS of processes started by hand; auto: the scheduler's."""
 
 
 @dataclass(frozen=True)
-class Export:
+class Export(OfRun):
     """Write a trained run as one StableHLO file: images [b, S, S, 1] of any number b -> logits and maps, for CPU, CUDA
     and TPU. Read it with jax.export.deserialize. Images: whole films resized to squares of S = data.image_size pixels,
     float32, of each its mean taken off and divided by its standard deviation."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """Work directory of the run."""
     out: Annotated[Path | None, default("RUN/model.stablehlo")] = None
     """File to write."""
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(OfRun):
     """Print the tables of a scored run again, redraw its figures and its page, report.html."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """Work directory of the run."""
     split: str = "test"
     """Scored split."""
 
@@ -163,33 +164,23 @@ def evaluate(options: Evaluate) -> None:
         found = " and ".join(f"--{name}" for name in ("maps", "boxes") if name in given) or "none of them"
         raise ValueError(f"expected a RUN, or --maps with --boxes; found {found}")
     if unused := [name for name in (MAPS_ONLY if "run" in given else RUN_ONLY) if name in given]:
-        names, which = ", ".join(f"--{name.replace('_', '-')}" for name in unused), ("--maps", "a RUN")
-        raise ValueError(f"{names}: only for {which['run' not in given]}; leave it out")
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        raise ValueError(f"{names}: only for {'--maps' if 'run' in given else 'a RUN'}; leave it out")
     if "run" not in given:
         from infomask_jax.score_files import score_files
 
-        named = {
-            "protocols" if name == "protocol" else name: getattr(options, name) for name in MAPS_ONLY if name in given
-        }
+        named = {"protocols" if n == "protocol" else n: getattr(options, n) for n in MAPS_ONLY if n in given}
         score_files(options.maps, options.boxes, **named)
         return
     from infomask_jax import experiment  # JAX loads only where it is needed
 
-    renamed = dict(pair.split("=", 1) if "=" in pair else (pair, "") for pair in options.rename)
     if wrong := [pair for pair in options.rename if "" in pair.partition("=")]:
         raise ValueError(f"--rename: expected RUN'S=DATA'S, as in opacity=Pneumonia, found {wrong[0]!r}")
-    data, split = open_data(options), options.split or "test"
-    experiment.evaluate_run(options.run, data, split, options.faithfulness, renamed)
+    renamed = dict(pair.split("=", 1) for pair in options.rename)
+    experiment.evaluate_run(options.run, open_data(options), options.split or "test", options.faithfulness, renamed)
 
 
-def audit(options: Audit) -> None:
-    """Audit a run."""
-    from infomask_jax.audit import audit_run
-
-    audit_run(options.run, open_data(options), options.split, options.lungs, options.lungs_from_image)
-
-
-def open_data(options: Evaluate | Audit | Reproduce) -> datasets.Prepared:
+def open_data(options: Evaluate | OnData) -> datasets.Prepared:
     """The prepared data that is asked for, by default what the run was trained on; of that a run of folds has its own
     fold, wherever it lies."""
     from infomask_jax.run import Run
@@ -206,13 +197,14 @@ def main(called: str) -> None:
     verbs = reduce(or_, (Annotated[v, tyro.conf.subcommand(v.__name__.lower())] for v in kinds))
     config = (tyro.conf.OmitSubcommandPrefixes,)
     verb = command.parse(verbs, prog=called, description=__doc__, config=config)
-    if isinstance(verb, (Predict, Audit, Reproduce, Export)) or (isinstance(verb, Evaluate) and verb.run):
+    if isinstance(verb, Reproduce):
         from infomask_jax import parallel
 
-        if isinstance(verb, Reproduce):
-            parallel.start(verb.hosts)
-        else:
-            parallel.set_up()
+        parallel.start(verb.hosts)
+    elif isinstance(verb, (Predict, Audit, Export)) or (isinstance(verb, Evaluate) and verb.run):
+        from infomask_jax import parallel
+
+        parallel.set_up()
     if isinstance(verb, Prepare):
         datasets.prepare(verb.release)
     elif isinstance(verb, Evaluate):
@@ -225,7 +217,9 @@ def main(called: str) -> None:
 
         predict_files(verb.run, verb.xrays, verb.out, verb.skip_bad)
     elif isinstance(verb, Audit):
-        audit(verb)
+        from infomask_jax.audit import audit_run
+
+        audit_run(verb.run, open_data(verb), verb.split, verb.lungs, verb.lungs_from_image)
     elif isinstance(verb, Reproduce):
         from infomask_jax.reproduce import reproduce
 

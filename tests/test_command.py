@@ -33,9 +33,7 @@ print("went on")
 """
 
 
-@pytest.mark.parametrize(
-    ("name", "resumes", "status"), [("SIGINT", False, 1), ("SIGINT", True, 1), ("SIGTERM", True, 75)]
-)
+@pytest.mark.parametrize(("name", "resumes", "status"), [("SIGINT", False, 1), ("SIGTERM", True, 75)])
 def test_signal_that_is_swallowed_ends_the_command_all_the_same(name, resumes, status):
     done = python(ENDS + SWALLOWED.format(name=name, resumes=resumes))
     assert done.returncode == status and done.stdout == b""
@@ -68,7 +66,6 @@ def test_error_is_one_line_that_cannot_command_the_terminal_and_handlers_are_as_
     ("encoding", "expected"),
     [
         ("ascii", rb".1-.2 +- Erguss \xe9 \u80ba"),
-        ("latin-1", b".1-.2 \xb1 Erguss \xe9 \\u80ba"),
         ("utf-8", ".1–.2 ± Erguss é 肺".encode()),
     ],
 )
@@ -86,7 +83,6 @@ with command.ends():
     open({str(tmp_path / "result")!r}, "w").close()
 """
     for words, status in [
-        (["-m", "infomask_jax", "predict", "--help"], 128 + signal.SIGPIPE),
         (["experiments/quickstart.py", "--help"], 128 + signal.SIGPIPE),
         (["-c", ENDS + code], 0),
     ]:
@@ -98,25 +94,18 @@ with command.ends():
     assert (tmp_path / "result").exists()
 
 
-@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
-def test_platform_without_a_device_is_one_line(platform):
+def test_platform_without_a_device_is_one_line():
     code = ENDS + "with command.ends():\n from infomask_jax import parallel; parallel.set_up()"
-    done = python(code, env=os.environ | {"JAX_PLATFORMS": platform})
-    lines = done.stderr.decode().strip().splitlines()
-    assert done.returncode == 1 and lines[-1].startswith(f"error: JAX_PLATFORMS={platform} names no device")
-    assert "Traceback" not in done.stderr.decode()
+    done = python(code, env=os.environ | {"JAX_PLATFORMS": "cuda"})
+    assert done.returncode == 1 and b"Traceback" not in done.stderr
+    assert done.stderr.decode().strip().splitlines()[-1].startswith("error: JAX_PLATFORMS=cuda names no device")
 
 
-def test_commands_work_without_a_home(tmp_path):
-    code = """
-with command.ends():
-    from infomask_jax import parallel
-    parallel.set_up()
-    import jax
-    print(jax.config.jax_compilation_cache_dir)
-"""
+def test_commands_work_without_a_home():
+    code = ENDS + "with command.ends():\n from infomask_jax import parallel; parallel.set_up(); import jax\n"
+    code += " print(jax.config.jax_compilation_cache_dir)"
     environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "JAX_COMPILATION_CACHE_DIR")}
-    done = python(ENDS + code, env=environment | {"HOME": "/proc/none", "JAX_PLATFORMS": "cpu"})
+    done = python(code, env=environment | {"HOME": "/proc/none", "JAX_PLATFORMS": "cpu"})
     assert (done.returncode, done.stdout.strip()) == (0, b"None"), done
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import change, tiny_config
 
-from infomask_jax import datasets, experiment, predict, report
+from infomask_jax import datasets, experiment, predict
 from infomask_jax.config import Config, leaves
 from infomask_jax.datasets import Synthetic
 from infomask_jax.evaluate import PROTOCOLS, controls
@@ -48,9 +48,9 @@ def test_work_directory_holds_the_contract(trained, data):
         assert (trained / name).exists()
     scores = read(trained / "eval" / "test.json")
     assert (scores["dataset"], scores["split"], scores["n_images"]) == ("synthetic", "test", 20)
-    classification = {"auroc", "auprc", "ece", "brier", "reliability", "prevalence"}
-    assert classification == set(scores["classification"]["opacity"])
-    assert classification == set(scores["classification_plain"]["opacity"])
+    for whose in ("classification", "classification_plain"):
+        found = set(scores[whose]["opacity"])
+        assert found == {"auroc", "auprc", "ece", "brier", "reliability", "prevalence"}
     rows = scores["localization"]["opacity"]
     untrained = {f"control/{name}" for name in (*controls.MAPS, "brightness", *controls.BOXES)}
     assert set(rows) == OWN | {"ceiling/16x16"} | untrained
@@ -80,15 +80,12 @@ def test_maps_boxes_and_predictions_belong_to_the_same_images(trained, data):
 def test_figures_are_redrawn_the_same_from_files(trained, trained_copy, capsys):
     page, first = (trained_copy / "report.html").read_text(), {p.name for p in (trained / "figures").glob("*.png")}
     (trained_copy / "report.html").unlink()
+    boxes = read(trained_copy / "boxes" / "test.json")  # every second as an older version wrote it
+    boxes[::2] = [{**box, "image_id": box.pop("file_name")} for box in boxes[::2]]
+    (trained_copy / "boxes" / "test.json").write_text(json.dumps(boxes))
     assert {path.name for path in experiment.redraw(trained_copy, "test")} == first | {"report.html"}
     again = (trained_copy / "report.html").read_text()
     assert again == page and page.count("<img ") == len(first)
-    boxes = read(trained_copy / "boxes" / "test.json")  # those of an older version are drawn the same
-    (trained_copy / "boxes" / "test.json").write_text(
-        json.dumps([{**box, "image_id": box.pop("file_name")} for box in boxes])
-    )
-    experiment.redraw(trained_copy, "test")
-    assert (trained_copy / "report.html").read_text() == page
     (trained_copy / "eval" / "audit_test.json").write_text('{"findings": {}}')
     (trained_copy / "boxes" / "test.json").write_text("[]")
     experiment.redraw(trained_copy, "test")
@@ -118,20 +115,20 @@ def test_scoring_again_gives_the_same_and_faithfulness_holds_each_map_against_it
     rows = [row for row in table(trained_copy / "predictions" / "test.csv") if row["opacity label"] == "1"]
     own = np.mean([float(row["opacity probability"]) for row in rows])
     for method in ("infomask", "control/random"):
-        assert found[method]["curves"]["deletion"][0] == pytest.approx(own, abs=1e-4)
-        assert found[method]["curves"]["insertion"][-1] == pytest.approx(own, abs=1e-4)
+        curves = found[method]["curves"]
+        assert (curves["deletion"][0], curves["insertion"][-1]) == pytest.approx((own, own), abs=1e-4)
         assert found[method]["deletion"]["n"] == len(rows)
     assert found["cam"]["curves"]["deletion"][0] != pytest.approx(own, abs=1e-4)
 
 
 def test_run_of_attention_mil_is_whole(data, tmp_path):
-    """Boxes, pictures and faithfulness of a classifier without mask that has two maps, in a folder called as ours."""
+    """Boxes and pictures of a classifier without mask that has two maps, in a folder called as ours."""
     workdir = tmp_path / "plain"
     alone = PLAIN | ONE_VIEW | {"model.kind": "attention_mil", "map_shifts": 1, "workdir": workdir}
     train(changed(tiny_config(tmp_path), alone), data)
-    experiment.evaluate_run(workdir, data, "test", with_faithfulness=True)
+    experiment.evaluate_run(workdir, data, "test")
     scores = read(workdir / "eval" / "test.json")
-    assert set(scores["faithfulness"]["opacity"]) == {"attention", "cam", "control/random"}
+    assert {"attention", "cam"} < set(scores["localization"]["opacity"])
     cut = predict.thresholds(Run.open(workdir))["opacity"]["cam"]
     assert cut == scores["localization"]["opacity"]["cam"]["threshold"]["value"]
     with np.load(workdir / "maps" / "test.npz") as maps:
@@ -186,11 +183,8 @@ CHANGES = [  # file, field, what is put there (None: nothing), what the message 
     ("manifest.json", ("dataset",), None, "dataset is missing"),
     ("manifest.json", ("dataset", "findings"), ["opacity", "mass"], "dataset.findings: expected 1, as many as were"),
     ("manifest.json", ("dataset", "findings"), ["\x1b[31m"], "dataset.findings: expected printable names, found"),
-    ("manifest.json", ("stored_size",), "32", "stored_size: expected a whole number, found '32'"),
     ("eval/test.json", ("localization", "opacity"), 3, "localization.opacity: expected an object, found 3"),
-    ("eval/test.json", ("localization", "opacity", "infomask", "threshold"), None, "infomask.threshold is missing"),
     ("eval/test.json", ("localization", "opacity", "infomask", "threshold", "value"), "x", "infomask.threshold.value"),
-    ("eval/test.json", ("localization", "opacity", "cam", "pxap", "value"), [], "cam.pxap.value"),
     ("eval/test.json", ("counts",), None, "counts"),
     ("boxes/test.json", (0, "bbox"), [1, 2, 3], "0.bbox: expected 4 items, found 3"),
 ]
@@ -213,10 +207,9 @@ def test_changed_field_of_a_run_is_named_with_its_file(trained_copy, tmp_path, n
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        *((name, None, "expected JSON, found") for name in ("manifest.json", "eval/test.json", "boxes/test.json")),
+        ("eval/test.json", None, "expected JSON, found"),
         ("config.json", b"[" * 100_000, "is not a config of this version"),
         ("predictions/test.csv", b"image_id,opacity probability\n20000000,x\n", "evaluate the run again"),
-        ("predictions/test.csv", b"image_id\n20000000\n", "evaluate the run again"),
         ("maps/test.npz", b"no archive", r"expected an \.npz file"),
     ],
 )
@@ -237,4 +230,3 @@ def test_config_survives_its_file_and_damaged_log_stops_training(trained_copy, t
     shutil.rmtree(trained_copy / "checkpoints")
     with pytest.raises(FileNotFoundError, match="train it first"):
         Run.open(trained_copy).params  # noqa: B018
-    assert report.drawn_method({"cam": 0, "infomask": 0}) == "infomask"

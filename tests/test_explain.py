@@ -125,9 +125,7 @@ def test_map_is_of_its_image_and_finding(method):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"kind": "attention_mil"},
-        {"kind": "vib", "pooling": "noisy_or", "dtype": "bfloat16"},
-        {"kind": "plain", "pooling": "topk", "close_empty": True},
+        {"kind": "attention_mil", "dtype": "bfloat16"},
         {"sampler": "hard_concrete", "pooling": "max", "two_views": True},
     ],
     ids=str,
@@ -135,8 +133,6 @@ def test_map_is_of_its_image_and_finding(method):
 def test_every_kind_of_model_can_be_explained(changes):
     config = dataclasses.replace(CURVED, **changes)
     variables = random_variables(config)
-    bits = jax.eval_shape(attribution("iba", config, 2, steps=1, samples=1), variables, random_images(), 1)
-    assert bits.shape == (3, 6, 8) and bits.dtype == jnp.float32
     maps = attribution("hirescam", config, 2)(variables, random_images(), 1)
     assert np.isfinite(maps).all() and np.ptp(maps) > 0
 
@@ -156,9 +152,7 @@ def test_cam_family_matches_its_formulas():
         "gradcam_plus_plus": relu((features * (alpha * relu(g)).sum(axis=(1, 2), keepdims=True)).sum(axis=-1)),
         "hirescam": (features * g).sum(axis=-1),
         "layercam": relu((features * relu(g)).sum(axis=-1)),
-        "eigencam": np.abs(singular.U[..., 0] * singular.S[:, :1]).reshape(
-            3, 6, 8
-        ),  # of features that are not negative
+        "eigencam": np.abs(singular.U[..., 0] * singular.S[:, :1]).reshape(3, 6, 8),  # no feature is negative
     }
     for method, maps in expected.items():
         found = np.asarray(compiled(method, LSE)(variables, images, 0))
@@ -204,13 +198,11 @@ def test_smoothgrad_is_the_magnitude_of_the_mean_gradient_over_noisy_images():
     assert found.sum() < 0.98 * np.abs(gradients).mean(axis=0).sum()  # signs differ: the order matters
 
 
-@pytest.mark.parametrize("config, baseline", [(LSE, "gray"), (CURVED, "image")])
-def test_integrated_gradients_are_complete(config, baseline):
-    variables, images = random_variables(config), 2.0 * random_images()
-    start = 0.0 if baseline == "gray" else random_images(1, 9)[0]
-    maps = attribution("integrated_gradients", config, 2, steps=64, baseline=start)(variables, images, 1)
+def test_integrated_gradients_are_complete():
+    variables, images, start = random_variables(CURVED), 2.0 * random_images(), random_images(1, 9)[0]
+    maps = attribution("integrated_gradients", CURVED, 2, steps=64, baseline=start)(variables, images, 1)
     ends = np.broadcast_to(start, images.shape)
-    gained = forward(variables, images, config)[0][:, 1] - forward(variables, ends, config)[0][:, 1]
+    gained = forward(variables, images, CURVED)[0][:, 1] - forward(variables, ends, CURVED)[0][:, 1]
     assert np.abs(gained).min() > 0.05
     np.testing.assert_allclose(np.asarray(maps).sum(axis=(1, 2)), gained, rtol=0.05, atol=1e-3)
 
@@ -227,8 +219,6 @@ def test_occlusion_and_rise_match_plain_loops():
         total[:, *square] += (whole - forward(variables, hidden, CURVED)[0][:, 0])[:, None, None]
         count[square] += 1
     np.testing.assert_allclose(maps, total / count, atol=1e-5)
-    with pytest.raises(ValueError, match="step 12, patch 9"):
-        attribution("occlusion", CURVED, 2, patch=9, step=12)(variables, images, 0)
     maps, expected = attribution("rise", CURVED, 2, masks=5, cells=3, keep=0.4, seed=7)(variables, images, 1), 0.0
     for key in jax.random.split(jax.random.key(7), 5):
         mask = np.asarray(rise_mask(key, (HEIGHT, WIDTH), 3, 0.4))
@@ -242,20 +232,8 @@ def test_rise_masks_show_every_pixel_equally_often():
     masks = np.asarray(jax.jit(jax.vmap(lambda key: rise_mask(key, (HEIGHT, WIDTH), 4, 0.3)))(keys))
     assert masks.shape == (4000, HEIGHT, WIDTH) and masks.min() == 0.0 and 1.0 <= masks.max() < 1.0 + 1e-6
     np.testing.assert_allclose(masks.mean(axis=0), 0.3, atol=0.04)
-    # Smooth over a cell (6 x 8 px), unrelated two and a half cells away.
-    along = [np.corrcoef(masks[:, 2, 2], masks[:, 2, 2 + d])[0, 1] for d in (1, 20)]
-    assert along[0] > 0.9 and abs(along[1]) < 0.1
     # Unshifted, a pixel midway between four cells would always be their mean: a quarter of a single cell's variance.
     assert masks.var(axis=0).min() > 0.35 * 0.3 * 0.7
-
-
-@pytest.mark.parametrize("method", ["smoothgrad", "rise", "iba"])
-def test_random_methods_repeat_by_seed(method):
-    variables, images = random_variables(LINEAR), random_images()
-    again = compiled(method)(variables, images, 0)
-    np.testing.assert_array_equal(compiled(method)(variables, images, 0), again)
-    other = attribution(method, LINEAR, 2, **CHEAP.get(method, {}), seed=1)(variables, images, 0)
-    assert float(jnp.abs(other - again).max()) > 1e-6
 
 
 def test_feature_statistics_are_those_of_all_images_together():
@@ -264,8 +242,6 @@ def test_feature_statistics_are_those_of_all_images_together():
     features = forward(variables, images, LINEAR)[1]["features"]
     np.testing.assert_allclose(found["mean"], features.mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(found["std"], features.std(axis=0), atol=1e-6)
-    with pytest.raises(ValueError, match="at least one image"):
-        information.feature_statistics(LINEAR, 2, variables, [])
 
 
 def test_bottleneck_capacity_is_the_kl_divergence():
@@ -279,6 +255,8 @@ def test_bottleneck_capacity_is_the_kl_divergence():
     found = information.capacity(features, jnp.full((1, 1, 1, 1), closed), statistics)
     np.testing.assert_allclose(found.item(), ratio.mean(), atol=5 * ratio.std() / 400_000**0.5)
     np.testing.assert_allclose(information.capacity(features, jnp.ones((1, 1, 1, 1)), statistics), 0.0, atol=1e-6)
+    level = information.closed_share(jnp.full((1, 6, 8, 1), -1.0), 1.0)  # smoothed, borders keep it
+    np.testing.assert_allclose(level, 1 / (1 + np.exp(-1)), rtol=1e-6)
 
 
 @partial(jax.jit, static_argnums=3)
@@ -303,14 +281,6 @@ def test_closed_bottleneck_shows_noise_and_an_open_one_the_features():
     np.testing.assert_allclose(found, -jax.nn.log_sigmoid(logits[:, 1]), rtol=1e-5)
 
 
-def test_smoothed_bottleneck_keeps_its_level():
-    np.testing.assert_allclose(
-        information.closed_share(jnp.full((1, 6, 8, 1), -1.0), 1.0), 1 / (1 + np.exp(-1)), rtol=1e-6
-    )
-    spot = information.closed_share(jnp.full((1, 6, 8, 1), 50.0).at[0, 1, 5, 0].set(-50.0), 1.0)[0, ..., 0]
-    np.testing.assert_allclose(spot[2, 5] / spot[1, 5], np.exp(-0.5), rtol=0.1)
-
-
 def test_bottleneck_optimisation_lowers_its_objective():
     """Loss of held-out noise, at the start and after the steps that `iba` takes: lower in every image, whether
     information is too dear or, nearly closed, for free. A dearer bottleneck passes fewer bits."""
@@ -333,18 +303,6 @@ def test_bottleneck_optimisation_lowers_its_objective():
     assert (dear >= 0).all() and (optimised(0.01, 5.0)[2] > 2 * dear).all()
 
 
-def test_wrong_requests_are_refused():
-    variables, images = random_variables(LINEAR), random_images()
-    with pytest.raises(ValueError, match="'lime'; there are cam, gradcam"):
-        attribution("lime", LINEAR, 1)
-    with pytest.raises(TypeError, match="masks"):
-        attribution("gradient", LINEAR, 1, masks=3)
-    with pytest.raises(ValueError, match="finding 2: the model has 2"):
-        compiled("cam")(variables, images, np.int64(2))
-    with pytest.raises(ValueError, match="feature_statistics"):
-        compiled("iba")({"params": variables["params"]}, images, 0)
-
-
 def test_other_findings_and_parameters_do_not_compile_again(monkeypatch):
     calls, original = [], Unmasked.apply
     monkeypatch.setattr(Unmasked, "apply", lambda self, *a, **options: calls.append(1) or original(self, *a, **options))
@@ -353,6 +311,8 @@ def test_other_findings_and_parameters_do_not_compile_again(monkeypatch):
     traced = len(calls)
     maps(blob_detector(), random_images(3, 8), 1)
     assert 0 < traced == len(calls)
+    with pytest.raises(ValueError, match="finding 2: the model has 2"):
+        maps(blob_detector(), random_images(3, 8), np.int64(2))
 
 
 # --- shifts of the image
@@ -369,7 +329,7 @@ def cell_means(stride):
     return forward
 
 
-@pytest.mark.parametrize("stride, shifts", [(4, 1), (4, 2), (4, 4), (8, 2), (2, 2)])
+@pytest.mark.parametrize("stride, shifts", [(4, 1), (4, 4), (8, 2)])
 def test_shifted_maps_are_moved_back(stride, shifts):
     """A ramp is its own map: away from the edges, which are repeated, every fine cell has the value at its centre.
     What else the model says is of the image as it is."""

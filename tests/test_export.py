@@ -18,10 +18,8 @@ from infomask_jax.train import create_state, make_train_step
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
         {"model.dtype": "bfloat16", "machine.accumulate": 2},
         {"model.sampler": "straight_through", "model.pooling": "topk", "loss.target_nll": 0.5},
-        {"model.kind": "vib", "model.pooling": "noisy_or"},
         PLAIN | ONE_VIEW | {"model.kind": "attention_mil"},
     ],
     ids=str,
@@ -51,18 +49,18 @@ def test_steps_lower_for_every_platform(tmp_path, changes):
     assert divided == 4, (divided, len(found))  # image, labels, label_mask, valid; nothing reads index
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_exported_run_predicts_what_the_run_does(trained, tmp_path, batch):
+def test_exported_run_predicts_what_the_run_does(trained, tmp_path):
     run, data = Run.open(trained), datasets.load("synthetic", trained.parent / "data")
     program = export.deserialize(export_run(trained, tmp_path / "made" / "model").read_bytes())
-    images = next(iter(pipeline.eval_batches(data.source("test"), 32, 8)))["image"][:batch]
-    logits, maps = jax.jit(program.call)(images)
-    expected_logits, expected, _ = jax.jit(forward(run.config.model, 1, run.config.map_shifts))(run.params, images)
-    np.testing.assert_allclose(logits, expected_logits, atol=1e-5)
-    assert set(maps) == {"infomask", "infomask_bits", "infomask_evidence"}
-    for method, values in maps.items():
-        assert values.shape == (batch, 16, 16, 1)
-        np.testing.assert_allclose(values, expected[method], rtol=1e-4, atol=1e-5)
+    for batch in (1, 3):
+        images = next(iter(pipeline.eval_batches(data.source("test"), 32, 8)))["image"][:batch]
+        logits, maps = jax.jit(program.call)(images)
+        expected_logits, expected, _ = jax.jit(forward(run.config.model, 1, run.config.map_shifts))(run.params, images)
+        np.testing.assert_allclose(logits, expected_logits, atol=1e-5)
+        assert set(maps) == {"infomask", "infomask_bits", "infomask_evidence"}
+        for method, values in maps.items():
+            assert values.shape == (batch, 16, 16, 1)
+            np.testing.assert_allclose(values, expected[method], rtol=1e-4, atol=1e-5)
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["model"]
     with pytest.raises(FileNotFoundError, match="is not a run"):
         export_run(tmp_path)

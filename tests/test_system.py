@@ -21,15 +21,11 @@ SHAPE = {"n": int, "v": NUMBER | None, "ci?": (NoneType, [NUMBER, NUMBER]), "of"
         ('{"n": 1, "v": 0.5, "of": {}}', None),
         ('{"n": 1, "v": null, "ci": [0, 1.5], "of": {"a": {"names": ["b"]}}, "free": true}', None),
         ('{"n": 1, "v": 0.5', "expected JSON, found"),
-        ("[]", "the file: expected an object, found []"),
         ('{"n": 1, "of": {}}', "v is missing"),
         ('{"n": 1.5, "v": 1, "of": {}}', "n: expected a whole number, found 1.5"),
-        ('{"n": true, "v": 1, "of": {}}', "n: expected a whole number, found True"),
         ('{"n": 1, "v": NaN, "of": {}}', "v: expected a number below 1e+15, found nan"),
-        ('{"n": 1, "v": 1e999, "of": {}}', "v: expected a number below 1e+15, found inf"),
         ('{"n": 1, "v": 1' + "0" * 400 + ', "of": {}}', "v: expected a number below 1e+15, found 1000"),
         ('{"n": 1, "v": 1, "ci": [1], "of": {}}', "ci: expected 2 items, found 1"),
-        ('{"n": 1, "v": 1, "ci": [1, "x"], "of": {}}', "ci.1: expected a number, found 'x'"),
         ('{"n": 1, "v": 1, "of": {"a": {}}}', "of.a.names is missing"),
         ('{"n": 1, "v": 1, "of": {"a": {"names": ["b", 2]}}}', "of.a.names.1: expected text, found 2"),
     ],
@@ -56,10 +52,8 @@ def test_line_is_named_and_a_last_one_without_an_end_is_none(tmp_path):
 def test_lock_keeps_others_out_and_is_free_once_its_process_is_gone(tmp_path):
     code = "import sys; from pathlib import Path; from infomask_jax.system import lock\n"
     code += f"file = lock(Path({str(tmp_path / 'a')!r}), 'another is in'); print('in', flush=True); sys.stdin.read()"
-    root = Path(__file__).parents[1]
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root
-    ) as other:
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": Path(__file__).parents[1]}
+    with subprocess.Popen([sys.executable, "-c", code], **options) as other:
         assert other.stdout.readline() == b"in\n"
         with pytest.raises(BlockingIOError, match=f"{tmp_path}/a: another is in"):
             lock(tmp_path / "a", "another is in")

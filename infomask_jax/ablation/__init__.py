@@ -1,13 +1,7 @@
 """Ablations: named variants of one config, trained over seeds and scored together on the same images, paired.
 
-A run of a variant is an ordinary run in WORKDIR/VARIANT/seedS. What it predicts is kept in its maps/SPLIT.npz (maps)
-and maps/SPLIT.json (logits, rates, and of what all this is), of other data in SPLIT-on-NAME-FINGERPRINT, so that a
-second call only scores.
-
-    variants.py     the variants of a config
-    predictions.py  parameters, maps, logits and rates of one run
-    table.py        scores over seeds, and the paired differences to the default
-    together.py     many runs in lockstep, on one accelerator
+A run of a variant is an ordinary run in WORKDIR/VARIANT/seedS. What it predicts is kept beside it, see predictions.py,
+so that a second call only scores.
 """
 
 import dataclasses
@@ -45,11 +39,11 @@ def run(
     """Train or resume every run, score all of them together, write ablations.json, ablations.md and figures/ into
     base.workdir (of other data into its sub-folder on-NAME-FINGERPRINT); return what the JSON holds.
 
-    ValueError for an unknown name, a base without a mask, a split that is absent or has no box, other findings, several
-    processes of JAX, or a run directory with another config (it names the fields); BlockingIOError if another process
+    ValueError for what cannot be scored, or a run directory with another config; BlockingIOError if another process
     trains one of the runs.
 
     Args:
+      only: names of variants or groups, see `select`. command: for the documents, how all this was asked for.
       together: train all runs that have not begun in lockstep first, see together.py.
       scored: other data, with the same findings, whose `split` is scored and whose `val` tunes thresholds.
     """
@@ -57,9 +51,19 @@ def run(
     if scored and scored.fingerprint == data.fingerprint:
         raise ValueError(f"expected other data than that of the training; {scored.directory} holds the same")
     scored = scored or data
-    _check(base, data, scored, split, seeds)
+    if base.model.kind != "infomask":
+        raise ValueError(f"model.kind: expected infomask, whose variants these are, found {base.model.kind}")
+    if (processes := jax.process_count()) > 1:
+        raise ValueError(f"a table is made by one process, found {processes}: use one host")
+    if split not in scored.splits:
+        raise ValueError(f"{scored.directory} has no split {split!r}; it has {', '.join(scored.splits)}")
+    if scored.findings != data.findings:
+        found = f"{scored.directory} is labelled with {', '.join(scored.findings)}"
+        raise ValueError(f"expected the findings of the training, {', '.join(data.findings)}; {found}")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds: expected different numbers, found {seeds}")
     console, chosen = report.console(), select(variants(base, len(data.findings)), only)
-    skipped, there = {v.name: v.skip for v in chosen if v.skip}, [v for v in chosen if not v.skip]
+    skipped = {v.name: v.skip for v in chosen if v.skip}
     for name, why in skipped.items():
         console.print(f"skipped {name}: {why}")
     splits = read_splits(scored, split, base.data.image_size)
@@ -68,7 +72,7 @@ def run(
         raise ValueError(f"{scored.directory}: expected boxes of a finding on images of {split}, found none to score")
     runs = {}  # {folder: its config and the variants that share it}
     for seed in seeds:
-        for v in there:
+        for v in (v for v in chosen if not v.skip):
             config = config_of(base, v, seed)
             runs.setdefault(config.workdir, (config, []))[1].append(v)
     if together:
@@ -76,8 +80,7 @@ def run(
     for number, (config, those) in enumerate(runs.values(), 1):
         if number > 1 and those[0].name == "default":  # the next seed
             jax.clear_caches()  # so that memory does not grow with the seeds
-        told = f"[{number}/{len(runs)}] {those[0].name} seed {config.seed}"
-        console.print(told, markup=False, highlight=False)
+        console.print(f"[{number}/{len(runs)}] {those[0].name} seed {config.seed}", markup=False, highlight=False)
         params = trained(config, data)
         for v in those:
             asked = dataclasses.replace(config, map_shifts=v.changes.get("map_shifts", config.map_shifts))
@@ -101,9 +104,10 @@ def run(
     files = {}
     for table in of_findings:
         add_controls(table)
+        finding = data.findings[table.k]
         rows = [as_row(row, table.rows["default"], len(seeds)) for row in table.rows.values()]
-        result["findings"][data.findings[table.k]] = {"rows": rows}
-        suffix = f"-{folders(data.findings)[data.findings[table.k]]}" if len(of_findings) > 1 else ""
+        result["findings"][finding] = {"rows": rows}
+        suffix = f"-{folders(data.findings)[finding]}" if len(of_findings) > 1 else ""
         for name, picture in _figures(table, rows, strips, base.data.image_size).items():
             files[folder / "figures" / f"{name}{suffix}.png"] = picture
     files[folder / "ablations.json"] = json.dumps(result, indent=1, allow_nan=False) + "\n"
@@ -112,20 +116,6 @@ def run(
     console.print(drawing.markdown(result), markup=False, highlight=False, soft_wrap=True)
     console.print("written:", *map(str, written), sep="\n  ", soft_wrap=True)
     return result
-
-
-def _check(base: Config, data: Prepared, scored: Prepared, split: str, seeds: tuple[int, ...]) -> None:
-    if base.model.kind != "infomask":
-        raise ValueError(f"model.kind: expected infomask, whose variants these are, found {base.model.kind}")
-    if (processes := jax.process_count()) > 1:
-        raise ValueError(f"a table is made by one process, found {processes}: use one host")
-    if split not in scored.splits:
-        raise ValueError(f"{scored.directory} has no split {split!r}; it has {', '.join(scored.splits)}")
-    if scored.findings != data.findings:
-        found = f"{scored.directory} is labelled with {', '.join(scored.findings)}"
-        raise ValueError(f"expected the findings of the training, {', '.join(data.findings)}; {found}")
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds: expected different numbers, found {seeds}")
 
 
 def _figures(table: Table, rows: list[dict], strips: dict[str, np.ndarray], size: int) -> dict[str, bytes]:

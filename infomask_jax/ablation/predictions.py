@@ -1,4 +1,5 @@
-"""What the run of a variant predicts: trained, asked and written down once, then read."""
+"""What the run of a variant predicts: trained and asked once, and kept in its maps/SPLIT.npz (maps) and maps/SPLIT.json
+(logits, rates, and of what all this is), of other data in SPLIT-on-NAME-FINGERPRINT."""
 
 import contextlib
 import hashlib
@@ -38,16 +39,16 @@ class Split(NamedTuple):
 
 def read_splits(data: Prepared, split: str, frame: int) -> list[Split]:
     """The scored split and, if there is one beside it, `val`."""
-    names, findings = [split, *(["val"] if "val" in data.splits and split != "val" else [])], list(data.findings)
-    examples = [inference.read_examples(data, name, findings) for name in names]
-    return [
-        Split(data, name, e, [finding_truth(e, k, frame) for k in range(len(findings))])
-        for name, e in zip(names, examples, strict=True)
-    ]
+    found = []
+    for name in [split, "val"] if "val" in data.splits and split != "val" else [split]:
+        examples = inference.read_examples(data, name, data.findings)
+        truths = [finding_truth(examples, k, frame) for k in range(len(data.findings))]
+        found.append(Split(data, name, examples, truths))
+    return found
 
 
 def trained(config: Config, data: Prepared) -> Any:
-    """Parameters of a run, trained first if it is not finished. ValueError if its folder is another run's."""
+    """Parameters of a run, trained first if it is not finished."""
     if (Path(config.workdir) / "config.json").exists():
         with claim(config, data), contextlib.suppress(OSError):  # then `train` takes an older checkpoint
             params, step = checkpoint.load_params(config.workdir)
@@ -58,11 +59,8 @@ def trained(config: Config, data: Prepared) -> Any:
 
 
 def predicted(v: Variant, config: Config, params, trained_on: Prepared, split: Split) -> Predicted:
-    """Logits, maps and rates of a split: those in its files, if they are of these parameters, settings and data, else
-    computed and written there, of other data than the training's in files of their own.
-
-    Of an attribution method, its own map alone.
-    """
+    """Logits, maps and rates of a split, of an attribution method its map alone: those in its files, if they are of
+    these parameters, settings and data, else computed and written there."""
     data = split.data
     settings = {name: value for name, _, value in leaves(config) if name.split(".")[0] not in WITHOUT_EFFECT}
     facts = [STORED, settings, data.fingerprint, split.name, v.method]
@@ -110,10 +108,7 @@ def _sum(path: Path, numbers: dict) -> str:
 
 def attribute(method: str, config: Config, params, trained_on: Prepared, split: Split) -> np.ndarray:
     """Maps of an attribution method for every finding, float16 [N, h, w, K] with largest magnitude 1; 0 for images that
-    are not scored.
-
-    Maps on the latent grid are means over the shifts of `map_shifts`, as CAM's are; those on pixels are as they are.
-    """
+    are not scored. Those on the latent grid are means over the shifts of `map_shifts`, as CAM's are."""
     source, size, stride = split.data.source(split.name, pipeline.FIELDS), config.data.image_size, config.model.stride
     findings, variables = len(split.data.findings), {"params": params}
     if method == "iba":

@@ -48,9 +48,8 @@ def tables(splits: list[Split]) -> list[Table]:
 def shown(v: Variant, model: ModelConfig, maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The maps of a run that are rows of the table, by row, see SHOWN.
 
-    `probability` is evidence through a sigmoid, as a mask is: it saturates where a cell is sure, so that each image's
-    min-max (prepare_maps) changes little. A mask that beats the evidence but not this wins by its range alone. Evidence
-    whose mean is pooled, weighed or not, is no logit of a cell and has no such row.
+    `probability` is evidence through a sigmoid, as a mask is: a mask that beats the evidence but not this wins by its
+    range alone. Evidence whose mean is pooled, weighed or not, is no logit of a cell and has no such row.
     """
     if v.method:
         return {v.name: maps[v.method]}
@@ -63,11 +62,7 @@ def shown(v: Variant, model: ModelConfig, maps: dict[str, np.ndarray]) -> dict[s
 
 
 def add_run(table: Table, v: Variant, maps: list[dict], of_run: Predicted) -> None:
-    """Score one run and add its rows.
-
-    Args:
-      maps: what is `shown` of each split. of_run: its logits and rates on the scored split.
-    """
+    """Score one run and add its rows. maps: what is `shown` of each split; of_run: of the scored one."""
     if v.method:
         model = {name: table.rows["cam"]["seeds"][-1][name] for name in MODEL_SCORES}
     else:
@@ -86,11 +81,8 @@ def add_controls(table: Table) -> None:
 
 
 def _add(table: Table, name: str, group: str, changes: dict, pair: tuple, model: dict[str, Estimate]) -> None:
-    """Add MAP_SCORES of a prediction of the scored split, and `model`, those of its classifier.
-
-    The threshold is the best on validation, .5 where nothing can be tuned there, None of boxes. `pair`: the predictions
-    of both splits, the second None without `val` and of boxes.
-    """
+    """Add MAP_SCORES of a prediction, and `model`, those of its classifier. The threshold is the best on `val`, .5
+    where nothing can be tuned there, None of boxes. pair: the predictions of both splits, the second may be None."""
     threshold = None if pair[0].maps is None else scoring.FIXED_THRESHOLD
     truths = [split.truths[table.k] for split in table.splits]
     frame, names = truths[0].mask.shape[1], [split.examples["image_id"] for split in table.splits]
@@ -103,8 +95,8 @@ def _add(table: Table, name: str, group: str, changes: dict, pair: tuple, model:
         "pointing_game": average(pixels.pointing_game(prepared, mask)),
         "mean_iou": average(pixels.region_overlap(prepared, mask, threshold or 0.5)[0]),  # boxes, drawn: 0 and 1
     }
-    row = {"method": name, "group": group, "changes": changes, "threshold": [], "seeds": []}
-    row = table.rows.setdefault(name, row)
+    new = {"method": name, "group": group, "changes": changes, "threshold": [], "seeds": []}
+    row = table.rows.setdefault(name, new)
     row["threshold"].append(threshold)
     row["seeds"].append({n: bootstrap.estimate(s, *table.weights["scored"]) for n, s in scores.items()} | model)
 
@@ -122,7 +114,7 @@ def model_scores(table: Table, predicted: Predicted) -> dict[str, Estimate]:
 
 
 def as_row(row: dict, default: dict, seeds: int) -> dict:
-    """A row of the JSON: mean, sd and value of each seed, and the paired difference default - row with its interval."""
+    """A row of the JSON: mean, sd, value of each seed, and the paired difference default - row with its interval."""
     out = {key: row[key] for key in ("method", "group", "changes", "threshold")} | {"scores": {}, "default_minus": {}}
     for metric in (*MAP_SCORES, *MODEL_SCORES):
         own = [seed[metric] for seed in row["seeds"] if metric in seed]
@@ -141,10 +133,8 @@ def as_row(row: dict, default: dict, seeds: int) -> dict:
 
 
 def over_seeds(estimates: list[Estimate]) -> Estimate:
-    """The mean over seeds of estimates on the same resamples of patients.
-
-    Its resamples draw seeds too, with replacement (hierarchical bootstrap); of one seed they are the patients' alone.
-    """
+    """The mean over seeds of estimates on the same resamples of patients; its resamples draw seeds too, with
+    replacement (hierarchical bootstrap)."""
     count, resamples = len(estimates), len(estimates[0].samples)
     draws = np.random.default_rng([0, 1]).multinomial(count, np.full(count, 1 / count), size=resamples)
     samples = np.einsum("rs,sr->r", draws, np.stack([e.samples for e in estimates])) / count

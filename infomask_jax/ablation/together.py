@@ -15,13 +15,12 @@ from infomask_jax.train import first_state, make_train_step
 
 
 def train_together(configs: list[Config], data: Prepared) -> None:
-    """Train those runs of one base that have no checkpoint yet, all at once; where they end, each is what `train` makes
-    of it, but for times: each one's images_per_s is in the time of all.
+    """Train those runs of one base that have no checkpoint yet, all at once, each to what `train` makes of it; only its
+    images_per_s is in the time of all.
 
-    Runs of one seed take the same batches, which are read once, and the seeds of a variant the same program. Programs
-    are compiled side by side. A checkpoint is written at the end and when told to stop (then command.Stopped is
-    raised), not in between. ValueError if a folder is another run's; FloatingPointError if a loss stops being finite:
-    the other runs are saved.
+    Runs of one seed take the same batches, which are read once, and the seeds of a variant the same program. Saves at
+    the end and when told to stop (then command.Stopped is raised). FloatingPointError if a loss stops being finite: the
+    other runs are saved.
     """
     configs = [c for c in configs if not (Path(c.workdir) / "checkpoints").exists()]
     if not configs:
@@ -57,8 +56,8 @@ def train_together(configs: list[Config], data: Prepared) -> None:
                 logs.append(monitor.MetricsLog(Path(config.workdir) / "metrics.jsonl", 0, config.data.batch_size))
         steps = [program.result() for program in steps]
         progress.update(task, description=f"{len(configs)} runs together")
-        done, broken = 0, {}
-        while done < total and not broken and not (done and stop.requested):
+        done, broken = 0, []
+        while done < total and not (done and stop.requested):
             if done:
                 started = time.perf_counter()
                 batches = {seed: next(stream) for seed, stream in streams.items()}
@@ -68,28 +67,23 @@ def train_together(configs: list[Config], data: Prepared) -> None:
             for i, config in enumerate(configs):
                 states[i], metrics = steps[i](states[i], batches[config.seed])
                 logs[i].add(done, metrics)
-            if done % every == 0 or done == total:
-                broken = _flush(logs)
+            if done % every == 0:
+                try:
+                    for log in logs:
+                        log.flush()
+                except FloatingPointError:  # told below
+                    break
                 progress.update(task, completed=done, status=str(first.workdir))
-        broken = _flush(logs)
-        for i, (config, state) in enumerate(zip(configs, states, strict=True)):
-            if i not in broken:
-                with checkpoint.manager(config.workdir) as checkpoints:
-                    checkpoint.save(checkpoints, done, state, streams[config.seed])
-                    checkpoint.wait(checkpoints)
+        for config, log, state in zip(configs, logs, states, strict=True):
+            try:
+                log.flush()
+            except FloatingPointError as error:
+                broken.append(f"{config.workdir}: {error}")
+                continue
+            with checkpoint.manager(config.workdir) as checkpoints:
+                checkpoint.save(checkpoints, done, state, streams[config.seed])
+                checkpoint.wait(checkpoints)
     if broken:
-        told = [f"{configs[i].workdir}: {error}" for i, error in broken.items()]
-        raise FloatingPointError("\n".join([*told, f"The other runs have saved at step {done}."]))
+        raise FloatingPointError("\n".join([*broken, f"The other runs have saved at step {done}."]))
     if done < total:
         raise command.Stopped(f"stopped at step {done} of {total}; saved. The same command continues from there.")
-
-
-def _flush(logs: list[monitor.MetricsLog]) -> dict[int, FloatingPointError]:
-    """Write the lines that are due; the logs, by number, whose metrics are not finite."""
-    broken = {}
-    for i, log in enumerate(logs):
-        try:
-            log.flush()
-        except FloatingPointError as error:
-            broken[i] = error
-    return broken

@@ -33,10 +33,8 @@ def variants(base: Config, findings: int) -> list[Variant]:
     """Every variant of a base config for data with that many findings, `default` first. Some only say why not.
 
     `terms` keep the recipe's two views, so that they lack the term alone. `rivals` have one view, as published, and
-    otherwise our encoder, pooling, bound, closed empty cells and shifts of the maps, unless they name their own;
-    `attention` also keeps the auxiliary NLL and `mask_evidence`, `cam` leaves empty cells open. `cam_of_recipe` has the
-    recipe's views and cells, `cam_no_shifts` the map of one pass, as it was published. `paper` is the preset.
-    Betas are not adapted to a finer or coarser grid, over whose cells the rates are summed.
+    otherwise ours, unless they name their own; `cam_no_shifts` has the map of one pass, as published. Betas are not
+    adapted to a finer or coarser grid, over whose cells the rates are summed.
     """
     base = dataclasses.replace(base, baseline=False)
     model, loss, size = base.model, base.loss, base.data.image_size
@@ -85,7 +83,7 @@ def variants(base: Config, findings: int) -> list[Variant]:
             **{f"mask_samples_{v}": {"model.mask_samples": v} for v in (1, 16)},
         },
     }
-    before, found, known = _fields(base), [], {}
+    before, found, known = {name: value for name, _, value in leaves(base)}, [], {}
     for group, members in groups.items():
         for name, changes in members.items():
             changes = {k: v for k, v in changes.items() if before[k] != v}
@@ -96,8 +94,8 @@ def variants(base: Config, findings: int) -> list[Variant]:
                 skip = f"images of {size} px do not divide into such cells"
             else:
                 try:
-                    first = known.setdefault(changed(base, changes), name)
-                    skip, twin = ("", "") if first == name else (f"the settings of {first}", first)
+                    if (first := known.setdefault(changed(base, changes), name)) != name:
+                        skip, twin = f"the settings of {first}", first
                 except ValueError as error:
                     skip = " ".join(str(error).split())
             found.append(Variant(name, group, changes, SHARED.get(name, ""), skip=skip, twin=twin))
@@ -106,8 +104,8 @@ def variants(base: Config, findings: int) -> list[Variant]:
 
 
 def select(every: list[Variant], only: tuple[str, ...]) -> list[Variant]:
-    """Those named, by their own names or their groups' (all if none is), or the variants that have their settings, with
-    what they are compared with: `default`, and `cam` for attributions. ValueError that lists the names."""
+    """Those named, by their own names or their groups' (all if none is), with their twins and what they are compared
+    with: `default`, and `cam` for attributions. ValueError that lists the names."""
     groups = {}
     for v in every:
         groups.setdefault(v.group, []).append(v.name)
@@ -126,10 +124,6 @@ def config_of(base: Config, variant: Variant, seed: int) -> Config:
     if variant.run:  # its maps alone are made in another way
         changes.pop("map_shifts", None)
     return changed(base, changes)
-
-
-def _fields(config: Config) -> dict[str, Any]:
-    return {name: value for name, _, value in leaves(config)}
 
 
 def _choices(field: str) -> tuple:

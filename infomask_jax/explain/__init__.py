@@ -4,8 +4,6 @@
 trained model for reasons afterwards.
 """
 
-import inspect
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -30,23 +28,16 @@ METHODS: dict[str, Callable[..., jax.Array]] = {method.__name__: method for meth
 def attribution(
     method: str, config: ModelConfig, findings: int, **options
 ) -> Callable[[dict, jax.Array, int], jax.Array]:
-    """The compiled function maps(variables, images, finding) of an attribution method; the model is in evaluation mode.
+    """The compiled function maps(variables, images, finding) of a method in METHODS; the model is in evaluation mode.
 
     variables: {"params": ...} as trained; `iba` also wants "feature_statistics", see explain/bottleneck.py. images:
     [B, H, W, 1], standardised. finding: index; another one does not compile again. Returns float32 [B, h, w] on the
-    latent grid or [B, H, W] on the pixels, see METHODS. The map of an image does not depend on the others of its batch;
-    methods that draw at random draw the same for every image and call, from their option `seed`. Memory does not grow
-    with the number of perturbations.
+    latent grid or [B, H, W] on the pixels. The map of an image does not depend on the others of its batch; methods that
+    draw at random draw the same for every image and call, from their option `seed`.
 
-    Args:
-      method: name in METHODS.
-      config, findings: of the model.
-      options: keyword arguments of the method's own function. TypeError for one that it does not have.
+    config, findings: of the model. options: keyword arguments of the method's own function.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown attribution method {method!r}; there are {', '.join(METHODS)}")
     function, model = METHODS[method], build(config, findings)
-    inspect.signature(function).bind_partial(**options)
 
     @jax.jit
     def compiled(variables, images, finding):
@@ -54,8 +45,7 @@ def attribution(
         return function(Readout(model, variables, finding), images, **options).astype(jnp.float32)
 
     def maps(variables: dict, images: jax.Array, finding: int) -> jax.Array:
-        known = not isinstance(finding, jax.core.Tracer)
-        if known and not 0 <= operator.index(finding) < findings:  # inside jit it would be clamped without a word
+        if not isinstance(finding, jax.core.Tracer) and not 0 <= finding < findings:  # jit would clamp it
             raise ValueError(f"finding {finding}: the model has {findings}, counted from 0")
         return compiled(variables, images, finding)
 
@@ -65,16 +55,11 @@ def attribution(
 def shifted_heat_maps(
     forward: Callable[[jax.Array], tuple[Any, dict[str, jax.Array]]], images: jax.Array, stride: int, shifts: int
 ) -> tuple[Any, dict[str, jax.Array]]:
-    """What `forward` says of the image as it is, and means of its maps over shifts x shifts shifts of the image, on a
-    grid `shifts` times as fine.
+    """What `forward`, images [B, H, W, 1] -> (anything, {method: [B, h, w, K]}), says of the image as it is, and means
+    of its maps over shifts x shifts shifts of the image, on a grid `shifts` times as fine.
 
-    The shifts spread evenly over one cell, edges are repeated, and each map is moved back before it is averaged. Ours:
-    a cell's edges fall at random on a finding, and this averages over where they fall. One pass is traced and compiled,
-    and goes through the loop for every shift.
-
-    Args:
-      forward: images [B, H, W, 1] -> (anything, {method: [B, h, w, K]}).
-      stride: pixels of a cell. shifts: a divisor of it.
+    The shifts, a divisor of the `stride` pixels of a cell, spread evenly over it, edges are repeated, and each map is
+    moved back before it is averaged. Ours: a cell's edges fall at random on a finding, and this averages over where.
     """
     if shifts == 1:
         return forward(images)
@@ -102,11 +87,8 @@ def shifted_heat_maps(
 
 
 def finer(cells: int, times: int, offset: float) -> np.ndarray:
-    """Matrix [cells * times, cells] that samples a line of cells linearly at a grid `times` as fine, float32.
-
-    Sample i sits at ((i + .5) / times - offset) cells, centres at .5, 1.5, ...; beyond the first and last centre the
-    value stays.
-    """
+    """Matrix [cells * times, cells] that samples a line of cells linearly at ((i + .5) / times - offset) cells, centres
+    at .5, 1.5, ...; beyond the first and last centre the value stays."""
     at = np.clip((np.arange(cells * times) + 0.5) / times - offset - 0.5, 0, cells - 1)
     low = np.minimum(at.astype(int), max(cells - 2, 0))
     matrix = np.zeros((cells * times, cells), np.float32)
@@ -117,19 +99,16 @@ def finer(cells: int, times: int, offset: float) -> np.ndarray:
 
 
 def heat_maps(out: dict[str, jax.Array], kind: str) -> dict[str, jax.Array]:
-    """Every map that one forward pass of InfoMask yields, by method name: [B, h, w, K], or [B, h, w, 1] shared by all.
+    """Every map of one forward pass of a model of that kind, by method: [B, h, w, K], or [B, h, w, 1] shared by all.
 
     infomask: the mask, as used in evaluation. infomask_bits (vib_bits without a mask): pi KL_z + KL_m in bits; sums to
     the rate of the image, but where each finding has a mask: there, its own pi, and KL_z counts for each that reads it.
-    infomask_evidence: what each cell of the masked representation says for the finding; one map a finding, where the
-    mask may be shared by all. cam: the per-cell class evidence of a plain classifier (vib_evidence: of the bottleneck
-    without a mask), which for a mean-pooled linear head is the class activation map of Zhou et al. 2016. attention:
-    of attention MIL, the weights of the cells (Ilse et al. 2018), which sum to 1 whether or not the finding is
-    there.
+    infomask_evidence: what each cell of the masked representation says for the finding. cam: the per-cell class
+    evidence of a plain classifier (vib_evidence: of the bottleneck without a mask), which for a mean-pooled linear head
+    is the class activation map of Zhou et al. 2016. attention: of attention MIL, the weights of the cells (Ilse et al.
+    2018), which sum to 1 whether or not the finding is there.
 
-    Args:
-      out: second result of InfoMask, with train=False.
-      kind: the model's, see ModelConfig.
+    out: second result of the model, with train=False.
     """
     kl_z = out["kl_z"][..., None]
     if out["kl_m"].shape[-1] > 1:  # weighed by the probability that any mask is open: of that, each mask's own

@@ -1,14 +1,8 @@
 """Information-bottleneck attribution of a trained model (Schulz et al. 2020): how many bits each cell must pass.
 
-Noise is mixed into the features, R' = l R + (1 - l) eps with eps ~ N(mean, std^2), and l in (0, 1) is optimised for
-every image and element so that the finding stays predicted while R' says as little as possible about R. Mean and
-standard deviation of each feature are those over a set of images, and belong with the parameters:
-
-    variables = {"params": params}
-    variables["feature_statistics"] = feature_statistics(config, findings, variables, batches)
-    maps = attribution("iba", config, findings)(variables, images, finding)
-
-The bottleneck sits at the encoder's output (the paper's sits deeper inside an ImageNet network): ours.
+Noise is mixed into the features, R' = l R + (1 - l) eps with eps ~ N(mean, std^2) of each feature, and l in (0, 1) is
+optimised for every image and element so that the finding stays predicted while R' says as little as possible about R.
+The bottleneck sits at the encoder's output (the paper's sits inside an ImageNet network): ours.
 """
 
 from collections.abc import Iterable
@@ -29,10 +23,8 @@ MIN_STD = 0.01  # of a feature that never varies
 def feature_statistics(
     config: ModelConfig, findings: int, variables: dict, batches: Iterable[np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Mean and standard deviation of every feature at every cell over `batches` of images [B, H, W, 1].
-
-    Returns {"mean", "std"}, float32 [h, w, D]. ValueError without images.
-    """
+    """Mean and standard deviation of every feature at every cell over `batches` of images [B, H, W, 1]: {"mean",
+    "std"}, float32 [h, w, D], which `iba` takes as variables["feature_statistics"]."""
     features = jax.jit(lambda variables, images: Readout(build(config, findings), variables, 0).encode(images))
     count, mean, squares = 0, 0.0, 0.0
     for images in batches:
@@ -41,19 +33,14 @@ def feature_statistics(
         squares = squares + len(batch) * batch.var(axis=0) + shift**2 * (count * len(batch) / (count + len(batch)))
         mean = mean + shift * (len(batch) / (count + len(batch)))
         count += len(batch)
-    if not count:
-        raise ValueError("feature statistics need at least one image")
     return {"mean": np.float32(mean), "std": np.float32(np.sqrt(squares / count))}
 
 
 def iba(model: Readout, images: jax.Array, *, width: float = 1.0, **settings) -> jax.Array:
     """Per-sample bottleneck: bits that each cell passes, [B, h, w], after `optimise` with its `settings`.
 
-    Args:
-      width: standard deviation of the Gaussian that smooths l over the grid, cells (paper: 1); 0: none.
+    width: standard deviation of the Gaussian that smooths l over the grid, cells (paper: 1).
     """
-    if "feature_statistics" not in model.variables:
-        raise ValueError('iba needs variables["feature_statistics"]: see feature_statistics in explain/bottleneck.py')
     features = model.encode(images)
     closed = closed_share(optimise(model, features, width=width, **settings), width)
     return capacity(features, closed, model.variables["feature_statistics"]).sum(axis=-1) * BITS
@@ -71,14 +58,10 @@ def optimise(
     start: float = 5.0,
     seed: int = 0,
 ) -> jax.Array:
-    """The alpha of every element, [B, h, w, D], after minimising `objective` by Adam.
+    """The alpha of every element, [B, h, w, D], l = sigmoid(alpha), after minimising `objective` by Adam from `start`.
 
-    Args:
-      beta: price of information, in the paper's "beta = 10 / k" for k elements: weight of their mean, in nats.
-      steps, learning_rate: of Adam (paper: 10 and 1).
-      samples: noise draws averaged in each step, the same for every image (paper: 10); `seed` draws them.
-      width: see `iba`.
-      start: initial alpha, l = sigmoid(alpha) (paper: 5, nearly open).
+    beta: price of information, in the paper's "beta = 10 / k" for k elements: weight of their mean, in nats. samples:
+    noise draws averaged in each step, the same for every image; `seed` draws them. Defaults as in the paper.
     """
     optimizer = optax.adam(learning_rate)
 
@@ -118,20 +101,14 @@ def objective(
 
 
 def closed_share(alpha: jax.Array, width: float) -> jax.Array:
-    """1 - l of each element, [B, h, w, D]: sigmoid(-alpha), smoothed over the grid. Taken from the side of 1 - l, whose
-    logarithm is needed: 1 - sigmoid(alpha) would round to 0."""
-    closed = jax.nn.sigmoid(-alpha)
-    if not width:
-        return closed
-    along_rows, along_columns = (gaussian_rows(side, width) for side in alpha.shape[1:3])
-    return jnp.einsum("yi,xj,bijd->byxd", along_rows, along_columns, closed)
-
-
-def gaussian_rows(side: int, width: float) -> jax.Array:
-    """[side, side] matrix that smooths a line of cells; its rows sum to 1, so borders keep their level."""
-    distance = jnp.arange(side)[:, None] - jnp.arange(side)[None, :]
-    weights = jnp.exp(-0.5 * (distance / width) ** 2)
-    return weights / weights.sum(axis=1, keepdims=True)
+    """1 - l of each element, [B, h, w, D], smoothed over the grid. sigmoid(-alpha), whose logarithm is needed: 1 -
+    sigmoid(alpha) would round to 0."""
+    smooth = []  # of rows and of columns; rows of these matrices sum to 1, so borders keep their level
+    for side in alpha.shape[1:3]:
+        distance = jnp.arange(side)[:, None] - jnp.arange(side)[None, :]
+        weights = jnp.exp(-0.5 * (distance / width) ** 2)
+        smooth.append(weights / weights.sum(axis=1, keepdims=True))
+    return jnp.einsum("yi,xj,bijd->byxd", *smooth, jax.nn.sigmoid(-alpha))
 
 
 def capacity(features: jax.Array, closed: jax.Array, statistics: dict[str, jax.Array]) -> jax.Array:

@@ -11,10 +11,8 @@ from infomask_jax.explain.readout import Readout
 
 
 def cam(model: Readout, images: jax.Array) -> jax.Array:
-    """Class activation map (Zhou et al. 2016): the evidence of each cell, in logits, before it is pooled.
-
-    Beyond the mean-pooled linear head this is ours: the evidence after mask and bound, whatever pools it.
-    """
+    """Class activation map (Zhou et al. 2016): the evidence of each cell, in logits, before it is pooled (ours: after
+    mask and bound, whatever pools it)."""
     return model.classify(model.encode(images))[1]
 
 
@@ -31,11 +29,9 @@ def gradcam(model: Readout, images: jax.Array) -> jax.Array:
 
 
 def gradcam_plus_plus(model: Readout, images: jax.Array) -> jax.Array:
-    """Grad-CAM++ (Chattopadhyay et al. 2018): relu(sum_d w_d A_d), w_d = sum_ij alpha_ijd relu(g_ijd).
-
-    alpha = g^2 / (2 g^2 + g^3 sum_ab A_ab), for the class score exp(logit), whose higher derivatives are powers of g.
-    Its factor exp(logit), one number per image, is left out (ours, as in common implementations): it overflows.
-    """
+    """Grad-CAM++ (Chattopadhyay et al. 2018): relu(sum_d w_d A_d), w_d = sum_ij alpha_ijd relu(g_ijd) with alpha = g^2
+    / (2 g^2 + g^3 sum_ab A_ab), for the class score exp(logit). Its factor exp(logit), one number per image, is left
+    out (ours, as in common implementations): it overflows."""
     features, gradients = feature_gradients(model, images)
     positive = jax.nn.relu(gradients)
     total = features.sum(axis=(1, 2), keepdims=True)
@@ -56,10 +52,8 @@ def layercam(model: Readout, images: jax.Array) -> jax.Array:
 
 
 def eigencam(model: Readout, images: jax.Array) -> jax.Array:
-    """Eigen-CAM (Muhammad & Yeasin 2020): projection of each cell on the first right singular vector of A [h w, D].
-
-    Blind to the finding. Not centred, as in the paper; the vector's sign, which is free, makes the map's sum positive.
-    """
+    """Eigen-CAM (Muhammad & Yeasin 2020): projection of each cell on the first right singular vector of A [h w, D],
+    whose sign, which is free, makes the map's sum positive. Blind to the finding."""
     features = model.encode(images)
     gram = jnp.einsum("bijd,bije->bde", features, features)
     first = jnp.linalg.eigh(gram)[1][..., -1]  # [B, D], of the largest eigenvalue

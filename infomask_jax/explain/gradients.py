@@ -18,8 +18,8 @@ def pixel_gradients(model: Readout, images: jax.Array) -> jax.Array:
 def mean_gradient(model: Readout, images: jax.Array, perturb: Callable, values: jax.Array) -> jax.Array:
     """Mean of `pixel_gradients` at perturb(images, v) over values v [V], [B, H, W, 1].
 
-    COPIES of the batch are one pass, and passes are written out instead of scanned: in a loop, XLA's CPU backend takes
-    its slow path for the gradient of a convolution (hundreds of times slower).
+    Passes are written out, not scanned: in a loop, XLA:CPU takes hundreds of times as long over convolutions'
+    gradients.
     """
     total = jnp.zeros_like(images)
     for first in range(0, len(values), COPIES):
@@ -39,10 +39,7 @@ def smoothgrad(
 ) -> jax.Array:
     """SmoothGrad (Smilkov et al. 2017): |mean gradient over noisy copies of the image|, the largest over the channels.
 
-    Args:
-      samples: noisy copies.
-      noise: standard deviation of the Gaussian noise as a share of the image's range, max - min (paper: 0.1 to 0.2).
-      seed: of the noise, which is the same for every image of the batch.
+    noise: standard deviation, as a share of the image's max - min (paper: 0.1 to 0.2); the same for every image.
     """
     scale = noise * (images.max(axis=(1, 2, 3), keepdims=True) - images.min(axis=(1, 2, 3), keepdims=True))
 
@@ -56,15 +53,11 @@ def smoothgrad(
 def integrated_gradients(
     model: Readout, images: jax.Array, *, steps: int = 32, baseline: float | jax.Array = 0.0
 ) -> jax.Array:
-    """Integrated gradients (Sundararajan et al. 2017), signed; they sum to logit(image) - logit(baseline).
+    """Integrated gradients (Sundararajan et al. 2017), signed; they sum to logit(image) - logit(baseline), but not with
+    `close_empty`, where the logit jumps as soon as the path shows the least contrast.
 
-    Not to all of it for a model with `close_empty`: a gray baseline is an image without content, whose logit jumps as
-    soon as the path shows the least contrast.
-
-    Args:
-      steps: midpoints of the straight path from the baseline to the image.
-      baseline: gray value, or an array [H, W, 1]. The default, 0, is the mean of every standardised image, and the
-        whole image where it has no contrast (ours).
+    steps: midpoints of the straight path from the baseline to the image. baseline: gray value, or [H, W, 1]; 0 is the
+    mean of every standardised image (ours).
     """
     start = jnp.broadcast_to(jnp.asarray(baseline, jnp.float32), images.shape[1:])[None]
     shares = (jnp.arange(steps) + 0.5) / steps

@@ -16,16 +16,12 @@ def occlusion(
 
     A pixel holds the mean over the squares that cover it (ours; the paper plots one value per square).
 
-    Args:
-      patch: side of the square, pixels; a quarter of the image's shorter side if not given (ours).
-      step: pixels from one square to the next; half a side if not given. The last one ends at the border.
-      fill: gray value of the square.
+    patch: side of the square, pixels; by default a quarter of the image's shorter side (ours). step: pixels from one
+    square to the next, by default half a side; the last one ends at the border. fill: gray value of the square.
     """
     height, width = images.shape[1:3]
     patch = min(height, width) // 4 if patch is None else patch
     step = max(1, patch // 2) if step is None else step
-    if not 0 < step <= patch <= min(height, width):
-        raise ValueError(f"0 < step <= patch <= image side is needed, found step {step}, patch {patch}")
     tops, lefts = ([*range(0, side - patch, step), side - patch] for side in (height, width))
     corners = jnp.array([(top, left) for top in tops for left in lefts])
     rows, columns = jnp.arange(height), jnp.arange(width)
@@ -49,12 +45,8 @@ def rise(
 ) -> jax.Array:
     """RISE (Petsiuk et al. 2018): mean of random masks, each weighed by the probability it leaves; [B, H, W].
 
-    sum_i p(x * m_i) m_i / (masks * keep): the expected probability of the finding given that the pixel is seen.
-
-    Args:
-      masks: number of masks, shared by the images of the batch; `seed` draws them.
-      cells: side of the coarse binary grid that is enlarged to a mask.
-      keep: probability that a cell of it is seen.
+    sum_i p(x * m_i) m_i / (masks * keep): the expected probability of the finding given that the pixel is seen. Masks
+    are shared by the images of the batch; cells, keep: see `rise_mask`.
     """
 
     def add(total, key):
@@ -67,8 +59,8 @@ def rise(
 
 
 def rise_mask(key: jax.Array, shape: tuple[int, int], cells: int, keep: float) -> jax.Array:
-    """One mask [H, W] in 0 .. 1: a random cells x cells grid, enlarged bilinearly to one cell more than the image
-    and cut out at a random place within that cell (Petsiuk et al. 2018, section 3.2)."""
+    """One mask [H, W] in 0 .. 1: a random cells x cells grid, each seen with probability `keep`, enlarged bilinearly to
+    one cell more than the image and cut out at a random place within that cell (Petsiuk et al. 2018, section 3.2)."""
     key_grid, key_top, key_left = jax.random.split(key, 3)
     cell = [-(-side // cells) for side in shape]
     grid = jax.random.bernoulli(key_grid, keep, (cells, cells)).astype(jnp.float32)
@@ -80,8 +72,7 @@ def rise_mask(key: jax.Array, shape: tuple[int, int], cells: int, keep: float) -
 def scorecam(model: Readout, images: jax.Array) -> jax.Array:
     """Score-CAM (Wang et al. 2020): relu(sum_d w_d A_d), w = softmax over channels of the logit each leaves; [B, h, w].
 
-    Channel d of the features, enlarged and scaled to 0 .. 1 per image, multiplies the image. A constant channel hides
-    everything. The logit of a wholly hidden image, which the paper subtracts, cancels in the softmax.
+    Channel d of the features, enlarged and scaled to 0 .. 1 per image, multiplies the image; a constant one hides it.
     """
     features = model.encode(images)
 
