@@ -8,7 +8,7 @@ import numpy as np
 from test_images import dicom
 
 from infomask_jax.datasets import Folder, Nih, Rsna
-from infomask_jax.pixels import encode
+from infomask_jax.pixels import decode_gray, encode
 
 NFC, NFD = "r\xe9", "re\u0301"  # one name in both Unicode forms
 BOXES = ("image", "finding", "x", "y", "w", "h")
@@ -37,8 +37,19 @@ def changed(options, **values):
 
 
 def examples(prepared, split: str) -> dict[str, dict]:
+    """{image_id: example} of a split, each held against what schema.py promises."""
     source = prepared.source(split)
-    return {example["image_id"]: example for example in (source[i] for i in range(len(source)))}
+    found = [source[i] for i in range(len(source))]
+    for example in found:
+        labels, boxes, kinds = (example[name] for name in ("labels", "boxes", "box_labels"))
+        dtypes, shapes = (np.int8, np.float32, np.int32), ((len(prepared.findings),), (len(boxes), 4), (len(boxes),))
+        assert [(a.dtype, a.shape) for a in (labels, boxes, kinds)] == list(zip(dtypes, shapes, strict=True))
+        assert {*labels.tolist()} <= {1, 0, -1} and ((kinds >= -1) & (kinds < len(labels))).all()
+        assert (boxes >= 0).all() and (boxes <= 1).all() and (boxes[:, :2] < boxes[:, 2:]).all()
+        shown = [decode_gray(example[name]) for name in ("image", "mask", "lung") if example[name] or name == "image"]
+        assert {image.shape for image in shown} == {(prepared.size, prepared.size)}
+        assert example["image_id"] and example["patient_id"] and min(example["height"], example["width"]) > 0
+    return {example["image_id"]: example for example in found}
 
 
 def everything(prepared) -> dict[str, dict]:

@@ -9,7 +9,7 @@ import warnings
 import cv2
 import numpy as np
 import pydicom
-from pydicom.datadict import dictionary_description, tag_for_keyword
+from pydicom.datadict import dictionary_description
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.pixels import apply_windowing
@@ -22,10 +22,8 @@ from infomask_jax.text import line
 
 MAX_READS = 100_000  # of a header; elements of a film take some hundreds
 MAX_FRAGMENTS = 10_000  # of compressed pixels
-# How a data set begins where the 128 bytes of preamble are missing: groups 2 and 8.
-WITHOUT_PREAMBLE = tuple(
-    bytes([group, 0, element, 0]) for group, elements in ((2, (0, 1, 2)), (8, (0, 1, 5, 8, 22))) for element in elements
-)
+_STARTS = [(2, 0), (2, 1), (2, 2), (8, 0), (8, 1), (8, 5), (8, 8), (8, 22)]
+WITHOUT_PREAMBLE = [bytes([group, 0, element, 0]) for group, element in _STARTS]  # how a data set begins then
 
 # All that is read: what a file says of its patient is never parsed.
 _ELEMENTS = [
@@ -45,7 +43,7 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 
 class _File(io.BytesIO):
-    """A file for pydicom that cannot be inflated and has no more elements than a film."""
+    """It cannot be inflated and has no more elements than a film."""
 
     reads = 0
 
@@ -60,7 +58,7 @@ class _File(io.BytesIO):
 
 def decode(data: bytes) -> np.ndarray:
     """[H, W], uint8 where 8 bits hold it exactly, else uint16: modality (rescale) and VOI (window) transforms applied,
-    MONOCHROME1 turned, spread over the full range; large is bright. BadImage where that cannot be told for sure."""
+    MONOCHROME1 turned, spread over the full range."""
     dataset = _read(data)
     allocated, bits, high, signed = _bits(dataset)
     # Bits above High Bit and below the lowest one stored are not of the pixel: PS3.5 8.1.1.
@@ -75,7 +73,7 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def _read(data: bytes) -> Dataset:
-    """The elements of a file that has one picture; BadImage for any other."""
+    """The elements of a file that has one picture."""
     try:
         dataset = pydicom.dcmread(_File(data), specific_tags=_ELEMENTS)
         dataset.decode()  # parses every element
@@ -103,7 +101,7 @@ def _read(data: bytes) -> Dataset:
 
 
 def _bits(dataset: Dataset) -> tuple[int, int, int, int]:
-    """Bits Allocated, Bits Stored, High Bit and Pixel Representation (1: signed). BadImage where they do not agree."""
+    """Bits Allocated, Bits Stored, High Bit and Pixel Representation (1: signed), if they agree."""
     allocated, bits = _whole(dataset, "BitsAllocated"), _whole(dataset, "BitsStored")
     high, signed = _whole(dataset, "HighBit", bits - 1), _whole(dataset, "PixelRepresentation")
     least = 1 if dataset.PhotometricInterpretation in _SHAPES else 8
@@ -166,7 +164,7 @@ def _frame(dataset: Dataset, shape: tuple[int, int]) -> tuple[bytes, bool]:
 
 
 def _brightness(table: np.ndarray, dataset: Dataset) -> np.ndarray:
-    """The pixel values of all codes -> what each of them shows: uint8 where that is exact, else uint16."""
+    """The pixel values of all codes -> what each shows."""
     kind, shape = dataset.PhotometricInterpretation, str(dataset.get("PresentationLUTShape") or "")
     if shape not in ("", _SHAPES[kind]):
         wanted = f"Presentation LUT Shape (2050,0020) {_SHAPES[kind]} with {kind}"
@@ -227,24 +225,24 @@ def _voi(table: np.ndarray, dataset: Dataset) -> np.ndarray:
 
 
 def _number(dataset: Dataset, keyword: str) -> float | None:
-    """The (first) number of an element, None where it is empty or absent. BadImage, naming it, if it is none."""
+    """The (first) number of an element, None where it is empty or absent."""
     value = dataset.get(keyword)
     value = value[0] if isinstance(value, pydicom.multival.MultiValue) and value else value
-    try:
-        return float(value) if value not in (None, "", []) else None
-    except (TypeError, ValueError) as error:
-        raise BadImage(f"expected a number in {_named(keyword)}, found none; correct it") from error
+    return None if value in (None, "", []) else _as(float, value, keyword)
 
 
 def _whole(dataset: Dataset, keyword: str, default: int | None = None) -> int:
     value = dataset.get(keyword)
-    value = default if value in (None, "") else value
+    return _as(int, default if value in (None, "") else value, keyword)
+
+
+def _as(kind: type, value, keyword: str):
     try:
-        return int(value)
+        return kind(value)
     except (TypeError, ValueError) as error:
-        raise BadImage(f"expected a whole number in {_named(keyword)}, found none; correct it") from error
+        wanted = f"a {'whole ' * (kind is int)}number in {_named(keyword)}"
+        raise BadImage(f"expected {wanted}, found none; correct it") from error
 
 
 def _named(keyword: str) -> str:
-    tag = tag_for_keyword(keyword)
-    return f"{dictionary_description(tag)} {Tag(tag)}"
+    return f"{dictionary_description(keyword)} {Tag(keyword)}"

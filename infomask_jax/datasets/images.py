@@ -1,7 +1,5 @@
-"""The bytes of a radiograph -> one gray array, whatever the format; and back to PNG, and to a square.
-
-Orientation tags (EXIF) are ignored: boxes are drawn on the pixels as stored. Transparent pixels count as black.
-"""
+"""The bytes of a radiograph -> one gray array, whatever the format. Orientation tags (EXIF) are ignored: boxes are
+drawn on the pixels as stored. Transparent pixels count as black."""
 
 from pathlib import Path
 
@@ -15,17 +13,12 @@ MAX_BYTES = 1 << 28
 
 
 def decode(data: bytes | str | Path, *, name: str | None = None) -> np.ndarray:
-    """Decodes one radiograph.
+    """Decodes one radiograph: [H, W], uint8, or uint16 where 8 bits do not hold it; large is bright. BadImage, naming
+    the file, if that cannot be told for sure.
 
     Args:
       data: the bytes of a PNG, JPEG or DICOM file, or its path. The kind is read from the bytes, not from the suffix.
       name: what to call the file in errors; the path by default.
-
-    Returns:
-      [H, W], uint8 or uint16 (PNG and JPEG of more than 8 bits, DICOM that 8 bits do not hold); large is bright.
-
-    Raises:
-      BadImage: empty, truncated, not an image, of no pixels or too many, several frames, unknown transfer syntax.
     """
     if not isinstance(data, bytes):
         name, data = name or str(data), _read(Path(data), name or str(data))
@@ -49,9 +42,8 @@ def decode(data: bytes | str | Path, *, name: str | None = None) -> np.ndarray:
 def _read(path: Path, name: str) -> bytes:
     try:
         if not path.is_file():
-            raise BadImage(
-                f"{name}: expected a file, found {'a folder' if path.is_dir() else 'none'}; correct the name"
-            )
+            found = "a folder" if path.is_dir() else "none"
+            raise BadImage(f"{name}: expected a file, found {found}; correct the name")
         if (size := path.stat().st_size) > MAX_BYTES:
             raise BadImage(f"{name}: expected at most {MAX_BYTES} bytes, found {size}; is it a picture?")
         return path.read_bytes()

@@ -1,8 +1,5 @@
-"""PNG and JPEG bytes -> one gray array, and every defence against bad files.
-
-Headers are read before anything is decoded, so that a file cannot ask for more memory than `MAX_PIXELS` allows, nor for
-more time than the other limits. A picture whose decoder had to invent pixels is refused.
-"""
+"""PNG and JPEG bytes -> one gray array. Headers are read before anything is decoded, so that no file asks for more
+memory or time than the limits allow. A picture whose decoder had to invent pixels is refused."""
 
 import re
 import struct
@@ -29,7 +26,7 @@ _NOT_ENTROPY_LS = re.compile(rb"\xff[\x80-\xfe]")  # of JPEG-LS, which stuffs a 
 
 
 class BadImage(ValueError):
-    """A file that is not one readable gray picture; the message says what was expected, found, and what to do."""
+    """A file that is not one readable gray picture."""
 
 
 def truncated(where: str) -> BadImage:
@@ -89,7 +86,7 @@ def decode_png(data: bytes) -> np.ndarray:
 
 
 def decode_jpeg(data: bytes) -> np.ndarray:
-    """By libjpeg-turbo, or, of more than 8 bits or without loss (gray alone), by libjpeg of pylibjpeg, in 16 bits."""
+    """By libjpeg-turbo, or, of more than 8 bits or without loss (gray alone), by pylibjpeg's libjpeg."""
     shape, bits, turbo = check_jpeg(data)
     if turbo:
         return decode_turbo(data)
@@ -104,7 +101,7 @@ def decode_jpeg(data: bytes) -> np.ndarray:
 
 
 def decode_turbo(data: bytes) -> np.ndarray:
-    """A JPEG of 8 bits by libjpeg-turbo, which warns where it has to invent pixels: that is an error here."""
+    """By libjpeg-turbo, which warns where it has to invent pixels: an error here."""
     try:
         return simplejpeg.decode_jpeg(data, "GRAY", strict=True)[..., 0]
     except ValueError as error:

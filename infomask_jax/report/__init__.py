@@ -12,7 +12,7 @@ ablations.py       table and figures of an ablation
 
 from infomask_jax.report.audit import audit_figure, audit_sheets
 from infomask_jax.report.figures import DRAWN, draw, drawn_method, unit_boxes
-from infomask_jax.report.overlay import as_panel, overlay
+from infomask_jax.report.overlay import overlay
 from infomask_jax.report.page import write_page
 from infomask_jax.report.render import (
     as_markdown,
@@ -37,7 +37,6 @@ __all__ = [
     "DRAWN",
     "HINT",
     "as_markdown",
-    "as_panel",
     "audit_figure",
     "audit_sheets",
     "console",

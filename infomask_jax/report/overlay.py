@@ -9,22 +9,14 @@ from PIL import Image, ImageDraw, ImageFont
 from infomask_jax.localize import resize_map
 from infomask_jax.report.figures import PREDICTED
 
-LONGEST, STRIP, COLUMNS = 512, 24, 4  # longer side of a panel, height of its caption, pixels; panels in a row
-
-
-def as_panel(film: np.ndarray) -> np.ndarray:
-    """uint8 or uint16 [H, W] -> uint8 in proportion, its longer side LONGEST, stretched from black to white."""
-    scale = LONGEST / max(film.shape)
-    height, width = (max(round(side * scale), 1) for side in film.shape)
-    film = cv2.resize(film, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    return cv2.normalize(film, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)
+STRIP, COLUMNS = 24, 4  # height of a caption, pixels; panels in a row
 
 
 def overlay(film: np.ndarray, name: str, maps: list[tuple[str, np.ndarray, np.ndarray]]) -> bytes:
     """PNG of a film beside its maps, four panels in a row, each with its caption above.
 
     Args:
-      film: uint8 [H, W], see `as_panel`. name: its caption.
+      film: uint8 [H, W], see `pixels.as_panel`. name: its caption.
       maps: of each finding, the caption, the map [h, w] in 0..1, drawn as it is (not stretched), and the boxes [n, 4]
         (ymin, xmin, ymax, xmax) in 0..1.
     """
