@@ -1,4 +1,4 @@
-"""schema.py and lookup.py: parsers of boxes, names and tables take what is right and refuse the rest; files are found."""
+"""schema.py and lookup.py: parsers of boxes, names and tables take what is right and refuse the rest."""
 
 import csv
 import os
