@@ -87,8 +87,6 @@ def test_what_no_opacity_reaches_is_the_background(films, drawn, tmp_path, size,
 def test_what_is_black_outside_the_lungs_stays_black(films):
     for item in items(films / "lungs")[::2]:
         film = images.decode(item.path)
-        dim = np.where(film > 0, 6, 0).astype(np.uint8)  # averaged with black, it can round to black
-        assert not implanted.lung_field(dim, 32)[resize(dim, 32) == 0].any()
         black = resize(film, 64) == 0
         assert black.mean() > 0.5 and not implanted.draw(item, POSITIVE)["pixels"][black].any()
 
@@ -101,8 +99,6 @@ def test_truth_is_where_the_film_changed_in_the_lung_that_was_drawn(films, drawn
         rise = made["pixels"].astype(float) - resize(images.decode(item.path), 64)
         assert rise[mask].mean() > 4 * rise[~mask].mean()
         for box, alpha in zip(made["boxes"] * 64, alphas, strict=True):
-            y, x = np.argwhere(alpha > 0.5 * alpha.max()).T
-            np.testing.assert_array_equal(box, [y.min(), x.min(), y.max() + 1, x.max() + 1])
             alone = rise * (alpha > alphas.sum(0) / 2)  # what this opacity did
             centre = (alone.sum(1) @ np.arange(64) / alone.sum(), alone.sum(0) @ np.arange(64) / alone.sum())
             assert (box[:2] - 0.5 <= centre).all() and (centre <= box[2:] - 0.5).all()
@@ -164,22 +160,6 @@ def test_an_implant_multiplies_the_light_let_through():
         np.testing.assert_allclose(1 - made / 65535, [light], atol=2e-5)
 
 
-corners, sides = st.integers(0, 56), st.integers(32, 53)
-
-
-@given(st.lists(st.tuples(corners, corners, sides, sides), min_size=1, max_size=2), st.integers(0, 2**32))
-@settings(max_examples=40, deadline=None)
-def test_any_lung_field_holds_its_opacities(rectangles, seed):
-    source = np.zeros((128, 128), np.uint8)
-    for y, x, height, width in rectangles:
-        source[y : y + height, x : x + width] = 90
-    lung = implanted.lung_field(source, 32)
-    for alpha, *_ in (found := implanted.opacities(np.random.default_rng(seed), lung)):
-        assert alpha.max() > 0 and (alpha <= lung + 1e-6).all()
-    mask, boxes = implanted.truth(found, 32)
-    assert mask.any() and (boxes[:, :2] < boxes[:, 2:]).all() and not mask[lung == 0].any()
-
-
 def test_images_depend_neither_on_workers_nor_on_the_others(options, tmp_path):
     whole = prepare(options)
     assert whole.name == "implanted" and whole.findings == ("opacity",) and len(everything(whole)) == 20
@@ -211,15 +191,12 @@ def test_several_draws_are_of_one_patient_and_each_its_own(options):
     drawn = examples(thrice, "train")
     several = [[drawn[f"{name}{end}"] for end in ("", "@2", "@3")] for name in first["train"]]
     assert any(len({int(e["labels"][0]) for e in those}) == 2 for those in several)
-    positive = [those for those in several if all(e["labels"][0] == 1 for e in those)]
-    assert all(len({e["image"] for e in those}) == 3 for those in positive)
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
         ({"draws": 0}, "--draws: expected 1 to 1000, found 0"),
-        ({"draws": 2, "backgrounds": None}, "--draws: expected 1 without --backgrounds"),
         ({"shortcut": 0.5}, "--shortcut: expected 0"),
         ({"train": 6144}, "--train: expected 0 to"),
         ({"backgrounds": "none"}, "found no folder"),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 
 from infomask_jax import parallel, pipeline
 from infomask_jax.config import DataConfig, MachineConfig
-from infomask_jax.pixels import decode_gray, fit, rescale, resize, standardise
+from infomask_jax.pixels import decode_gray, rescale, resize, standardise
 
 CONFIG = DataConfig(image_size=16, batch_size=8)
 
@@ -117,12 +117,6 @@ def test_standardised_images_have_mean_zero_and_variance_one(dtype):
     image = np.random.default_rng(0).integers(0, 256, (16, 12)).astype(dtype)
     expected = (image - image.astype(np.float64).mean()) / image.astype(np.float64).std()
     np.testing.assert_allclose(standardise(image), expected, atol=1e-5)
-
-
-def test_sixteen_bit_images_keep_their_depth():
-    image = np.arange(256, dtype=np.uint16).reshape(16, 16) * 200
-    data = cv2.imencode(".png", image)[1].tobytes()
-    np.testing.assert_array_equal(fit(decode_gray(data), 16), image.astype(np.float32))
 
 
 @settings(max_examples=60, deadline=None)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import releases
-from releases import changed, everything, examples, nothing_is_left, picture, table
+from releases import changed, everything, examples, nothing_is_left, picture, table, with_rows
 
 from infomask_jax.datasets import BadData, Nih, Rsna, prepare, schema
 
@@ -116,24 +116,6 @@ def test_bad_rows_are_all_named_and_leave_nothing(release, name, request):
     assert nothing_is_left(options)
 
 
-@pytest.mark.parametrize(
-    ("release", "name", "changes", "words"),
-    [
-        ("rsna", LABELS, {",256,512,128,64,": ",.1,.2,.3,.4,", ",0,0,1024,1024,": ",0,0,1,1,"}, "than 1; multiply"),
-        ("nih", BOX_LIST, {"512.0,256.0,256.0,512.0": ".5,.25,.25,.5", "100": ".1"}, "larger than 0.5; multiply"),
-    ],
-)
-def test_boxes_of_a_release_in_0_to_1_stop_it(release, name, changes, words, request):
-    options = request.getfixturevalue(release)
-    text = (options.source / name).read_text()
-    for old, new in changes.items():
-        text = text.replace(old, new)
-    (options.source / name).write_text(text)
-    for skip_bad in (False, True):
-        with pytest.raises(BadData, match=f"expected pixels, .* {words} them by 1024"):
-            prepare(changed(options, skip_bad=skip_bad))
-
-
 def test_releases_match_names_in_either_unicode_form_and_hidden_twins_are_nobodys(rsna, nih):
     for options, old in ((rsna, "patient-0"), (nih, "0041_000")):
         for path in (path for path in options.source.iterdir() if path.is_file()):
@@ -148,10 +130,18 @@ def test_releases_match_names_in_either_unicode_form_and_hidden_twins_are_nobody
         assert len(found[releases.NFC]["boxes"]) and old not in found
 
 
-def test_rsna_two_files_for_one_patient_are_refused(rsna):
+def test_two_files_for_one_patient_and_one_patient_in_both_lists_are_refused(rsna, nih):
     picture(rsna.source / "again/patient-1.png")
     with pytest.raises(BadData, match=r"found again/patient-1.png, stage_2_train_images/patient-1.dcm"):
         prepare(rsna)
+    picture(nih.source / "flat/0041_001.png")
+    for name, row in (
+        (ENTRIES, ("0041_001.png", "No Finding", 0, 41, 5, "PA")),
+        ("train_val_list.txt", ["0041_001.png"]),
+    ):
+        with_rows(nih, name, row)
+    with pytest.raises(BadData, match="expected patient 41 in one split, found test, train"):
+        prepare(nih)
 
 
 @pytest.mark.parametrize("release", ["rsna", "nih"])
