@@ -90,20 +90,10 @@ def test_fields_are_read_as_tfds_reads_them(stored):
     assert len(pickle.dumps(source)) < 20_000  # what a worker is sent
 
 
-def test_preparing_never_imports_tensorflow_or_jax(own):
-    code = (
-        "import sys; from pathlib import Path; from infomask_jax.datasets import Folder, prepare;"
-        f"p = prepare(Folder(Path({str(own.source)!r}), data_dir=Path({str(own.data_dir)!r}), size=16));"
-        "p.source('train')[0]; sys.exit('tensorflow' in sys.modules or 'jax' in sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, timeout=60)
-
-
 BAD_ROWS = {  # of a table, and what the message must hold
     "labels.csv": [
         (("g.png", "nan", 0, "p9", "train"), "mass: expected 0, 1 or nothing, found 'nan'"),
         (("./a.png", 1, 0, "p1", "train"), "image: expected each image once"),
-        (("none.png", 1, 0, "p9", "train"), "image: expected a file in"),
         (("../own/g.png", 1, 0, "p9", "train"), "image: expected the name of an image"),
         (("link.png", 1, 0, "p9", "train"), "image: expected a file inside"),
         (("same.png", 1, 0, "p9", "test"), "image: expected each image once, found 'same.png' to be the same file"),
@@ -117,7 +107,6 @@ BAD_ROWS = {  # of a table, and what the message must hold
     "boxes.csv": [
         (("a.png", "masss", 1, 1, 2, 2), "finding: expected one of mass, edema; found 'masss'"),
         (("a.png", "edema", 1, 1, 2, 2), "finding: expected label 1"),
-        (("z.png", "mass", 1, 1, 2, 2), "image: expected an image of labels.csv"),
         (("a.png", "mass", 30, 1, 20, 2), "box: expected a box inside 40 x 32, found x 30"),
         (("a.png", "mass", 3, 1, 0, 2), "box: expected a box of some area"),
         (("a.png", "mass", "nan", 1, 2, 2), "x, y, w, h: expected four numbers, found 'nan"),
@@ -184,12 +173,12 @@ IN_UNITS = b"image,finding,x,y,w,h\na.png,mass,.1,.2,.3,.25\ne.png,edema,0,0,1,1
         ("labels.csv", b"", "found none"),
         ("labels.csv", b"image,mass\n", "only the header"),
         ("labels.csv", b"name,mass\na.png,1\n", "among them image"),
-        ("labels.csv", b"image,mass,mass\na.png,1,1\n", "names of their own"),
         ("labels.csv", b"image,mass\na\xff.png,1\n", "UTF-8"),
         ("labels.csv", b"image,mass\x1b[31m\na.png,1\n", r"row 1: expected printable names of columns, found 'mass"),
         ("labels.csv", f"image,mass\n{NFC}.png,1\n{NFD}.png,1\n".encode(), "row 3, image: expected each image once"),
         ("labels.csv", b"image,mass,age,sex\na.png,1,40,M\nb.png,0,41,F\n", ", age: expected 0, 1 or nothing in its"),
         ("boxes.csv", IN_UNITS, "no box larger than 1;"),
+        ("boxes.csv", b"image,finding,x,y,w,h\n/a.png,mass,1,1,2,2\n", "boxes.csv, row 2, image: expected the name"),
     ],
 )
 def test_unusable_table_is_refused_and_names_what_is_wrong(own, name, text, words):
@@ -345,7 +334,6 @@ JSON_DAMAGE = [  # file, field, what is put there (None: nothing), what the mess
     ("metadata.json", ("splits", "train"), 5, "shardLengths of train: expected '5 in all'"),
     ("metadata.json", ("summary", "train", "boxes"), None, "summary.train.boxes is missing"),
     ("metadata.json", ("summary", "train", "labels"), [], "summary.train.labels: expected"),
-    ("dataset_info.json", ("splits", 0, "numBytes"), 1, "splits.0.numBytes: expected text"),
     ("dataset_info.json", ("splits", 0, "numBytes"), "1", "bytes of train: expected '1', found"),
     ("dataset_info.json", ("splits", 0, "shardLengths"), ["1", "0"], "files of train: expected 2, found 1"),
     ("dataset_info.json", ("splits", 0, "shardLengths"), ["x"], "shardLengths of train: expected '4 in all'"),

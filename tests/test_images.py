@@ -15,7 +15,6 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import (
-    MPEG2MPML,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
@@ -233,23 +232,6 @@ def test_window_shows_its_values_and_clips_the_others(slope):
     assert np.abs(found.astype(float) - expected).max() < 2
 
 
-def test_headers_and_end_marks_are_read_before_anything_is_decoded(monkeypatch):
-    """Some decoders return the part they got, and some ask for all the memory that a header names."""
-
-    def explode(*_, **__):
-        raise AssertionError("decoded")
-
-    monkeypatch.setattr(cv2, "imdecode", explode)
-    monkeypatch.setattr(images.png_jpeg.simplejpeg, "decode_jpeg", explode)
-    for data in (png_header(100_000, 100_000), jpeg_of_size(65535, 65535)):
-        with pytest.raises(BadImage, match="at most"):
-            decode(data)
-    for whole in (PNG, JPEG):
-        for cut in range(0, len(whole), 3):
-            with pytest.raises(BadImage):
-                decode(whole[:cut])
-
-
 def test_only_the_chunks_of_the_still_picture_are_decoded(capfd):
     """An animation's first frame, a profile and text say nothing of the pixels; the decoder never sees them."""
     control = chunk(b"fcTL", struct.pack(">7IHHBB", *range(7), 1, 1, 0, 0)[:26])
@@ -334,30 +316,23 @@ for hexed in sys.stdin.read().split():
         (b"<html>not found</html>", "b'<html>no'"),
         (png_header(100_000, 100_000), "100000 x 100000"),
         (jpeg_of_size(0, 40), "40 x 0"),
-        (dicom(RAMP8, JPEGBaseline8Bit, jpeg_of_size(20000, 20000)), "20000 x 20000"),
         (dicom(RAMP8, JPEGBaseline8Bit, coded(".jpg", RAMP8[:20])), "40 x 20 compressed"),
         (dicom(RAMP8, JPEGBaseline8Bit, JPEG[:-60]), "no end mark"),
         (dicom(RAMP16, JPEG2000Lossless, j2k(RAMP16)[:-60]), "no end mark in its JPEG 2000"),
-        (dicom(RAMP8, MPEG2MPML, coded(".jpg", RAMP8)), "MPEG2"),
         (dicom(RAMP8, ExplicitVRLittleEndian).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.9.9.9\0"), "9.9.9"),
         (dicom(RAMP8, DeflatedExplicitVRLittleEndian, meta={"PrivateInformation": bytes(9000)}), "deflated"),
         (dicom(RAMP8, meta={"TransferSyntaxUID": None}), "Transfer Syntax UID (0002,0010)"),
         (dicom(RAMP8)[132:], "preamble"),
-        (dicom(RAMP8, kind=None), "Photometric Interpretation (0028,0004)"),
         (dicom(RAMP8, kind="DOE^JANE"), "found another"),
-        (dicom(RAMP16, bits=12, HighBit=10), "High Bit (0028,0102) 11, found 10"),
         (dicom(RAMP16, JPEG2000Lossless, j2k(RAMP16), bits=12, HighBit=15), "High Bit (0028,0102) 11, found 15"),
         (dicom(RAMP16, JPEG2000Lossless, signed_j2k(RAMP16)), "Pixel Representation (0028,0103) 1"),
         (dicom(RAMP8, PixelData=None), "Pixel Data (7FE0,0010), found none"),
-        (dicom(RAMP8, PixelRepresentation=9), "Pixel Representation (0028,0103) 0 or 1, found 9"),
-        (dicom(RAMP8, SamplesPerPixel=None), "Samples per Pixel (0028,0002)"),
         (dicom(RAMP8, PresentationLUTShape="INVERSE"), "Presentation LUT Shape (2050,0020) IDENTITY with MONOCHROME2"),
         (dicom(RAMP8, ModalityLUTSequence=[lut([1, 2, 3], 0, 16, count=9)]), "Modality LUT (0028,3000)"),
         (dicom(RAMP8, RescaleSlope="NaN", RescaleIntercept=0, VOILUTSequence=[lut([1, 2, 3], 0, 16)]), "Rescale Slope"),
         (dicom(RAMP8, WindowCenter=10, WindowWidth=9, VOILUTFunction="CURVE"), "VOI LUT Function (0028,1056)"),
         (dicom(RAMP8, WindowCenter=8.5, WindowWidth=9).replace(b"8.5 ", b"8,5 "), "Window Center (0028,1050)"),
         (dicom(RAMP8, NumberOfFrames=7), "7"),
-        (dicom(RAMP8, BitsAllocated=32, BitsStored=32), "32"),
         (dicom(RAMP8, RescaleSlope=0, RescaleIntercept=0), "0.0 to 0.0"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

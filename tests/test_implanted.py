@@ -5,9 +5,6 @@ import shutil
 import numpy as np
 import pytest
 import releases
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 from releases import changed, everything, examples, nothing_is_left, picture
 
 from infomask_jax.datasets import BadData, Synthetic, folder, images, implanted, nih, prepare, rsna
@@ -125,29 +122,6 @@ def test_lungs_of_whole_films_are_found_and_little_else():
     assert np.median(hits) > 0.75 and np.min(hits) > 0.3 and np.median(extras) < 0.05 and np.max(extras) < 0.3
 
 
-films_and_alphas = st.sampled_from([np.uint8, np.uint16]).flatmap(
-    lambda dtype: st.tuples(
-        arrays.arrays(dtype, (6, 6)),
-        arrays.arrays(np.float32, (2, 6, 6), elements=st.floats(0, 1, width=32)),
-        arrays.arrays(np.float32, (2, 6, 6), elements=st.floats(-1, 3, width=32)),
-        st.floats(0, 10),
-    )
-)
-
-
-@settings(max_examples=80, deadline=None)
-@given(films_and_alphas)
-def test_an_implant_never_darkens_clips_or_reorders(case):
-    pixels, alphas, textures, contrast = case
-    made = implanted.implant(pixels, list(zip(alphas, textures, strict=True)), contrast)
-    assert made.dtype == pixels.dtype and (made >= pixels).all()
-    untouched = (alphas == 0).all(0)
-    np.testing.assert_array_equal(made[untouched], pixels[untouched])
-    flat = [(np.ones((6, 6)), np.ones((6, 6)))]
-    ranks = np.argsort(pixels, axis=None)
-    assert (np.diff(implanted.implant(pixels, flat, contrast).ravel()[ranks].astype(int)) >= 0).all()
-
-
 def test_an_implant_multiplies_the_light_let_through():
     film = np.array([[0, 13107, 39321, 52429, 65535]], np.uint16)  # light 1, .8, .4, .2, 0
     full, half = (np.full(film.shape, v) for v in (1.0, 0.5))
@@ -158,6 +132,7 @@ def test_an_implant_multiplies_the_light_let_through():
     ):
         made = implanted.implant(film, found, contrast=np.log(2))
         np.testing.assert_allclose(1 - made / 65535, [light], atol=2e-5)
+    np.testing.assert_array_equal(implanted.implant(film, [(0 * full, -full)], contrast=10), film, strict=True)
 
 
 def test_images_depend_neither_on_workers_nor_on_the_others(options, tmp_path):

@@ -24,16 +24,15 @@ def decode(data: bytes | str | Path, *, name: str | None = None) -> np.ndarray:
         name, data = name or str(data), _read(Path(data), name or str(data))
     name = name or "image"
     try:
-        if not data:
-            raise BadImage("expected an image, found an empty file; fetch it again")
+        png_jpeg.expect(len(data) > 0, "an image", "an empty file", "fetch it again")
         if data.startswith(png_jpeg.PNG):
             return png_jpeg.decode_png(data)
         if data.startswith(png_jpeg.JPEG):
             return png_jpeg.decode_jpeg(data)
         if data[128:132] == b"DICM":
             return dicom.decode(data)
-        if data[:4] in dicom.WITHOUT_PREAMBLE:
-            raise BadImage("expected DICOM with its 128 bytes of preamble, found none; write it anew, with dcmconv")
+        bare = data[:4] in dicom.WITHOUT_PREAMBLE
+        png_jpeg.expect(not bare, "DICOM with its 128 bytes of preamble", "none", "write it anew, with dcmconv")
         raise BadImage(f"expected PNG, JPEG or DICOM, found a file beginning {data[:8]!r}; convert or remove it")
     except BadImage as error:
         raise BadImage(f"{name}: {error}") from error

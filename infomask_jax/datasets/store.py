@@ -192,15 +192,13 @@ def print_summary(prepared: Prepared) -> None:
         table.add_row(count, *(f"{s[count]:,}" for s in summary), end_section=count == "boxed images")
     for k, finding in enumerate(prepared.findings):
         table.add_row(finding, *("{:,} / {:,} / {:,}".format(*s["labels"][k]) for s in summary))
-    facts = read_json(prepared.directory / "metadata.json", FACTS)
-    shape = f"{prepared.size} x {prepared.size}"
-    lines = [f"{prepared.directory}: {shape}, fingerprint {prepared.fingerprint[:16]}"]
+    console, facts = Console(markup=False), read_json(prepared.directory / "metadata.json", FACTS)
+    console.print(table)
+    lines = [f"{prepared.directory}: {prepared.size} x {prepared.size}, fingerprint {prepared.fingerprint[:16]}"]
     if facts["skipped"]:
         lines.insert(0, f"{facts['skipped']:,} problems were skipped: see {prepared.directory / 'skipped.csv'}")
     if facts["missing"]:
         lines.insert(0, f"{facts['missing']:,} images listed in the release are missing and were left out.")
-    console = Console(markup=False)
-    console.print(table)
     console.print(*lines, sep="\n", soft_wrap=True, highlight=False)
 
 
