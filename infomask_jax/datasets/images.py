@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from infomask_jax.datasets import dicom, png_jpeg
+from infomask_jax.datasets.lookup import SUFFIXES as SUFFIXES
 from infomask_jax.datasets.png_jpeg import BadImage
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 MAX_BYTES = 1 << 28
 
 

@@ -143,7 +143,7 @@ def _negatives(root: Path, problems: list[Problem]) -> tuple[list[Item], list[Pa
 def _every_image(root: Path, problems: list[Problem]) -> list[Item]:
     """Each its own patient, named by its path below `root`."""
     items, named, real = {}, {}, str(root.resolve())
-    for path in sorted(itertools.chain(*lookup.index_images(root, "name", images.SUFFIXES).values())):
+    for path in sorted(itertools.chain(*lookup.index_images(root, "name").values())):
         name = path.relative_to(root).as_posix()
         try:
             image_id = lookup.safe_name(name)

@@ -8,6 +8,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from infomask_jax.text import normal, printable
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
+
 
 def safe_name(name: str) -> str:
     """An image name of a table, NFC. ValueError if it could lead out of the folder or is not printable."""
@@ -28,7 +30,7 @@ def hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def index_images(root: Path, key: str, suffixes: Sequence[str]) -> dict[str, list[Path]]:
+def index_images(root: Path, key: str, suffixes: Sequence[str] = SUFFIXES) -> dict[str, list[Path]]:
     """All images below `root` by `key`, "name" or "stem", NFC; not those hidden or in linked folders."""
     found = defaultdict(list)
     for folder, folders, names in os.walk(root):

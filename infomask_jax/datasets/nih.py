@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from infomask_jax.datasets import images, lookup, schema
+from infomask_jax.datasets import schema
 from infomask_jax.datasets.schema import BadData, Box, Item, Problem, Release
 from infomask_jax.text import normal, printable
 
@@ -56,33 +56,21 @@ def read(options: Nih, problems: list[Problem]) -> Release:
     problems += [Problem(file, row, "image", f"{found} {image_id!r}", image_id) for image_id, file, row in lost]
     boxes = schema.parse_boxes(_labelled(tables[1], present, problems), problems, FRAME[0])
 
-    index, root = lookup.index_images(options.source, "name", images.SUFFIXES), str(options.source.resolve())
-    items, missing = [], []
+    items, file = [], tables[0].name
     for image_id, (row, cells) in rows.items():
-        if image_id not in split_of:
-            continue
-        path = None
-        try:
-            path = lookup.find_image(image_id, index, root)
-        except LookupError:
-            missing.append(image_id)
-        except ValueError as error:
-            problems.append(Problem(tables[0].name, row, "Image Index", str(error), image_id))
-            continue
-        labels = tuple(int(name in present[image_id]) for name in findings)
-        patient, view, drawn = cells["Patient ID"], cells["View Position"], tuple(boxes[image_id])
-        split = split_of[image_id][0]
-        items.append(Item(image_id, patient, split, labels, path, view, drawn, FRAME, tables[0].name, row))
+        if image_id in split_of:
+            labels = tuple(int(name in present[image_id]) for name in findings)
+            patient, view, split = cells["Patient ID"], cells["View Position"], split_of[image_id][0]
+            drawn = tuple(boxes[image_id])
+            items.append(Item(image_id, patient, split, labels, None, view, drawn, FRAME, file, row))
     problems += schema.patients_in_two_splits(items)  # before the validation patients leave train
-    if missing and not options.allow_missing:
-        problems.append(schema.missing_images(missing, len(items), tables[0].name))
-    items = [item for item in items if item.path]
+    items, missing = schema.with_files(items, options, "name", "Image Index", problems)
     for i, item in enumerate(items):
         if item.split == "train":
             items[i] = replace(item, split=schema.hash_split(item.patient_id, val=VAL_SHARE, train=1 - VAL_SHARE))
     if options.matched:
         items = [item for split in schema.SPLITS for item in _matched([i for i in items if i.split == split], split)]
-    return Release(findings, items, tables, len(missing))
+    return Release(findings, items, tables, missing)
 
 
 def box_rows(path: Path, problems: list[Problem]) -> Iterator[Box]:

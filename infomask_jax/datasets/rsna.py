@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from infomask_jax.datasets import images, lookup, schema
+from infomask_jax.datasets import schema
 from infomask_jax.datasets.schema import BadData, Box, Item, Problem, Release
 
 FINDINGS = ("pneumonia",)
@@ -40,28 +40,17 @@ def read(options: Rsna, problems: list[Problem]) -> Release:
     splits = _read_splits(options, tables[2], listed, problems)
     boxes = schema.parse_boxes(_agreeing(rows, kinds, targets, problems), problems, FRAME[0])
 
-    index, root = lookup.index_images(options.source, "stem", images.SUFFIXES), str(options.source.resolve())
-    items, missing, blamed = [], [], {problem.image_id for problem in problems}
+    items, blamed = [], {problem.image_id for problem in problems}
     wanted = {"opacity", "normal", "not_normal"} if options.negatives == "all" else {"opacity", options.negatives}
     for image_id, (split, view, file, row) in splits.items():
         if image_id not in listed and image_id not in blamed:
             reason = f"expected an image of {tables[0].name}, found {image_id!r}"
             problems.append(Problem(file, row, "patientId", reason, image_id))
-        if kinds.get(image_id) not in wanted or image_id not in targets:
-            continue
-        try:
-            path = lookup.find_image(image_id, index, root)
-        except LookupError:
-            missing.append(image_id)
-            continue
-        except ValueError as error:
-            problems.append(Problem(file, row, "patientId", str(error), image_id))
-            continue
-        label, drawn = (int(targets[image_id]),), tuple(boxes[image_id])
-        items.append(Item(image_id, image_id, split, label, path, view, drawn, FRAME, file, row))
-    if missing and not options.allow_missing:
-        problems.append(schema.missing_images(missing, len(missing) + len(items), file))
-    return Release(FINDINGS, items, tables, len(missing))
+        if kinds.get(image_id) in wanted and image_id in targets:
+            label, drawn = (int(targets[image_id]),), tuple(boxes[image_id])
+            items.append(Item(image_id, image_id, split, label, None, view, drawn, FRAME, file, row))
+    items, missing = schema.with_files(items, options, "stem", "patientId", problems)
+    return Release(FINDINGS, items, tables, missing)
 
 
 def box_rows(path: Path, problems: list[Problem]) -> Iterator[Box]:

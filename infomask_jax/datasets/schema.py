@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from infomask_jax.datasets import lookup
 from infomask_jax.text import normal, printable, shown
 
 SPLITS = ("train", "val", "test")
@@ -202,11 +203,23 @@ def unit_box(xywh: Sequence[float], height: int, width: int) -> np.ndarray:
     return corners
 
 
-def missing_images(missing: Sequence[str], total: int, table: str) -> Problem:
-    """One problem for all: most often a wrong folder or an archive that was not unpacked."""
-    found = f"{len(missing)} are missing, for example {', '.join(missing[:5])}"
-    hint = "check --source, or pass --allow-missing to go on with the others"
-    return Problem(table, None, "image", f"expected the {total} images listed, found that {found}; {hint}")
+def with_files(items: list[Item], options, key: str, field: str, problems: list[Problem]) -> tuple[list[Item], int]:
+    """The items whose one file is below `options.source`, by its "name" or "stem", and how many have none."""
+    index, root = lookup.index_images(options.source, key), str(options.source.resolve())
+    found, missing = [], []
+    for item in items:
+        try:
+            found.append(replace(item, path=lookup.find_image(item.image_id, index, root)))
+        except LookupError:
+            missing.append(item.image_id)
+        except ValueError as error:
+            problems.append(Problem(item.file, item.row, field, str(error), item.image_id))
+    if missing and not options.allow_missing:  # one problem for all: most often an archive that was not unpacked
+        lost = f"{len(missing)} are missing, for example {', '.join(missing[:5])}"
+        reason = f"expected the {len(missing) + len(found)} images listed, found that {lost}"
+        hint = "check --source, or pass --allow-missing to go on with the others"
+        problems.append(Problem(items[-1].file, None, "image", f"{reason}; {hint}"))
+    return found, len(missing)
 
 
 def hash_split(patient_id: str, **shares: float) -> str:

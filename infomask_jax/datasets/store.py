@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from tensorflow_datasets.proto import tf_example_pb2
 
-from infomask_jax.datasets import images, lookup, schema
+from infomask_jax.datasets import lookup, schema
 from infomask_jax.system import read_json
 from infomask_jax.text import shown
 
@@ -206,7 +206,7 @@ def digest_of(path: str | Path) -> str:
     """SHA-256 of a file, or of the names and sizes of the images in a folder; empty where it is gone."""
     path = Path(path)
     if path.is_dir():
-        files = itertools.chain(*lookup.index_images(path, "name", images.SUFFIXES).values())
+        files = itertools.chain(*lookup.index_images(path, "name").values())
         listing = sorted((ascii(file.relative_to(path).as_posix()), file.lstat().st_size) for file in files)
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
