@@ -62,11 +62,11 @@ def nothing_is_left(options) -> bool:
 
 
 def folder(root: Path) -> Folder:
-    """Six images, 32 high and 40 wide, with two findings and two boxes."""
-    rows = [("a.png", 1, 0, "p1", "train"), ("b.png", 0, "", "p1", "train"), ("sub/c.png", "", 1, "p2", "val")]
+    """Six images, 32 high and 40 wide, with two findings and two boxes; on disk NFC is NFD."""
+    rows = [("a.png", 1, 0, "p1", "train"), ("b.png", 0, "", "p1", "train"), (f"{NFC}/{NFC}.png", "", 1, "p2", "val")]
     rows += [("d.png", 0, 0, "p3", "test"), ("e.png", 1, 1, "p4", "train"), ("f.png", "0.0", "1.0", "p5", "train")]
     for seed, row in enumerate(rows):
-        picture(root / "own/images" / row[0], seed, (32, 40))
+        picture(root / "own/images" / row[0].replace(NFC, NFD), seed, (32, 40))
     table(root / "own/labels.csv", ("image", "mass", "edema", "patient", "split"), *rows)
     table(root / "own/boxes.csv", BOXES, ("a.png", "mass", 10, 4, 20, 16), ("e.png", "edema", 0, 0, 40.5, 32))
     return Folder(root / "own", data_dir=root / "data", size=16)

@@ -19,7 +19,7 @@ import pytest
 import releases
 import tensorflow_datasets as tfds
 from conftest import change
-from releases import BOXES, NFC, NFD, changed, examples, nothing_is_left, picture, table, with_rows
+from releases import NFC, NFD, changed, examples, nothing_is_left, picture, with_rows
 
 from infomask_jax import pipeline
 from infomask_jax.config import DataConfig, MachineConfig
@@ -64,6 +64,7 @@ def test_folder_becomes_examples(stored):
     np.testing.assert_array_equal(images.decode(train["a.png"]["image"]), expected)
     counts = {"images": 4, "patients": 3, "boxes": 2, "boxed images": 2, "labels": [[2, 2, 0], [2, 1, 1]]}
     assert prepared.summary["train"] == counts
+    assert [e["labels"].tolist() for e in examples(prepared, "val").values()] == [[-1, 1]]  # whose file is named in NFD
 
 
 def test_findings_select_labels_and_boxes_and_sixteen_bits_stay(own):
@@ -201,24 +202,6 @@ def test_findings_that_are_asked_for(own):
     (own.source / "boxes.csv").unlink()
     prepared = prepare(changed(own, findings=("mass", "Mass [s]")))  # the column of something else is not read
     assert prepared.findings == ("mass", "Mass [s]") and sum(prepared.splits.values()) == 6
-
-
-@pytest.mark.parametrize("written", [NFC, NFD])
-def test_names_match_in_either_unicode_form(own, written, capsys):
-    """Of images, patients and findings; folder and file are in both forms."""
-    other = NFD if written == NFC else NFC
-    for i, name in enumerate((f"{other}/{other}0", f"{written}1", "plain")):
-        picture(own.source / f"images/{name}.png", i, (32, 40))
-    rows = [(f"{written}/{written}0.png", 1, written, "train"), (f"{other}1.png", 0, other, "train")]
-    table(own.source / "labels.csv", ("image", written, "patient", "split"), *rows, ("plain.png", 0, "p", "val"))
-    table(own.source / "boxes.csv", BOXES, (f"{other}/{written}0.png", other, 1, 1, 20, 20))
-    prepared = prepare(changed(own, findings=(other,)))
-    assert prepared.findings == (NFC,) and prepared.summary["train"]["boxes"] == 1
-    train = examples(prepared, "train")
-    assert set(train) == {f"{NFC}/{NFC}0.png", f"{NFC}1.png"} and {e["patient_id"] for e in train.values()} == {NFC}
-    picture(own.source / f"images/{other}1.png", 5)
-    with pytest.raises(BadData, match=r"row 3, image: expected one file, found .*\(NFC, NFD\); keep one"):
-        prepare(changed(own, overwrite=True))
 
 
 def test_what_is_there_is_not_prepared_again(own, capsys):

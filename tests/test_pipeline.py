@@ -28,16 +28,13 @@ def stream(examples):
     return first(pipeline.train_batches(examples, CONFIG, seed=0), 24)
 
 
-def test_batch_contract(stream):
+def test_batch_contract_and_seeds(examples, stream):
     (batch, *_) = stream
     chex.assert_shape(batch["image"], (8, 16, 16, 1))
     chex.assert_shape([batch["labels"], batch["label_mask"]], (8, 1))
     chex.assert_shape([batch["valid"], batch["index"]], (8,))
     chex.assert_type([batch[k] for k in ("image", "labels", "label_mask", "valid")], np.float32)
     chex.assert_type(batch["index"], np.int32)
-
-
-def test_same_seed_same_stream_other_seed_other_stream(examples, stream):
     again, other = (first(pipeline.train_batches(examples, CONFIG, seed=seed), 3) for seed in (0, 2))
     chex.assert_trees_all_equal(stream[:3], again)
     assert any((x["index"] != y["index"]).any() for x, y in zip(stream, other, strict=False))

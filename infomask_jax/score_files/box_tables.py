@@ -27,16 +27,13 @@ ALL = ""  # an image negative for it is negative for every finding
 class BoxTable:
     """What the tables say of their images."""
 
+    # {image: [(finding, float32 (ymin, xmin, ymax, xmax) in 0..1)]}
     boxes: dict[str, list[tuple[str, np.ndarray]]] = field(default_factory=lambda: defaultdict(list))
-    """{image: [(finding, float32 (ymin, xmin, ymax, xmax) in 0..1)]}"""
+    # {image: findings that it does not have}, ALL for every finding
     negative: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    """{image: findings that it does not have}, ALL for every finding"""
-    patients: dict[str, str] = field(default_factory=dict)
-    """{image: patient}, where a table says it"""
-    patient_of: Callable[[str], str] | None = None
-    """Patient by the name of an image, where the release names its files so"""
-    spellings: dict[str, str] = field(default_factory=dict)
-    """{finding in another spelling of the release: as here}"""
+    patients: dict[str, str] = field(default_factory=dict)  # {image: patient}, where a table says it
+    patient_of: Callable[[str], str] | None = None  # patient by the name of an image, where the release names files so
+    spellings: dict[str, str] = field(default_factory=dict)  # {finding in another spelling of the release: as here}
 
     @property
     def boxed(self) -> list[str]:
@@ -106,11 +103,8 @@ def read(
 
 
 def _frame(box: Box, sized: dict, size_of, wanted) -> tuple[int, int]:
-    """Height and width of the frame that a box is given in. ValueError if nobody knows it, or if they do not agree.
-
-    Args:
-      sized: {image: (height, width) and the box that says so}, to which this one is added.
-    """
+    """Height and width of the frame that a box is given in, if it is known and agrees with `sized`, {image: (height,
+    width) and the box that says so}, to which it is added."""
     if box.frame in (nih.FRAME, rsna.FRAME):
         return box.frame
     image, named = box.image, size_of is not None and (wanted is None or box.image in wanted)
@@ -123,8 +117,8 @@ def _frame(box: Box, sized: dict, size_of, wanted) -> tuple[int, int]:
         try:
             return size_of(image)
         except LookupError as error:
-            reason = f"expected a file of {image!r} in --images, found none; fill in image_width, too"
-            raise ValueError(reason) from error
+            wish = f"a file of {image!r} in --images, found none; fill in image_width, too"
+            raise ValueError(f"expected {wish}") from error
     try:
         height, width = map(float, box.frame)
     except ValueError:
