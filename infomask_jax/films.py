@@ -6,21 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
-from infomask_jax import report
 from infomask_jax.datasets import images, lookup, schema
 from infomask_jax.datasets.images import BadImage
-from infomask_jax.pixels import encode, resize
+from infomask_jax.pixels import as_panel, encode, resize
 from infomask_jax.text import normal, printable
 
 LONGEST_NAME = 250  # bytes of a file name, so that a picture of that name and .png can be written
 
 
 class Films:
-    """X-ray files as a source of `pipeline.eval_batches`: decoded, and squared as `prepare` does it, when asked for.
-
-    Once film i has been asked for, `sizes[i]` is its (height, width) and `shown[i]` uint8 [H, W] to draw on, or
-    `problems[i]` says why it cannot be read.
-    """
+    """X-ray files as a source of `pipeline.eval_batches`, squared as `prepare` does it. Once film i has been asked for,
+    `sizes[i]` is its (height, width) and `shown[i]` uint8 [H, W] to draw on, or `problems[i]` says what is wrong."""
 
     def __init__(self, paths: Sequence[Path], size: int):
         self.paths, self.size = paths, size
@@ -34,7 +30,7 @@ class Films:
         if film is None:
             film = np.zeros((1, 1), np.uint8)
         else:
-            self.sizes[i], self.shown[i] = film.shape, report.as_panel(film)
+            self.sizes[i], self.shown[i] = film.shape, as_panel(film)
         return {"image": encode(resize(film, self.size)), "labels": np.zeros(0)}
 
     def decode(self, i: int) -> np.ndarray | None:
@@ -46,11 +42,9 @@ class Films:
 
 
 def find(xrays: Sequence[Path]) -> dict[str, Path]:
-    """{image_id: file}: of a file its name, of those in a folder their place in it; each file once.
-
-    Says what is left out of folders. ValueError where there is none, two different files have one name, or a name
-    cannot be written; OSError for a folder that cannot be entered.
-    """
+    """{image_id: file}: of a file its name, of those in a folder their place in it; each file once. Prints what is left
+    out of folders. ValueError for no film or names that clash or cannot be written; OSError for a folder that cannot be
+    entered."""
     if not xrays:
         raise ValueError("expected X-rays or folders of them after the RUN, found none")
     found, seen, wrong = {}, set(), []
@@ -73,7 +67,7 @@ def find(xrays: Sequence[Path]) -> dict[str, Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """X-rays in a folder and its sub-folders, by name; says what is left out."""
+    """X-rays in a folder and its sub-folders, by name."""
     files, others, linked, hidden = [], 0, 0, 0
 
     def fail(error: OSError):
@@ -86,10 +80,9 @@ def _files(folder: Path) -> list[Path]:
         files, others = files + own, others + len(names) - len(own)
         linked += sum(os.path.islink(os.path.join(place, name)) for name in folders)
     kinds = ", ".join(images.SUFFIXES)
-    left_out = [f"{others} files whose names do not end in {kinds}"] if others else []
-    left_out += [f"{linked} linked folders"] if linked else []
-    left_out += [f"{hidden} hidden files or folders (._*, .*, __MACOSX)"] if hidden else []
-    if left_out:
+    counts = {f"files whose names do not end in {kinds}": others, "linked folders": linked}
+    counts |= {"hidden files or folders (._*, .*, __MACOSX)": hidden}
+    if left_out := [f"{count} {what}" for what, count in counts.items() if count]:
         print(f"{folder}: left out {' and '.join(left_out)}; give X-rays among them by name")
     if not files:
         raise ValueError(f"{folder}: expected X-rays ({kinds}), found none in this folder")

@@ -6,9 +6,7 @@ padding; index int32 [B], position in the split (-1 for padding).
 
 import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -29,18 +27,10 @@ READING = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 ZOOM, SHIFT, CONTRAST = 0.1, 0.05, 0.2  # largest change of the side, shift as a share of it, change of the gain
 
-# Threads that work on images below this side, pixels, wait longer for each other's Python than the work takes.
-_SMALL = 160
-_one_at_a_time = threading.Lock()
-
 
 class Decoded:
-    """Stored examples as (pixels uint8 or uint16 [H, W], labels int8 [K]); those read first are kept in memory.
-
-    Args:
-      source: stored examples, see datasets/schema.py.
-      gib: memory for pixels that are kept, GiB. Neither it nor the order of reading changes what is read.
-    """
+    """Stored examples, see datasets/schema.py, as (pixels uint8 or uint16 [H, W], labels int8 [K]); those read first
+    are kept in memory, up to `gib` GiB of pixels."""
 
     def __init__(self, source: Sequence, gib: float = 0.0):
         self.source, self.left, self.kept = source, gib * 2**30, {}
@@ -87,13 +77,12 @@ def to_batch(examples: Decoded, index: np.ndarray, size: int, draws: np.ndarray 
     once = {i: examples[i] for i in dict.fromkeys(places)}  # however much is padding
     read = [once[i] for i in places]
     images, labels = np.empty((len(index), size, size, 1), np.float32), np.array([row for _, row in read], np.float32)
-    with _one_at_a_time if size < _SMALL else nullcontext():
-        for k, (pixels, _) in enumerate(read):
-            if draws is None:
-                standardise(fit(pixels, size), out=images[k, ..., 0])
-            else:
-                *draw, contrast = draws[k].tolist()
-                standardise(augment(pixels, size, draw), 1.0 + CONTRAST * contrast, out=images[k, ..., 0])
+    for k, (pixels, _) in enumerate(read):
+        if draws is None:
+            standardise(fit(pixels, size), out=images[k, ..., 0])
+        else:
+            *draw, contrast = draws[k].tolist()
+            standardise(augment(pixels, size, draw), 1.0 + CONTRAST * contrast, out=images[k, ..., 0])
     return {
         "image": images,
         "labels": np.maximum(labels, 0.0),
@@ -111,9 +100,7 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
 @dataclass(frozen=True)
 class _Shuffled:
     """Endless batches of indices, int64 [size]: each epoch holds every one of `count` once, in an order of its own.
-
-    (grain's own shuffle goes image by image, which takes a tenth of the time of decoding a small one.)
-    """
+    (grain's own shuffle goes image by image: a tenth of the time of decoding a small one.)"""
 
     count: int
     size: int
@@ -129,8 +116,8 @@ class _Shuffled:
 
 
 class TrainBatches:
-    """Endless iterator over batches. `taken`, how many it has given, is all of its state: it does not depend on loader
-    processes or hosts, which may be others when a run is gone on with."""
+    """Endless iterator over batches. `taken`, how many it has given, is all of its state, whatever the number of loader
+    processes and hosts."""
 
     def __init__(self, begin: Callable[[int], grain.IterDataset]):
         self.begin = begin
@@ -159,11 +146,9 @@ def train_batches(
     process: int = 0,
     processes: int = 1,
 ) -> TrainBatches:
-    """Endless stream of augmented batches: a pure function of (source, config, seed), whatever the worker count.
-
-    Epochs stay whole: every image is drawn once before any is drawn again. With `to_devices`, batches have gone through
-    it, two of them ahead of the step. Of several processes each gets its consecutive part of every batch, and reads no
-    other images. Streams that are given the same `Decoded` share what it keeps; another source is decoded by each.
+    """Endless stream of augmented batches: a pure function of (source, config, seed), whatever the worker count. Every
+    image is drawn once before any is drawn again. Batches have gone through `to_devices`, two of them ahead of the
+    step. Of several processes each gets its consecutive part of a batch. Streams of one `Decoded` share what it keeps.
     """
     if len(source) < 1:
         raise ValueError("the training split is empty: nothing to train on")
@@ -192,10 +177,8 @@ def train_batches(
 
 
 def eval_batches(source, image_size: int, batch_size: int, process: int = 0, processes: int = 1) -> grain.IterDataset:
-    """One ordered pass over every image; the last batch is padded with copies that `valid` marks 0.
-
-    Of several processes each gets its consecutive part of every batch; all get the same number of batches.
-    """
+    """One ordered pass over every image; the last batch is padded with copies that `valid` marks 0. Of several
+    processes each gets its consecutive part of every batch."""
     count, examples = len(source), Decoded(source)
 
     def fitted(index: np.ndarray) -> Batch:

@@ -6,6 +6,8 @@
 import cv2
 import numpy as np
 
+PANEL = 512  # longer side of a film in a picture of it, pixels
+
 
 def decode_gray(data: bytes) -> np.ndarray:
     """Stored PNG bytes -> uint8 or uint16 [H, W]."""
@@ -61,3 +63,11 @@ def standardise(image: np.ndarray, gain: float = 1.0, out: np.ndarray | None = N
     out -= np.float32(mean.item())
     out *= np.float32(gain / max(deviation.item(), 1e-3))
     return out
+
+
+def as_panel(film: np.ndarray) -> np.ndarray:
+    """uint8 or uint16 [H, W] -> uint8 in proportion, its longer side PANEL, stretched from black to white."""
+    scale = PANEL / max(film.shape)
+    height, width = (max(round(side * scale), 1) for side in film.shape)
+    film = cv2.resize(film, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    return cv2.normalize(film, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)

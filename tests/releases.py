@@ -8,7 +8,7 @@ import numpy as np
 from test_images import dicom
 
 from infomask_jax.datasets import Folder, Nih, Rsna
-from infomask_jax.pixels import encode
+from infomask_jax.pixels import decode_gray, encode
 
 NFC, NFD = "r\xe9", "re\u0301"  # one name in both Unicode forms
 BOXES = ("image", "finding", "x", "y", "w", "h")
@@ -37,8 +37,19 @@ def changed(options, **values):
 
 
 def examples(prepared, split: str) -> dict[str, dict]:
+    """{image_id: example} of a split, each held against what schema.py promises."""
     source = prepared.source(split)
-    return {example["image_id"]: example for example in (source[i] for i in range(len(source)))}
+    found = [source[i] for i in range(len(source))]
+    for example in found:
+        labels, boxes, kinds = (example[name] for name in ("labels", "boxes", "box_labels"))
+        dtypes, shapes = (np.int8, np.float32, np.int32), ((len(prepared.findings),), (len(boxes), 4), (len(boxes),))
+        assert [(a.dtype, a.shape) for a in (labels, boxes, kinds)] == list(zip(dtypes, shapes, strict=True))
+        assert {*labels.tolist()} <= {1, 0, -1} and ((kinds >= -1) & (kinds < len(labels))).all()
+        assert (boxes >= 0).all() and (boxes <= 1).all() and (boxes[:, :2] < boxes[:, 2:]).all()
+        shown = [decode_gray(example[name]) for name in ("image", "mask", "lung") if example[name] or name == "image"]
+        assert {image.shape for image in shown} == {(prepared.size, prepared.size)}
+        assert example["image_id"] and example["patient_id"] and min(example["height"], example["width"]) > 0
+    return {example["image_id"]: example for example in found}
 
 
 def everything(prepared) -> dict[str, dict]:
@@ -51,11 +62,11 @@ def nothing_is_left(options) -> bool:
 
 
 def folder(root: Path) -> Folder:
-    """Six images, 32 high and 40 wide, with two findings and two boxes."""
-    rows = [("a.png", 1, 0, "p1", "train"), ("b.png", 0, "", "p1", "train"), ("sub/c.png", "", 1, "p2", "val")]
+    """Six images, 32 high and 40 wide, with two findings and two boxes; on disk NFC is NFD."""
+    rows = [("a.png", 1, 0, "p1", "train"), ("b.png", 0, "", "p1", "train"), (f"{NFC}/{NFC}.png", "", 1, "p2", "val")]
     rows += [("d.png", 0, 0, "p3", "test"), ("e.png", 1, 1, "p4", "train"), ("f.png", "0.0", "1.0", "p5", "train")]
     for seed, row in enumerate(rows):
-        picture(root / "own/images" / row[0], seed, (32, 40))
+        picture(root / "own/images" / row[0].replace(NFC, NFD), seed, (32, 40))
     table(root / "own/labels.csv", ("image", "mass", "edema", "patient", "split"), *rows)
     table(root / "own/boxes.csv", BOXES, ("a.png", "mass", 10, 4, 20, 16), ("e.png", "edema", 0, 0, 40.5, 32))
     return Folder(root / "own", data_dir=root / "data", size=16)

@@ -11,13 +11,10 @@ import cv2
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import (
-    MPEG2MPML,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
@@ -32,6 +29,7 @@ from infomask_jax.pixels import encode
 
 RAMP8 = np.add.outer(np.arange(48), np.arange(40)).astype(np.uint8) * 2  # [48, 40], smooth
 RAMP16 = RAMP8.astype(np.uint16) * 257
+RGB8 = np.repeat(RAMP8[..., None], 3, 2)
 PIXELS = b"\xe0\x7f\x10\0"  # the tag of Pixel Data
 
 
@@ -83,6 +81,9 @@ def lut(entries, first, bits, count=None):
     return item
 
 
+PNG, JPEG = coded(".png", RAMP8), coded(".jpg", RAMP8)
+
+
 def j2k(image):
     rows, columns = image.shape
     sizes = dict.fromkeys(("bits_allocated", "bits_stored"), 8 * image.itemsize) | {"rows": rows, "columns": columns}
@@ -111,26 +112,16 @@ def png_header(width, height):
 
 
 def jpeg_of_size(height, width):
-    data = bytearray(WHOLE["jpeg"])
+    data = bytearray(JPEG)
     struct.pack_into(">HH", data, data.index(b"\xff\xc0") + 5, height, width)
     return bytes(data)
-
-
-WHOLE = {
-    "png": coded(".png", RAMP8),
-    "jpeg": coded(".jpg", RAMP8),
-    "dicom": dicom(RAMP8),
-    "dicom-jpeg": dicom(RAMP8, JPEGBaseline8Bit, coded(".jpg", RAMP8)),
-    "dicom-j2k": dicom(RAMP16, JPEG2000Lossless, j2k(RAMP16)),
-    "dicom-rle": dicom(RAMP8, RLELossless),
-}
 
 
 @pytest.mark.parametrize("image", [RAMP8, RAMP16], ids=["8 bit", "16 bit"])
 def test_lossless_formats_return_the_very_pixels(image):
     rgb = np.repeat(image[..., None], 3, 2)
     rgba = np.concatenate([rgb, np.full_like(rgb[..., :1], np.iinfo(image.dtype).max)], 2)
-    frames = [coded(".png", image), coded(".png", rgb), coded(".png", rgba), encode(image)]
+    frames = [coded(".png", rgb), coded(".png", rgba), encode(image)]
     frames += [dicom(image), dicom(image, RLELossless), dicom(image, JPEG2000Lossless, j2k(image))]
     for data in frames:
         found = decode(data)
@@ -138,9 +129,7 @@ def test_lossless_formats_return_the_very_pixels(image):
         np.testing.assert_array_equal(found, image)
 
 
-@pytest.mark.parametrize(
-    "name", ["MR_small_jpeg_ls_lossless.dcm", "JPEGLSNearLossless_08.dcm", "JPEGLSNearLossless_16.dcm"]
-)
+@pytest.mark.parametrize("name", ["MR_small_jpeg_ls_lossless.dcm", "JPEGLSNearLossless_16.dcm"])
 def test_jpeg_ls_inside_dicom(name):
     """Files of pydicom's own tests. After 0xff JPEG-LS stuffs a bit, so 0x01 .. 0x7f there are no markers."""
     path = get_testdata_file(name)
@@ -154,15 +143,12 @@ def test_jpeg_ls_inside_dicom(name):
         decode(data[: -len(data) // 3])
 
 
-def test_jpeg_2000_may_end_in_a_byte_of_padding():
-    assert decode(get_testdata_file("examples_jpeg2k.dcm")).shape == (480, 640)
-
-
-def test_jpeg_is_close_alone_and_inside_dicom():
-    for data in (WHOLE["jpeg"], coded(".jpg", np.repeat(RAMP8[..., None], 3, 2)), WHOLE["dicom-jpeg"]):
+def test_jpeg_is_close_alone_and_inside_dicom_and_jpeg_2000_may_end_in_a_byte_of_padding():
+    for data in (JPEG, coded(".jpg", RGB8), dicom(RAMP8, JPEGBaseline8Bit, JPEG)):
         found = decode(data)
         assert found.dtype == np.uint8
         assert np.abs(found.astype(int) - RAMP8).max() <= 3
+    assert decode(get_testdata_file("examples_jpeg2k.dcm")).shape == (480, 640)
 
 
 def test_palette_and_transparency():
@@ -171,7 +157,7 @@ def test_palette_and_transparency():
     palette = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + body + chunk(b"IEND", b"")
     assert decode(palette).tolist() == [[200, 10]]
     with pytest.raises(BadImage, match="tRNS"):
-        decode(with_chunks(WHOLE["png"], chunk(b"tRNS", b"\0\0")))
+        decode(with_chunks(PNG, chunk(b"tRNS", b"\0\0")))
     half = np.full((1, 2, 4), 200, np.uint8)
     half[0, 0, 3] = 0
     half[0, 1, 3] = 100
@@ -184,7 +170,7 @@ def test_palette_and_transparency():
 def test_kinds_and_depths_of_dicom():
     np.testing.assert_array_equal(decode(dicom(RAMP8, kind="MONOCHROME1")), 255 - RAMP8)
     np.testing.assert_array_equal(decode(dicom(RAMP8, RescaleSlope=-1, RescaleIntercept=255)), 255 - RAMP8)
-    np.testing.assert_array_equal(decode(dicom(np.repeat(RAMP8[..., None], 3, 2), kind="RGB")), RAMP8)
+    np.testing.assert_array_equal(decode(dicom(RGB8, kind="RGB")), RAMP8)
     expected = np.round((RAMP16 >> 4) / 4095 * 65535).astype(np.uint16)
     np.testing.assert_array_equal(decode(dicom(RAMP16 >> 4, bits=12)), expected, strict=True)
 
@@ -210,9 +196,7 @@ def test_bits_above_those_stored_in_compressed_pixels(signed):
     np.testing.assert_array_equal(found, np.round(values / 4095 * 65535))
 
 
-@pytest.mark.parametrize(
-    ("place", "bits"), [("Modality", 8), ("Modality", 12), ("Modality", 16), ("VOI", 8), ("VOI", 12)]
-)
+@pytest.mark.parametrize(("place", "bits"), [("Modality", 8), ("Modality", 16), ("VOI", 12)])
 def test_lookup_table_of_any_depth(place, bits):
     """Entries for more values than 8 bits count, from 100 on; values before and after get the first and last entry."""
     stored = np.arange(4096, dtype=np.uint16).reshape(64, 64)
@@ -227,12 +211,9 @@ def test_lookup_table_of_any_depth(place, bits):
     [
         {"WindowCenter": 100, "WindowWidth": 0},
         {"WindowCenter": 100, "WindowWidth": 0.5},
-        {"WindowCenter": 100, "WindowWidth": -50},
-        {"WindowCenter": None, "WindowWidth": 50},
         {"WindowCenter": 100, "WindowWidth": 0, "VOILUTFunction": "SIGMOID"},
         {"RescaleSlope": None, "RescaleIntercept": 5},
         {"WindowCenter": "NaN", "WindowWidth": 50},
-        {"WindowCenter": [], "WindowWidth": []},
     ],
     ids=str,
 )
@@ -251,68 +232,17 @@ def test_window_shows_its_values_and_clips_the_others(slope):
     assert np.abs(found.astype(float) - expected).max() < 2
 
 
-@pytest.mark.parametrize("kind", WHOLE)
-def test_truncated_file_is_never_a_different_picture(kind):
-    """A cut either raises, or (in the padding after the last pixel) leaves the picture as it was."""
-    whole = WHOLE[kind]
-    kept = []
-    for cut in {*np.random.default_rng(0).integers(0, len(whole), 60).tolist(), *range(len(whole) - 12, len(whole))}:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom also warns
-            try:
-                found = decode(whole[:cut], name="x.dcm")
-            except BadImage as error:
-                assert "x.dcm" in str(error)
-            else:
-                np.testing.assert_array_equal(found, decode(whole))
-                kept.append(len(whole) - cut)
-    assert max(kept, default=0) <= (9 if kind.startswith("dicom-") else 0)
-
-
-def test_headers_and_end_marks_are_read_before_anything_is_decoded(monkeypatch):
-    """Some decoders return the part they got, and some ask for all the memory that a header names."""
-
-    def explode(*_, **__):
-        raise AssertionError("decoded")
-
-    monkeypatch.setattr(cv2, "imdecode", explode)
-    monkeypatch.setattr(images.png_jpeg.simplejpeg, "decode_jpeg", explode)
-    for data in (png_header(100_000, 100_000), jpeg_of_size(65535, 65535)):
-        with pytest.raises(BadImage, match="at most"):
-            decode(data)
-    for kind in ("png", "jpeg"):
-        for cut in range(0, len(WHOLE[kind]), 3):
-            with pytest.raises(BadImage):
-                decode(WHOLE[kind][:cut])
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.binary(max_size=200), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\0" * 128 + b"DICM"]))
-def test_rubbish_is_refused(rubbish, start):
-    with warnings.catch_warnings(), pytest.raises(BadImage):
-        warnings.simplefilter("ignore")
-        decode(start + rubbish)
-
-
 def test_only_the_chunks_of_the_still_picture_are_decoded(capfd):
     """An animation's first frame, a profile and text say nothing of the pixels; the decoder never sees them."""
-    frames = (
-        chunk(b"acTL", struct.pack(">II", 2, 0)),
-        chunk(b"fcTL", struct.pack(">7IHHBB", *range(7), 1, 1, 0, 0)[:26]),
-    )
-    for extra in (
-        frames,
-        frames[:1],
-        [chunk(b"iCCP", b"RGB\0\0" + zlib.compress(b"rubbish"))],
-        [chunk(b"tEXt", b"a\0b")],
-    ):
-        np.testing.assert_array_equal(decode(with_chunks(WHOLE["png"], *extra)), RAMP8)
+    control = chunk(b"fcTL", struct.pack(">7IHHBB", *range(7), 1, 1, 0, 0)[:26])
+    animation, profile = chunk(b"acTL", struct.pack(">II", 2, 0)), b"RGB\0\0" + zlib.compress(b"rubbish")
+    for extra in ((animation, control), (animation,), (chunk(b"iCCP", profile),), (chunk(b"tEXt", b"a\0b"),)):
+        np.testing.assert_array_equal(decode(with_chunks(PNG, *extra)), RAMP8)
     assert capfd.readouterr() == ("", "")
-    rubbish = WHOLE["png"][:33] + frames[0] + chunk(b"IDAT", b"rubbish") + chunk(b"IEND", b"")
     with pytest.raises(BadImage, match="the decoder refused it"):
-        decode(rubbish)
+        decode(PNG[:33] + animation + chunk(b"IDAT", b"rubbish") + chunk(b"IEND", b""))
     with pytest.raises(BadImage, match="found b'ABCD'"):
-        decode(with_chunks(WHOLE["png"], chunk(b"ABCD", b"")))
+        decode(with_chunks(PNG, chunk(b"ABCD", b"")))
 
 
 @pytest.mark.parametrize(
@@ -343,9 +273,9 @@ def test_time_and_memory_have_bounds():
     many = {
         "scans": jpeg[:-2] + scan * 60 + b"\xff\xd9",
         "whole segments": jpeg[:2] + b"\xff\xfe\0\2" * 100_001 + jpeg[2:],
-        "chunks": with_chunks(WHOLE["png"], chunk(b"tEXt", b"a\0") * 100_001),
+        "chunks": with_chunks(PNG, chunk(b"tEXt", b"a\0") * 100_001),
         "header that takes": dicom(RAMP8).replace(PIXELS, b"\x09\0\x10\0LO\0\0" * 100_001 + PIXELS),
-        "fragments": dicom(RAMP8, JPEGBaseline8Bit, b"\xfe\xff\0\xe0\0\0\0\0" * 10_001 + WHOLE["jpeg"]),
+        "fragments": dicom(RAMP8, JPEGBaseline8Bit, b"\xfe\xff\0\xe0\0\0\0\0" * 10_001 + JPEG),
     }
     for found, data in many.items():
         with pytest.raises(BadImage, match=found):
@@ -362,11 +292,8 @@ def test_nothing_of_the_patient_is_told():
     tags = {"PatientName": name, "PatientID": name, "SpecificCharacterSet": "BOGUS", "StudyDate": name}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        whole = dicom(RAMP8, **tags)
-        bad = [
-            dicom(RAMP8, **tags, WindowWidth=8, WindowCenter=12345678).replace(b"12345678", b"DOE^JANE"),
-            whole.replace(b"CS\x0c\0MONOCHROME2 ", b"CS\x08\0DOE^JANE"),
-        ]
+        whole, window = dicom(RAMP8, **tags), dicom(RAMP8, **tags, WindowWidth=8, WindowCenter=12345678)
+    bad = window.replace(b"12345678", b"DOE^JANE"), whole.replace(b"CS\x0c\0MONOCHROME2 ", b"CS\x08\0DOE^JANE")
     code = """
 import sys
 from infomask_jax.datasets import images
@@ -388,45 +315,25 @@ for hexed in sys.stdin.read().split():
         (b"", "empty file"),
         (b"<html>not found</html>", "b'<html>no'"),
         (png_header(100_000, 100_000), "100000 x 100000"),
-        (png_header(0, 10), "0 x 10"),
-        (jpeg_of_size(65535, 65535), "65535 x 65535"),
         (jpeg_of_size(0, 40), "40 x 0"),
-        (dicom(RAMP8, Rows=60000, Columns=60000), "60000 x 60000"),
-        (dicom(RAMP8, Rows=0), "40 x 0"),
-        (dicom(RAMP8, JPEGBaseline8Bit, jpeg_of_size(20000, 20000)), "20000 x 20000"),
         (dicom(RAMP8, JPEGBaseline8Bit, coded(".jpg", RAMP8[:20])), "40 x 20 compressed"),
-        (dicom(RAMP8, JPEGBaseline8Bit, coded(".jpg", RAMP8)[:-60]), "no end mark"),
+        (dicom(RAMP8, JPEGBaseline8Bit, JPEG[:-60]), "no end mark"),
         (dicom(RAMP16, JPEG2000Lossless, j2k(RAMP16)[:-60]), "no end mark in its JPEG 2000"),
-        (dicom(RAMP8[:9], JPEG2000Lossless, j2k(RAMP8)), "40 x 48 compressed"),
-        (dicom(RAMP8, MPEG2MPML, coded(".jpg", RAMP8)), "MPEG2"),
         (dicom(RAMP8, ExplicitVRLittleEndian).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.9.9.9\0"), "9.9.9"),
-        (dicom(RAMP8, DeflatedExplicitVRLittleEndian), "deflated"),
         (dicom(RAMP8, DeflatedExplicitVRLittleEndian, meta={"PrivateInformation": bytes(9000)}), "deflated"),
         (dicom(RAMP8, meta={"TransferSyntaxUID": None}), "Transfer Syntax UID (0002,0010)"),
         (dicom(RAMP8)[132:], "preamble"),
-        (dicom(RAMP8, kind=None), "Photometric Interpretation (0028,0004)"),
         (dicom(RAMP8, kind="DOE^JANE"), "found another"),
-        (dicom(RAMP16, bits=12, HighBit=10), "High Bit (0028,0102) 11, found 10"),
         (dicom(RAMP16, JPEG2000Lossless, j2k(RAMP16), bits=12, HighBit=15), "High Bit (0028,0102) 11, found 15"),
         (dicom(RAMP16, JPEG2000Lossless, signed_j2k(RAMP16)), "Pixel Representation (0028,0103) 1"),
         (dicom(RAMP8, PixelData=None), "Pixel Data (7FE0,0010), found none"),
-        (dicom(RAMP8, PixelRepresentation=9), "Pixel Representation (0028,0103) 0 or 1, found 9"),
-        (dicom(RAMP8, SamplesPerPixel=None), "Samples per Pixel (0028,0002)"),
         (dicom(RAMP8, PresentationLUTShape="INVERSE"), "Presentation LUT Shape (2050,0020) IDENTITY with MONOCHROME2"),
-        (dicom(RAMP8, kind="MONOCHROME1", PresentationLUTShape="IDENTITY"), "INVERSE with MONOCHROME1"),
         (dicom(RAMP8, ModalityLUTSequence=[lut([1, 2, 3], 0, 16, count=9)]), "Modality LUT (0028,3000)"),
         (dicom(RAMP8, RescaleSlope="NaN", RescaleIntercept=0, VOILUTSequence=[lut([1, 2, 3], 0, 16)]), "Rescale Slope"),
         (dicom(RAMP8, WindowCenter=10, WindowWidth=9, VOILUTFunction="CURVE"), "VOI LUT Function (0028,1056)"),
-        (
-            dicom(RAMP8, WindowCenter=8.5, WindowWidth=9).replace(b"8.5 ", b"8,5 "),
-            "Window Center (0028,1050)",
-        ),
-        (dicom(RAMP8, JPEGBaseline8Bit, coded(".jpg", RAMP8)[:-60] + b"\xff\xd9"), "libjpeg: "),
+        (dicom(RAMP8, WindowCenter=8.5, WindowWidth=9).replace(b"8.5 ", b"8,5 "), "Window Center (0028,1050)"),
         (dicom(RAMP8, NumberOfFrames=7), "7"),
-        (dicom(RAMP8, kind="PALETTE COLOR"), "PALETTE COLOR"),
-        (dicom(RAMP8, BitsAllocated=32, BitsStored=32), "32"),
         (dicom(RAMP8, RescaleSlope=0, RescaleIntercept=0), "0.0 to 0.0"),
-        (dicom(RAMP8, RescaleSlope="1", RescaleIntercept="0").replace(b"DS\x02\x001 ", b"DS\x02\x00ab"), "x.dcm"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -438,7 +345,7 @@ def test_bad_file_is_refused_by_name(data, found):
 
 
 def test_paths_are_read_whatever_their_suffix_but_not_folders_or_huge_files(tmp_path, monkeypatch):
-    (tmp_path / "a.dat").write_bytes(WHOLE["png"])
+    (tmp_path / "a.dat").write_bytes(PNG)
     np.testing.assert_array_equal(decode(tmp_path / "a.dat"), decode(str(tmp_path / "a.dat")))
     with pytest.raises(BadImage, match="found a folder"):
         decode(tmp_path)

@@ -1,23 +1,18 @@
 """Implanted opacities: the background stays what it was and knows nothing of the label, and the truth is exact."""
 
-import dataclasses
 import shutil
 
 import numpy as np
 import pytest
 import releases
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 from releases import changed, everything, examples, nothing_is_left, picture
 
-from infomask_jax.datasets import BadData, Synthetic, folder, images, implanted, load, nih, prepare, rsna, schema
+from infomask_jax.datasets import BadData, Synthetic, folder, images, implanted, nih, prepare, rsna
 from infomask_jax.datasets.schema import Item
 from infomask_jax.datasets.synthetic import PhantomConfig, render
 from infomask_jax.pixels import encode, resize
 
 POSITIVE, NEGATIVE = (PhantomConfig(prevalence=p, contrast=0.35) for p in (1.0, 0.0))
-EVERYTHING = dict.fromkeys(schema.SPLITS)
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +35,7 @@ def options(films, tmp_path):
 
 def items(root):
     problems = []
-    found = implanted.read(root, EVERYTHING, problems).items
+    found = implanted.read(Synthetic(backgrounds=root), problems).items
     assert not problems
     return found
 
@@ -65,7 +60,7 @@ def drawn(monkeypatch):
     return run
 
 
-@pytest.mark.parametrize(("size", "deep"), [(32, False), (64, True), (160, False)])
+@pytest.mark.parametrize(("size", "deep"), [(32, False), (64, True)])
 def test_what_no_opacity_reaches_is_the_background(films, drawn, tmp_path, size, deep):
     for item in items(films)[::5]:
         pixels = images.decode(item.path)
@@ -89,8 +84,6 @@ def test_what_no_opacity_reaches_is_the_background(films, drawn, tmp_path, size,
 def test_what_is_black_outside_the_lungs_stays_black(films):
     for item in items(films / "lungs")[::2]:
         film = images.decode(item.path)
-        dim = np.where(film > 0, 6, 0).astype(np.uint8)  # averaged with black, it can round to black
-        assert not implanted.lung_field(dim, 32)[resize(dim, 32) == 0].any()
         black = resize(film, 64) == 0
         assert black.mean() > 0.5 and not implanted.draw(item, POSITIVE)["pixels"][black].any()
 
@@ -103,13 +96,20 @@ def test_truth_is_where_the_film_changed_in_the_lung_that_was_drawn(films, drawn
         rise = made["pixels"].astype(float) - resize(images.decode(item.path), 64)
         assert rise[mask].mean() > 4 * rise[~mask].mean()
         for box, alpha in zip(made["boxes"] * 64, alphas, strict=True):
-            y, x = np.argwhere(alpha > 0.5 * alpha.max()).T
-            np.testing.assert_array_equal(box, [y.min(), x.min(), y.max() + 1, x.max() + 1])
             alone = rise * (alpha > alphas.sum(0) / 2)  # what this opacity did
             centre = (alone.sum(1) @ np.arange(64) / alone.sum(), alone.sum(0) @ np.arange(64) / alone.sum())
             assert (box[:2] - 0.5 <= centre).all() and (centre <= box[2:] - 0.5).all()
         lung = render(8, int(item.path.stem), PhantomConfig(size=128, prevalence=0))["lung"]
         assert (resize(lung, 64)[mask] > 127).mean() > (0.99 if "lungs" in item.image_id else 0.8)
+
+
+def test_labels_know_nothing_of_the_background(films):
+    one, other = items(films)[:2]
+    drawn = []
+    for seed, path in ((0, one.path), (0, other.path), (1, one.path)):
+        named = [Item(f"{index}.png", f"{index}.png", "train", (), path) for index in range(20)]
+        drawn.append([implanted.draw(item, PhantomConfig(size=32, seed=seed))["labels"] for item in named])
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_lungs_of_whole_films_are_found_and_little_else():
@@ -122,40 +122,6 @@ def test_lungs_of_whole_films_are_found_and_little_else():
     assert np.median(hits) > 0.75 and np.min(hits) > 0.3 and np.median(extras) < 0.05 and np.max(extras) < 0.3
 
 
-def test_of_dark_regions_only_one_a_side_away_from_the_edge_is_lung():
-    film = np.full((128, 128), 200, np.uint8)
-    film[:, :20] = 10  # air beside the body
-    film[20:110, 68:84], film[20:100, 98:112] = 60, 60  # two regions on the same side
-    lung = implanted.lung_field(film, 128) > 0.5
-    assert lung[40:90, 71:81].all() and not lung[:, :60].any() and not lung[:, 92:].any()
-    film[20:110, 30:50] = 60
-    lung = implanted.lung_field(film, 128) > 0.5
-    assert lung[40:90, 71:81].all() and lung[40:90, 34:46].all() and not lung[:, :22].any()
-
-
-films_and_alphas = st.sampled_from([np.uint8, np.uint16]).flatmap(
-    lambda dtype: st.tuples(
-        arrays.arrays(dtype, (6, 6)),
-        arrays.arrays(np.float32, (2, 6, 6), elements=st.floats(0, 1, width=32)),
-        arrays.arrays(np.float32, (2, 6, 6), elements=st.floats(-1, 3, width=32)),
-        st.floats(0, 10),
-    )
-)
-
-
-@settings(max_examples=80, deadline=None)
-@given(films_and_alphas)
-def test_an_implant_never_darkens_clips_or_reorders(case):
-    pixels, alphas, textures, contrast = case
-    made = implanted.implant(pixels, list(zip(alphas, textures, strict=True)), contrast)
-    assert made.dtype == pixels.dtype and (made >= pixels).all()
-    untouched = (alphas == 0).all(0)
-    np.testing.assert_array_equal(made[untouched], pixels[untouched])
-    flat = [(np.ones((6, 6)), np.ones((6, 6)))]
-    ranks = np.argsort(pixels, axis=None)
-    assert (np.diff(implanted.implant(pixels, flat, contrast).ravel()[ranks].astype(int)) >= 0).all()
-
-
 def test_an_implant_multiplies_the_light_let_through():
     film = np.array([[0, 13107, 39321, 52429, 65535]], np.uint16)  # light 1, .8, .4, .2, 0
     full, half = (np.full(film.shape, v) for v in (1.0, 0.5))
@@ -166,36 +132,7 @@ def test_an_implant_multiplies_the_light_let_through():
     ):
         made = implanted.implant(film, found, contrast=np.log(2))
         np.testing.assert_allclose(1 - made / 65535, [light], atol=2e-5)
-
-
-corners, sides = st.integers(0, 56), st.integers(32, 53)
-
-
-@given(st.lists(st.tuples(corners, corners, sides, sides), min_size=1, max_size=2), st.integers(0, 2**32))
-@settings(max_examples=40, deadline=None)
-def test_any_lung_field_holds_its_opacities(rectangles, seed):
-    source = np.zeros((128, 128), np.uint8)
-    for y, x, height, width in rectangles:
-        source[y : y + height, x : x + width] = 90
-    lung = implanted.lung_field(source, 32)
-    for alpha, *_ in (found := implanted.opacities(np.random.default_rng(seed), lung)):
-        assert alpha.max() > 0 and (alpha <= lung + 1e-6).all()
-    mask, boxes = implanted.truth(found, 32)
-    assert mask.any() and (boxes[:, :2] < boxes[:, 2:]).all() and not mask[lung == 0].any()
-
-
-def test_label_and_place_follow_from_seed_and_name_and_know_nothing_of_the_background(films):
-    one, other = items(films)[:2]
-    config = PhantomConfig(size=32)
-    named = [Item(f"{index}.png", f"{index}.png", "train", ()) for index in range(30)]
-    drawn = []
-    for seed, path in ((0, one.path), (0, other.path), (1, one.path)):
-        films = [implanted.draw(dataclasses.replace(i, path=path), changed(config, seed=seed)) for i in named]
-        drawn.append([film["labels"] for film in films])
-    assert drawn[0] == drawn[1] != drawn[2]
-    again = [implanted.draw(one, POSITIVE) for _ in range(2)]
-    assert again[0]["image"] == again[1]["image"] and again[0]["mask"] == again[1]["mask"]
-    assert implanted.draw(one, changed(POSITIVE, seed=1))["image"] != again[0]["image"]
+    np.testing.assert_array_equal(implanted.implant(film, [(0 * full, -full)], contrast=10), film, strict=True)
 
 
 def test_images_depend_neither_on_workers_nor_on_the_others(options, tmp_path):
@@ -203,6 +140,8 @@ def test_images_depend_neither_on_workers_nor_on_the_others(options, tmp_path):
     assert whole.name == "implanted" and whole.findings == ("opacity",) and len(everything(whole)) == 20
     again = prepare(changed(options, data_dir=tmp_path / "2", workers=2))
     assert again.fingerprint == whole.fingerprint
+    with pytest.raises(BadData, match="seed: prepared with 0, asked for 1"):
+        prepare(changed(options, seed=1))
     some = prepare(changed(options, data_dir=tmp_path / "2", train=5, val=0, test=1, overwrite=True))
     assert some.splits == {"train": 5, "test": 1} and examples(some, "train").keys() < examples(whole, "train").keys()
     for path in sorted(options.backgrounds.rglob("*.png"))[::3]:
@@ -211,7 +150,6 @@ def test_images_depend_neither_on_workers_nor_on_the_others(options, tmp_path):
     assert 0 < sum(fewer.splits.values()) < 20
     for split in fewer.splits:
         for name, example in examples(fewer, split).items():
-            schema.check(example, fewer.findings)
             for field, value in example.items():
                 np.testing.assert_array_equal(value, examples(whole, split)[name][field])
 
@@ -228,19 +166,14 @@ def test_several_draws_are_of_one_patient_and_each_its_own(options):
     drawn = examples(thrice, "train")
     several = [[drawn[f"{name}{end}"] for end in ("", "@2", "@3")] for name in first["train"]]
     assert any(len({int(e["labels"][0]) for e in those}) == 2 for those in several)
-    positive = [those for those in several if all(e["labels"][0] == 1 for e in those)]
-    assert all(len({e["image"] for e in those}) == 3 for those in positive)
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
         ({"draws": 0}, "--draws: expected 1 to 1000, found 0"),
-        ({"draws": 1001}, "--draws: expected 1 to 1000, found 1001"),
-        ({"draws": 2, "backgrounds": None}, "--draws: expected 1 without --backgrounds"),
         ({"shortcut": 0.5}, "--shortcut: expected 0"),
         ({"train": 6144}, "--train: expected 0 to"),
-        ({"test": -1}, "--test: expected 0 to"),
         ({"backgrounds": "none"}, "found no folder"),
         ({"backgrounds": "films/empty"}, "expected negative radiographs"),
     ],
@@ -268,29 +201,14 @@ def test_all_bad_backgrounds_are_named_or_skipped(options, tmp_path):
     (root / "empty.jpg").write_bytes(b"")
     (root / "black.png").write_bytes(encode(np.zeros((64, 64), np.uint8)))
     (root / "white.png").write_bytes(encode(np.full((64, 64), 255, np.uint8)))
+    named = ["cut.png", "empty.jpg: expected an image", "black.png: expected a lung field", "white.png"]
+    named += ["found a link to", "found the same file", "one name in two Unicode forms"]
     for prevalence in (0.0, 1.0):  # what is refused does not depend on the label
         with pytest.raises(BadData, match="7 problems") as error:
             prepare(changed(options, prevalence=prevalence))
-        for words in (
-            *("cut.png", "empty.jpg: expected an image", "black.png: expected a lung field", "white.png"),
-            *("found a link to", "found the same file", "one name in two Unicode forms"),
-        ):
-            assert words in str(error.value)
-        assert nothing_is_left(options)
+        assert all(words in str(error.value) for words in named) and nothing_is_left(options)
     prepared = prepare(changed(options, skip_bad=True))
     assert sum(prepared.splits.values()) == 19 and "found a link to" in (prepared.directory / "skipped.csv").read_text()
-    with pytest.raises(BadData, match="asked for without --skip-bad"):
-        prepare(options)
-
-
-def test_changed_backgrounds_are_noticed(options, capsys):
-    with pytest.raises(FileNotFoundError, match="prepare synthetic --backgrounds DIR --data-dir"):
-        load("implanted", options.data_dir)
-    first = prepare(options)
-    assert prepare(options) == first and "implanted is already prepared" in capsys.readouterr().out
-    shutil.copy(options.backgrounds / "whole/00.png", options.backgrounds / "more.png")
-    with pytest.raises(BadData, match="films has changed since"):
-        prepare(options)
 
 
 @pytest.mark.parametrize("kind", ["rsna", "nih", "folder"])
@@ -305,8 +223,8 @@ def test_of_a_release_only_negatives_are_used_in_its_own_splits(kind, tmp_path):
     if kind != "folder":  # of which every image has to be there
         next(iter(negative.values()))[2].unlink()
         problems = []
-        assert implanted.read(release.source, EVERYTHING, problems).missing == 1 and not problems
+        assert implanted.read(Synthetic(backgrounds=release.source), problems).missing == 1 and not problems
     if kind == "rsna":  # half a release is not taken for a folder of negatives
         (release.source / rsna.TABLES[1]).unlink()
         with pytest.raises(BadData, match=rsna.TABLES[1]):
-            implanted.read(release.source, EVERYTHING, [])
+            items(release.source)

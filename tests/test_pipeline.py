@@ -12,7 +12,7 @@ from hypothesis import given, settings
 
 from infomask_jax import parallel, pipeline
 from infomask_jax.config import DataConfig, MachineConfig
-from infomask_jax.pixels import decode_gray, fit, rescale, resize, standardise
+from infomask_jax.pixels import decode_gray, rescale, resize, standardise
 
 CONFIG = DataConfig(image_size=16, batch_size=8)
 
@@ -28,16 +28,13 @@ def stream(examples):
     return first(pipeline.train_batches(examples, CONFIG, seed=0), 24)
 
 
-def test_batch_contract(stream):
+def test_batch_contract_and_seeds(examples, stream):
     (batch, *_) = stream
     chex.assert_shape(batch["image"], (8, 16, 16, 1))
     chex.assert_shape([batch["labels"], batch["label_mask"]], (8, 1))
     chex.assert_shape([batch["valid"], batch["index"]], (8,))
     chex.assert_type([batch[k] for k in ("image", "labels", "label_mask", "valid")], np.float32)
     chex.assert_type(batch["index"], np.int32)
-
-
-def test_same_seed_same_stream_other_seed_other_stream(examples, stream):
     again, other = (first(pipeline.train_batches(examples, CONFIG, seed=seed), 3) for seed in (0, 2))
     chex.assert_trees_all_equal(stream[:3], again)
     assert any((x["index"] != y["index"]).any() for x, y in zip(stream, other, strict=False))
@@ -117,12 +114,6 @@ def test_standardised_images_have_mean_zero_and_variance_one(dtype):
     image = np.random.default_rng(0).integers(0, 256, (16, 12)).astype(dtype)
     expected = (image - image.astype(np.float64).mean()) / image.astype(np.float64).std()
     np.testing.assert_allclose(standardise(image), expected, atol=1e-5)
-
-
-def test_sixteen_bit_images_keep_their_depth():
-    image = np.arange(256, dtype=np.uint16).reshape(16, 16) * 200
-    data = cv2.imencode(".png", image)[1].tobytes()
-    np.testing.assert_array_equal(fit(decode_gray(data), 16), image.astype(np.float32))
 
 
 @settings(max_examples=60, deadline=None)

@@ -18,7 +18,8 @@ from conftest import change, tiny_config
 from infomask_jax import audit, datasets, experiment, predict
 from infomask_jax.films import find
 from infomask_jax.localize import region_boxes
-from infomask_jax.report import as_panel, overlay
+from infomask_jax.pixels import as_panel
+from infomask_jax.report import overlay
 from infomask_jax.run import Run
 from infomask_jax.score_files import score_files
 from infomask_jax.system import lock

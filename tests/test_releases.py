@@ -1,12 +1,13 @@
 """rsna.py and nih.py: miniature releases as users have them, and the real ones where they are at hand."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import releases
-from releases import changed, everything, examples, nothing_is_left, picture, table
+from releases import changed, everything, examples, nothing_is_left, picture, table, with_rows
 
 from infomask_jax.datasets import BadData, Nih, Rsna, prepare, schema
 
@@ -61,67 +62,57 @@ def test_rsna_without_split_goes_by_hash(rsna):
         assert all(schema.hash_split(n, train=0.8, val=0.1, test=0.1) == split for n in examples(prepared, split))
 
 
-BAD_ROWS = [  # release, table, row, and what the message must hold
-    ("rsna", LABELS, "patient-1,1,1,5,5,1", "expected one value an image"),
-    ("rsna", LABELS, "patient-1,1,1,5,5,0", "Target: expected a box with Target 1 and none with 0"),
-    ("rsna", LABELS, "patient-0,,,,,1", "Target: expected a box with Target 1 and none with 0"),
-    ("rsna", LABELS, "patient-0,1000,1,50,5,1", "inside 1024 x 1024"),
-    ("rsna", LABELS, "patient-0,1000,,5,5,1", "four numbers"),
-    ("rsna", LABELS, "patient-0,1,1,5,5,3", "expected 0 or 1, found '3'"),
-    ("rsna", LABELS, "patient-0,256.0,512,128,64,1", "row 11, x, y, width, height: expected each box once"),
-    ("rsna", LABELS, "patient-0,0.1,0.2,0.3,0.4,1", "expected pixels, found a box of 0.3 x 0.4;"),
-    ("rsna", LABELS, "patient-9,,,,,0", "patientId: expected a class in"),
-    ("rsna", CLASSES, "patient-0,Normal", "expected one class"),
-    ("rsna", CLASSES, "patient-0,Opacity", "found 'Opacity'"),
-    ("rsna", "split.csv", "patient-0,test,1,AP", "a patient in one split, found 'patient-0' also in train"),
-    ("rsna", "split.csv", "patient-9,test,1,AP", "found 'patient-9'"),
-    ("rsna", "split.csv", "patient-0,train,1,A\x1bP", r"row 9, view: expected printable text, found 'A\x1bP'"),
-    ("nih", "test_list.txt", "0001_000.png", "also in train_val_list.txt"),
-    ("nih", "test_list.txt", "9999_000.png", "expected an image of Data_Entry"),
-    ("nih", "test_list.txt", "00\x1b41.png", r"row 3, image: expected printable text, found '00\x1b41.png'"),
-    ("nih", ENTRIES, "0040_001.png,Mass,0,0,5,PA", "in neither"),
-    ("nih", ENTRIES, "0041_000.png,Mass,0,0,5,PA", "expected each image once"),
-    ("nih", ENTRIES, "0041_000.png,Mass|No Finding,0,0,5,PA", "expected each image once"),
-    ("nih", ENTRIES, "0042_000.png,Mass|Lump,0,0,5,PA", "expected some of Atelectasis"),
-    ("nih", BOX_LIST, "0042_000.png,Mass,1,1,5,5", "expected an image of the release"),
-    ("nih", BOX_LIST, "0041_000.png,Mass,1,1,5,5", "without it"),
-    ("nih", BOX_LIST, "0041_000.png,Masss,1,1,5,5", "found 'Masss'"),
-    ("nih", BOX_LIST, "0041_000.png,Pneumonia,,,,", "expected a box, found nothing"),
-    ("nih", BOX_LIST, "0041_000.png,Pneumonia,1000,1,50,5", "inside 1024 x 1024"),
-    ("nih", BOX_LIST, "0000_000.png,Infiltration,512,256,256,512", "row 4, Bbox [x,y,w,h]: expected each box once"),
-    ("nih", BOX_LIST, "0041_000.png,Pneumonia,.1,.1,.5,.5", "row 4, Bbox [x,y,w,h]: expected pixels, found a box"),
-]
-
-
-@pytest.mark.parametrize("release", ["rsna", "nih"])
-def test_bad_rows_are_named_and_leave_nothing(release, request):
-    options = request.getfixturevalue(release)
-    for name, row, words in (case[1:] for case in BAD_ROWS if case[0] == release):
-        whole = (options.source / name).read_bytes()
-        (options.source / name).write_bytes(whole + f"{row}\n".encode())
-        with pytest.raises(BadData, match="problem") as error:
-            prepare(options)
-        assert words in str(error.value) and name in str(error.value), str(error.value)
-        assert nothing_is_left(options)
-        (options.source / name).write_bytes(whole)
-
-
-@pytest.mark.parametrize(
-    ("release", "name", "changes", "words"),
-    [
-        ("rsna", LABELS, {",256,512,128,64,": ",.1,.2,.3,.4,", ",0,0,1024,1024,": ",0,0,1,1,"}, "than 1; multiply"),
-        ("nih", BOX_LIST, {"512.0,256.0,256.0,512.0": ".5,.25,.25,.5", "100": ".1"}, "larger than 0.5; multiply"),
+BAD_ROWS = {  # of a table of a release, and what the message must hold
+    ("rsna", LABELS): [
+        ("patient-1,1,1,5,5,1", "Target: expected one value an image"),
+        ("patient-0,,,,,1", "Target: expected a box with Target 1 and none with 0"),
+        ("patient-0,1000,1,50,5,1", "box: expected a box inside 1024 x 1024"),
+        ("patient-0,1000,,5,5,1", "x, y, width, height: expected four numbers"),
+        ("patient-0,1,1,5,5,3", "Target: expected 0 or 1, found '3'"),
+        ("patient-0,256.0,512,128,64,1", "x, y, width, height: expected each box once"),
+        ("patient-0,0.1,0.2,0.3,0.4,1", "x, y, width, height: expected pixels, found a box of 0.3 x 0.4;"),
+        ("patient-9,,,,,0", "patientId: expected a class in"),
     ],
-)
-def test_boxes_of_a_release_in_0_to_1_stop_it(release, name, changes, words, request):
-    options = request.getfixturevalue(release)
-    text = (options.source / name).read_text()
-    for old, new in changes.items():
-        text = text.replace(old, new)
-    (options.source / name).write_text(text)
-    for skip_bad in (False, True):
-        with pytest.raises(BadData, match=f"expected pixels, .* {words} them by 1024"):
-            prepare(changed(options, skip_bad=skip_bad))
+    ("rsna", CLASSES): [
+        ("patient-0,Normal", "class: expected one class"),
+        ("patient-0,Opacity", "class: expected one"),
+    ],
+    ("rsna", "split.csv"): [
+        ("patient-0,test,1,AP", "patientId: expected a patient in one split, found 'patient-0' also in train"),
+        ("patient-9,test,1,AP", "patientId: expected an image of"),
+        ("patient-0,train,1,A\x1bP", r"view: expected printable text, found 'A\x1bP'"),
+    ],
+    ("nih", "test_list.txt"): [
+        ("0001_000.png", "image: expected each image once, found '0001_000.png' also in train_val_list.txt"),
+        ("9999_000.png", "image: expected an image of Data_Entry"),
+        ("00\x1b41.png", r"image: expected printable text, found '00\x1b41.png'"),
+    ],
+    ("nih", ENTRIES): [
+        ("0040_001.png,Mass,0,0,5,PA", "Image Index: expected it in"),
+        ("0042_000.png,Mass|Lump,0,0,5,PA", "Finding Labels: expected some of Atelectasis"),
+    ],
+    ("nih", BOX_LIST): [
+        ("0042_000.png,Mass,1,1,5,5", "Image Index: expected an image of the release"),
+        ("0041_000.png,Mass,1,1,5,5", "Finding Label: expected a label of 0041_000.png"),
+        ("0041_000.png,Masss,1,1,5,5", "Finding Label: expected one of Atelectasis"),
+        ("0041_000.png,Pneumonia,,,,", "Bbox [x,y,w,h]: expected a box, found nothing"),
+        ("0041_000.png,Pneumonia,1000,1,50,5", "box: expected a box inside 1024 x 1024"),
+        ("0000_000.png,Infiltration,512,256,256,512", "Bbox [x,y,w,h]: expected each box once"),
+        ("0041_000.png,Pneumonia,.1,.1,.5,.5", "Bbox [x,y,w,h]: expected pixels, found a box of 0.5 x 0.5"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("release", "name"), BAD_ROWS)
+def test_bad_rows_are_all_named_and_leave_nothing(release, name, request):
+    options, rows = request.getfixturevalue(release), BAD_ROWS[release, name]
+    text = (options.source / name).read_text("utf-8-sig")
+    (options.source / name).write_text(text + "\n".join(row for row, _ in rows))
+    with pytest.raises(BadData, match="problem") as error:
+        prepare(options)
+    for number, (_, words) in enumerate(rows, len(text.splitlines()) + 1):
+        assert f"{name}, row {number}, {words}" in str(error.value), (words, str(error.value))
+    assert nothing_is_left(options)
 
 
 def test_releases_match_names_in_either_unicode_form_and_hidden_twins_are_nobodys(rsna, nih):
@@ -138,10 +129,18 @@ def test_releases_match_names_in_either_unicode_form_and_hidden_twins_are_nobody
         assert len(found[releases.NFC]["boxes"]) and old not in found
 
 
-def test_rsna_two_files_for_one_patient_are_refused(rsna):
+def test_two_files_for_one_patient_and_one_patient_in_both_lists_are_refused(rsna, nih):
     picture(rsna.source / "again/patient-1.png")
     with pytest.raises(BadData, match=r"found again/patient-1.png, stage_2_train_images/patient-1.dcm"):
         prepare(rsna)
+    picture(nih.source / "flat/0041_001.png")
+    for name, row in (
+        (ENTRIES, ("0041_001.png", "No Finding", 0, 41, 5, "PA")),
+        ("train_val_list.txt", ["0041_001.png"]),
+    ):
+        with_rows(nih, name, row)
+    with pytest.raises(BadData, match="expected patient 41 in one split, found test, train"):
+        prepare(nih)
 
 
 @pytest.mark.parametrize("release", ["rsna", "nih"])
@@ -178,18 +177,15 @@ def test_views_of_negatives_are_matched_to_those_of_positives(nih):
     whole = prepare(changed(nih, findings=("Pneumonia",)))
     before = {split: examples(whole, split) for split in whole.splits}
     matched = prepare(changed(nih, findings=("Pneumonia",), matched="view", overwrite=True))
-    for split in whole.splits:
-        after, names = examples(matched, split), {0: {}, 1: {}}
-        for name, example in before[split].items():
-            names[int(example["labels"][0])].setdefault(example["view"], []).append(name)
-        assert all(name in after for those in names[1].values() for name in those)
-        if split == "test" or not names[1]:
-            assert after.keys() == before[split].keys()
-            continue
-        each = min(len(names[0].get(view, ())) / len(those) for view, those in names[1].items())
-        kept = {view: sum(name in after for name in those) for view, those in names[0].items()}
-        assert kept == {view: round(each * len(names[1].get(view, ()))) for view in names[0]}
-    assert len(examples(matched, "train")) < len(before["train"])
+    views = {split: Counter((int(e["labels"][0]), e["view"]) for e in before[split].values()) for split in before}
+    for split, counts in views.items():
+        kept = Counter((int(e["labels"][0]), e["view"]) for e in examples(matched, split).values())
+        if split != "test" and counts[1, "AP"] + counts[1, "PA"]:
+            positive = [view for view in ("AP", "PA") if counts[1, view]]
+            each = min(counts[0, view] / counts[1, view] for view in positive)
+            counts.update({(0, view): round(each * counts[1, view]) - counts[0, view] for view in ("AP", "PA")})
+        assert +kept == +counts
+    assert matched.splits["train"] < whole.splits["train"]
     for findings in ((), ("Pneumonia", "Mass")):
         with pytest.raises(BadData, match="--matched view: expected one of --findings"):
             prepare(changed(nih, findings=findings, matched="view", overwrite=True))
@@ -203,15 +199,6 @@ def test_nih_boxes_of_findings_that_are_not_kept_are_nobodys(nih):
     assert {name: labels for name, labels in found.items() if labels} == {"0000_000.png": [-1], "0041_000.png": [0]}
     with pytest.raises(BadData, match="found Pneumona"):
         prepare(changed(nih, findings=("Pneumona",), overwrite=True))
-
-
-def test_nih_patient_in_both_lists_is_refused(nih):
-    picture(nih.source / "flat/0041_001.png")
-    for name, row in ((ENTRIES, "0041_001.png,No Finding,0,41,5,PA\n"), ("train_val_list.txt", "0041_001.png\n")):
-        with (nih.source / name).open("a") as file:
-            file.write(row)
-    with pytest.raises(BadData, match="expected patient 41 in one split, found test, train"):
-        prepare(nih)
 
 
 @real

@@ -1,4 +1,4 @@
-"""schema.py: the parsers of boxes, names and tables take what is right and refuse the rest; the example is checked."""
+"""schema.py and lookup.py: parsers of boxes, names and tables take what is right and refuse the rest."""
 
 import csv
 import os
@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from releases import NFC, NFD
 
 from infomask_jax.datasets import BadData, lookup, schema
-from infomask_jax.datasets.schema import Problem, read_table
-from infomask_jax.pixels import encode
+from infomask_jax.datasets.schema import Box, Problem, read_table
 from infomask_jax.text import normal, printable
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
@@ -23,7 +23,7 @@ NUMBER = st.floats(-3000, 3000) | st.sampled_from([0.0, 1e-30, 1e300, float("nan
 @example(x=-0.5, y=-1, w=10, h=10, height=9, width=9)
 def test_any_box_is_valid_or_refused(x, y, w, h, height, width):
     try:
-        box = schema.unit_box(schema.parse_box([repr(v) for v in (x, y, w, h)]), height, width)
+        box = schema.unit_box((x, y, w, h), height, width)
     except ValueError as error:
         assert "expected" in str(error) and "found" in str(error)
         inside = min(x, y) >= 0 and x + w <= width and y + h <= height
@@ -35,16 +35,14 @@ def test_any_box_is_valid_or_refused(x, y, w, h, height, width):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(TEXT, max_size=4))
+@given(st.lists(TEXT, min_size=4, max_size=4))
 @example(["1", "2", "nan", "4"])
 @example(["1", "2", "3", "-inf"])
-def test_parse_box_takes_four_finite_numbers_and_nothing_else(cells):
-    try:
-        box = schema.parse_box(cells)
-    except ValueError as error:
-        assert "expected four numbers" in str(error)
-    else:
-        assert len(box) == 4 and np.isfinite(box).all()
+def test_a_box_is_four_finite_numbers_and_nothing_else(cells):
+    problems = []
+    found = schema.parse_boxes([Box("b.csv", 2, "x, y, w, h", "a", "mass", tuple(cells))], problems)
+    assert all(np.isfinite(box.xywh).all() for box in found["a"])
+    assert found["a"] or "expected four numbers" in str(problems[0])
 
 
 @settings(max_examples=150, deadline=None)
@@ -87,39 +85,34 @@ def test_any_csv_text_returns_its_cells(path, rows, bom):
     assert [problem.image_id for problem in problems] == [row[0] for row in bad]
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.binary(max_size=80))
-def test_any_bytes_as_csv_are_read_or_refused(path, data):
-    path.write_bytes(b"id,b\n" + data)
-    try:
-        for row, cells in read_table(path, ("id", "b"), []):
-            assert row > 1 and cells.keys() == {"id", "b"}
-    except BadData as error:
-        assert "expected" in str(error)
-
-
-def test_a_table_without_rows_is_refused_whatever_came_before(path):
-    path.write_text("image,finding\n\n")
-    with pytest.raises(BadData, match="found only the header"):
-        read_table(path, ("image",), [Problem("b.csv", 2, "row", "expected 3 cells, found 2")])
-
-
-def test_check_names_every_field_that_differs():
-    good = {"image": encode(np.zeros((4, 4), np.uint8)), "mask": b"", "lung": b"", "image_id": "a", "patient_id": "p"}
-    good |= {"view": "", "height": 4, "width": 4, "labels": np.array([1, -1], np.int8)}
-    good |= {"boxes": np.array([[0, 0, 1, 0.5]], np.float32), "box_labels": np.array([1], np.int32)}
-    schema.check(good, ("x", "y"))
-    bad = {"image": b"", "mask": b"no", "lung": b"no", "image_id": "", "patient_id": b"p", "height": 0}
-    bad |= {"labels": np.array([1, 2], np.int8), "boxes": np.array([[0, 0.5, 1, 0.5]], np.float32)}
-    for name, value in {**bad, "box_labels": np.array([2], np.int32)}.items():
-        with pytest.raises(ValueError, match=name):
-            schema.check(good | {name: value}, ("x", "y"))
-    with pytest.raises(ValueError, match=r"(?s)labels: .*boxes: "):
-        schema.check(good | {"labels": np.zeros(2), "boxes": np.zeros(4, np.float32)}, ("x", "y"))
-    with pytest.raises(ValueError, match="expected fields"):
-        schema.check({**good, "extra": 1}, ("x", "y"))
-
-
 def test_long_lists_are_capped():
-    text = schema.describe([schema.Problem("t.csv", i, "x", "wrong") for i in range(100)])
+    text = schema.describe([Problem("t.csv", i, "x", "wrong") for i in range(100)])
     assert text.startswith("100 problems") and text.endswith("and 80 more") and len(text.splitlines()) == 22
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+
+
+@pytest.mark.parametrize("there", [NFC, NFD])
+@pytest.mark.parametrize("asked", [NFC, NFD])
+def test_a_name_finds_its_file_in_either_unicode_form(tmp_path, there, asked):
+    touch(tmp_path, f"{there}/{there}.png", "plain.png")
+    locate = lookup.locator(tmp_path)
+    assert locate(f"{asked}/{asked}.png") == tmp_path / there / f"{there}.png"
+    assert locate("plain.png") == tmp_path / "plain.png" and not locate(f"{asked}/none.png").exists()
+    index = lookup.index_images(tmp_path, "stem", (".png",))
+    assert lookup.find_image(NFC, index, str(tmp_path)) == tmp_path / there / f"{there}.png"
+
+
+def test_two_files_that_look_the_same_are_a_clash_and_hidden_ones_are_not_looked_at(tmp_path):
+    root = tmp_path / ".cache" / "films"
+    touch(root, f"{NFC}.png", f"{NFD}.png", "._a.png", "__MACOSX/a.png", ".trash/a.png", "sub/b.png")
+    index = lookup.index_images(root, "stem", (".png",))
+    assert index.keys() == {NFC, "b"} and lookup.locator(root)("._a.png") == root / "._a.png"  # asked for by name
+    for find in (lambda: lookup.locator(root)(f"{NFC}.png"), lambda: lookup.find_image(NFC, index, str(root))):
+        with pytest.raises(ValueError, match="expected one file") as error:
+            find()
+        assert r"\xe9" in str(error.value) and r"\u0301" in str(error.value)

@@ -13,7 +13,7 @@ INVISIBLE = PhantomConfig(prevalence=1.0, contrast=0.0)
 
 @pytest.fixture(scope="module")
 def positives():
-    return [render(3, index, POSITIVE) for index in range(60)]
+    return [render(3, index, POSITIVE) for index in range(40)]
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +33,9 @@ def test_a_film_is_a_function_of_seed_and_index_alone(films):
     assert len({render(seed, index, NEGATIVE)["image"].tobytes() for seed in range(3) for index in range(3)}) == 9
 
 
-@pytest.mark.parametrize("size", [64, 128])
-@pytest.mark.parametrize("prevalence", [0.0, 1.0])
-def test_shapes_and_types(size, prevalence):
-    for index in range(3):
-        example = render(0, index, PhantomConfig(size=size, prevalence=prevalence))
-        assert set(example) == {"image", "mask", "label", "boxes", "lung"}
-        for name in ("image", "mask", "lung"):
-            assert example[name].shape == (size, size) and example[name].dtype == np.uint8
-        assert set(np.unique(example["mask"])) <= {0, 255} and set(np.unique(example["lung"])) == {0, 255}
-        assert type(example["label"]) is int and example["label"] == int(prevalence)
-        assert example["boxes"].dtype == np.float32 and example["boxes"].shape[1:] == (4,)
+def test_masks_and_boxes_go_with_the_label(films):
+    for example in films:
+        assert {*np.unique(example["mask"])} <= {0, 255} and {*np.unique(example["lung"])} == {0, 255}
         assert (len(example["boxes"]) > 0) == example["mask"].any() == bool(example["label"])
 
 

@@ -66,11 +66,8 @@ OPTIONS = {"synthetic": Synthetic, "rsna": Rsna, "nih": Nih, "folder": Folder}
 
 
 def prepare(options: Synthetic | Rsna | Nih | Folder) -> Prepared:
-    """Prepares a data set under options.data_dir and prints what is in it; returns it at once if it is there already.
-
-    Raises:
-      BadData: a release with problems, all of them listed; or a different data set is there and overwrite is not set.
-    """
+    """Prepares a data set under options.data_dir, if it is not there, and prints what is in it. BadData lists all
+    problems of a release, or how what is there differs from the options."""
     name = next(name for name, kind in OPTIONS.items() if isinstance(options, kind))
     if name == "synthetic":
         name, options = _resolve(options)
@@ -87,20 +84,20 @@ def prepare(options: Synthetic | Rsna | Nih | Folder) -> Prepared:
 
 
 def _resolve(options: Synthetic) -> tuple[str, Synthetic]:
-    """The name of the data set, and the options with its defaults."""
     if options.backgrounds is None and options.draws != 1:
         raise BadData(f"--draws: expected 1 without --backgrounds, found {options.draws}")
     if not 1 <= options.draws <= 1000:
         raise BadData(f"--draws: expected 1 to 1000, found {options.draws}")
     if options.backgrounds is not None and options.shortcut:
         raise BadData(f"--shortcut: expected 0 with --backgrounds, which draws no marker; found {options.shortcut}")
-    defaults = vars(PhantomConfig()) if options.backgrounds is None else {"contrast": implanted.CONTRAST}
-    options = replace(options, **{k: v for k, v in defaults.items() if getattr(options, k) is None})
-    return "synthetic" if options.backgrounds is None else "implanted", options
+    name, defaults = "synthetic", vars(PhantomConfig())
+    if options.backgrounds is not None:
+        name, defaults = "implanted", {"contrast": implanted.CONTRAST}
+    return name, replace(options, **{k: v for k, v in defaults.items() if getattr(options, k) is None})
 
 
 def _already(name: str, options) -> Prepared | None:
-    """What is there already and asked for; None if it is to be built."""
+    """What is there and asked for; None if it is to be built."""
     if options.overwrite or not (options.data_dir / name / store.VERSION).exists():
         return None
     prepared = load(name, options.data_dir)
@@ -118,7 +115,7 @@ def _build(name: str, options) -> Prepared:
         read = {"rsna": rsna.read, "nih": nih.read, "folder": folder.read}[name]
         with ThreadPoolExecutor(cores()) as pool:  # the decoders release the interpreter lock
             return build.build(name, options, read, pool, partial(_from_file, size=options.size), cores())
-    read, draw = (_phantoms, _draw) if name == "synthetic" else (_backgrounds, implanted.draw)
+    read, draw = (_phantoms, _draw) if name == "synthetic" else (implanted.read, implanted.draw)
     jobs = options.workers or cores()
     spawn = multiprocessing.get_context("spawn")  # a fork of a process with running threads can hang
     try:
@@ -132,7 +129,6 @@ def _build(name: str, options) -> Prepared:
 
 
 def _from_file(item: Item, size: int) -> dict:
-    """Decodes the file of an item; `make` of `build.build`."""
     try:
         film = images.decode(item.path)
     except BadImage as error:
@@ -145,13 +141,12 @@ def _from_file(item: Item, size: int) -> dict:
         except ValueError as error:
             problems.append(box.problem(error, "box"))
     pixels = resize(film, size)
+    boxes, findings = np.array(boxes, np.float32).reshape(-1, 4), [box.finding for box in item.boxes]
     made = {"pixels": pixels, "image": encode(pixels), "mask": b"", "lung": b"", "height": height, "width": width}
-    made |= {"boxes": np.array(boxes, np.float32).reshape(-1, 4), "box_findings": [box.finding for box in item.boxes]}
-    return made | {"problems": problems}
+    return made | {"boxes": boxes, "box_findings": findings, "problems": problems}
 
 
 def _phantoms(options: Synthetic, problems: list[Problem]) -> Release:
-    """One patient an image; labels are known only once it is drawn."""
     items = []
     for split, first in (("train", 0), ("val", FAR), ("test", 2 * FAR)):
         count = getattr(options, split)
@@ -159,11 +154,6 @@ def _phantoms(options: Synthetic, problems: list[Problem]) -> Release:
             raise BadData(f"{split}: expected 0 to {FAR} images, found {count}")
         items += [Item(f"{i:08d}", f"{i:08d}", split, ()) for i in range(first, first + count)]
     return Release(("opacity",), items, [])
-
-
-def _backgrounds(options: Synthetic, problems: list[Problem]) -> Release:
-    counts = {split: getattr(options, split) for split in schema.SPLITS}
-    return implanted.read(options.backgrounds, counts, problems, options.draws)
 
 
 def _draw(item: Item, config: PhantomConfig) -> dict:

@@ -1,7 +1,5 @@
-"""Writes the examples of a release: once, by a TFDS builder as ArrayRecord, complete or not there at all.
-
-A data set is built in DATA/NAME/.building and moved to DATA/NAME/VERSION by one rename when all of it has been written.
-"""
+"""Writes the examples of a release, by a TFDS builder as ArrayRecord: in DATA/NAME/.building, and moved to
+DATA/NAME/VERSION by one rename when all of it has been written."""
 
 import contextlib
 import hashlib
@@ -26,10 +24,8 @@ from infomask_jax.text import as_csv
 
 
 class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
-    """Writes examples shard by shard, so that memory does not grow with the data set.
-
-    (GeneratorBasedBuilder shuffles: it holds up to 1 GB and beyond that needs TensorFlow.)
-    """
+    """Writes shard by shard, so that memory does not grow with the data set. (GeneratorBasedBuilder shuffles: it holds
+    up to 1 GB and beyond that needs TensorFlow.)"""
 
     VERSION = tfds.core.Version(store.VERSION)
     name = "xray"
@@ -51,16 +47,13 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
 def build(
     name: str, options, read: Callable, executor: Executor, make: Callable[[Item], dict], jobs: int
 ) -> store.Prepared:
-    """Reads a release and stores all of it.
+    """Reads a release and stores all of it. BadData with all problems of tables and images leaves nothing on disk.
 
     Args:
       read: (options, problems) -> Release.
       make: Item -> {"pixels": uint8 or uint16 [size, size], "problems": [Problem], "box_findings": name of each box,
-        and the fields `image`, `mask`, `lung`, `boxes`, `height`, `width` of the example}; `executor` runs it, at most
-        `jobs` at a time.
-
-    Raises:
-      BadData: with all problems of tables and images; nothing is left on disk.
+        the fields `image`, `mask`, `lung`, `boxes`, `height`, `width` of the example, and `labels` if the item has
+        none}; `executor` runs it, at most `jobs` at a time.
     """
     root = options.data_dir.absolute() / name
     scratch, final = root / ".building", root / store.VERSION
@@ -71,7 +64,7 @@ def build(
     bad = {p.image_id for p in problems}  # decoded all the same, to find whatever else is wrong with them
     items = sorted(release.items, key=lambda i: i.image_id)
     number = {finding: k for k, finding in enumerate(release.findings)}
-    counted, digests = {}, []
+    written, digests = {split: [] for split in schema.SPLITS}, []
 
     def examples(part: Sequence[Item]) -> Iterator[tuple[str, dict]]:
         for item, made in _in_order(executor, make, part, jobs):
@@ -83,23 +76,22 @@ def build(
             example |= {name: getattr(item, name) for name in ("image_id", "patient_id", "view")}
             example["labels"] = np.array(made.get("labels", item.labels), np.int8)
             example["box_labels"] = np.array([number.get(f, -1) for f in made["box_findings"]], np.int32)
-            schema.check(example, release.findings)
             digests.append(_fingerprint(example, made["pixels"], item.split))
-            _count(counted.setdefault(item.split, _empty_summary(release.findings)), example)
+            written[item.split].append({name: example[name] for name in ("patient_id", "boxes", "labels")})
             yield item.image_id, example
 
     _clear(scratch, final)  # of an earlier run that was killed
     scratch.mkdir(parents=True)
     try:
-        per_shard = min(
-            max(2**27 // options.size**2, 64), 4096
-        )  # about 128 MiB of pixels are held, of large images more
+        per_shard = min(max(2**27 // options.size**2, 64), 4096)  # 128 MiB of pixels, of large images more
         shards = {}
         for split in schema.SPLITS:
             if those := [item for item in items if item.split == split]:
                 parts = [those[first : first + per_shard] for first in range(0, len(those), per_shard)]
                 shards[split] = [partial(examples, part) for part in parts]
-        with contextlib.redirect_stdout(io.StringIO()), _progress() as progress:  # TFDS prints
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        progress = Progress(*columns, TextColumn("{task.fields[bad]} problems"), console=Console(stderr=True))
+        with contextlib.redirect_stdout(io.StringIO()), progress:  # TFDS prints
             tfds.disable_progress_bar()
             bar = progress.add_task(f"prepare {name}", total=len(items), bad=len(problems))
             builder = Builder(name, release.findings, shards, scratch)
@@ -114,9 +106,7 @@ def build(
             raise BadData(f"{schema.describe(problems)}\n{hint}")
         if not digests:
             raise BadData(f"no image is left of {len(release.items)}\n{schema.describe(problems)}")
-        summary = {split: counted[split] for split in schema.SPLITS if split in counted}
-        for counts in summary.values():
-            counts["patients"] = len(counts["patients"])
+        summary = {split: _summary(those) for split, those in written.items() if those}
         facts = {
             "name": name,
             "findings": list(release.findings),
@@ -170,28 +160,17 @@ def _in_order(executor: Executor, make: Callable, items: Sequence[Item], jobs: i
 
 
 def _fingerprint(example: dict, pixels: np.ndarray, split: str) -> bytes:
-    digest = hashlib.sha256()
-    texts = [example[name] for name in ("image_id", "patient_id", "view")]
-    fields = [split, *texts, example["height"], example["width"], pixels.shape, pixels.dtype.str]
-    digest.update(json.dumps(list(map(str, fields))).encode())
+    texts = [example[name] for name in ("image_id", "patient_id", "view", "height", "width")]
+    digest = hashlib.sha256(json.dumps(list(map(str, [split, *texts, pixels.shape, pixels.dtype.str]))).encode())
     for array in (pixels, example["labels"], example["boxes"], example["box_labels"]):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.digest()
 
 
-def _empty_summary(findings: Sequence[str]) -> dict:
-    return {"images": 0, "patients": set(), "boxes": 0, "boxed images": 0, "labels": [[0, 0, 0] for _ in findings]}
-
-
-def _count(summary: dict, example: dict) -> None:
-    summary["images"] += 1
-    summary["patients"].add(example["patient_id"])
-    summary["boxes"] += len(example["boxes"])
-    summary["boxed images"] += bool(len(example["boxes"]))
-    for counts, label in zip(summary["labels"], example["labels"].tolist(), strict=True):
-        counts[(1, 0, -1).index(label)] += 1  # present, absent, unknown
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, TextColumn("{task.fields[bad]} problems"), console=Console(stderr=True))
+def _summary(examples: list[dict]) -> dict:
+    boxes, labels = [len(e["boxes"]) for e in examples], np.array([e["labels"] for e in examples])
+    counts = {"images": len(examples), "patients": len({e["patient_id"] for e in examples})}
+    counts |= {"boxes": sum(boxes), "boxed images": sum(map(bool, boxes))}
+    return counts | {
+        "labels": [[int((of == v).sum()) for v in (1, 0, -1)] for of in labels.T]
+    }  # present, absent, unknown

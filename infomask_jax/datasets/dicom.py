@@ -9,7 +9,7 @@ import warnings
 import cv2
 import numpy as np
 import pydicom
-from pydicom.datadict import dictionary_description, tag_for_keyword
+from pydicom.datadict import dictionary_description
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.pixels import apply_windowing
@@ -17,15 +17,13 @@ from pydicom.tag import Tag
 from pydicom.uid import RLELossless
 
 from infomask_jax.datasets import png_jpeg
-from infomask_jax.datasets.png_jpeg import BadImage, check_size, truncated
+from infomask_jax.datasets.png_jpeg import BadImage, check_size, expect, truncated
 from infomask_jax.text import line
 
 MAX_READS = 100_000  # of a header; elements of a film take some hundreds
 MAX_FRAGMENTS = 10_000  # of compressed pixels
-# How a data set begins where the 128 bytes of preamble are missing: groups 2 and 8.
-WITHOUT_PREAMBLE = tuple(
-    bytes([group, 0, element, 0]) for group, elements in ((2, (0, 1, 2)), (8, (0, 1, 5, 8, 22))) for element in elements
-)
+_STARTS = [(2, 0), (2, 1), (2, 2), (8, 0), (8, 1), (8, 5), (8, 8), (8, 22)]
+WITHOUT_PREAMBLE = [bytes([group, 0, element, 0]) for group, element in _STARTS]  # how a data set begins then
 
 # All that is read: what a file says of its patient is never parsed.
 _ELEMENTS = [
@@ -45,22 +43,22 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 
 class _File(io.BytesIO):
-    """A file for pydicom that cannot be inflated and has no more elements than a film."""
+    """It cannot be inflated and has no more elements than a film."""
 
     reads = 0
 
     def read(self, size=-1):
-        if size is None or size < 0:  # only what is to be inflated is read at once: a small file may grow to anything
-            raise BadImage("expected a data set that is not deflated; convert it, with dcmconv +te")
+        # Only what is to be inflated is read at once: a small file may grow to anything.
+        deflated = size is None or size < 0
+        expect(not deflated, "a data set that is not deflated", "one", "convert it, with dcmconv +te")
         self.reads += 1
-        if self.reads > MAX_READS:
-            raise BadImage(f"expected a header that takes {MAX_READS} reads at most, found more; convert it to PNG")
+        expect(self.reads <= MAX_READS, f"a header that takes {MAX_READS} reads at most", "more", "convert it to PNG")
         return super().read(size)
 
 
 def decode(data: bytes) -> np.ndarray:
     """[H, W], uint8 where 8 bits hold it exactly, else uint16: modality (rescale) and VOI (window) transforms applied,
-    MONOCHROME1 turned, spread over the full range; large is bright. BadImage where that cannot be told for sure."""
+    MONOCHROME1 turned, spread over the full range."""
     dataset = _read(data)
     allocated, bits, high, signed = _bits(dataset)
     # Bits above High Bit and below the lowest one stored are not of the pixel: PS3.5 8.1.1.
@@ -75,7 +73,7 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def _read(data: bytes) -> Dataset:
-    """The elements of a file that has one picture; BadImage for any other."""
+    """The elements of a file that has one picture."""
     try:
         dataset = pydicom.dcmread(_File(data), specific_tags=_ELEMENTS)
         dataset.decode()  # parses every element
@@ -85,34 +83,32 @@ def _read(data: bytes) -> Dataset:
         found = f"an unreadable header ({type(error).__name__})"
         raise BadImage(f"expected a DICOM picture, found {found}; fetch it again") from error
     syntax = dataset.file_meta.get("TransferSyntaxUID")
-    if syntax is None:
-        raise BadImage("expected a Transfer Syntax UID (0002,0010), found none; write it anew, with dcmconv")
-    if syntax not in pydicom.uid.AllTransferSyntaxes:
-        raise BadImage(f"expected a transfer syntax of the DICOM standard, found {str(syntax)[:64]!r}; convert it")
+    expect(syntax is not None, "a Transfer Syntax UID (0002,0010)", "none", "write it anew, with dcmconv")
+    known = syntax in pydicom.uid.AllTransferSyntaxes
+    expect(known, "a transfer syntax of the DICOM standard", repr(str(syntax)[:64]), "convert it")
     if not dataset.get("PixelData"):  # absent or empty
         raise BadImage("expected Pixel Data (7FE0,0010), found none: a DICOMDIR, a report, or cut short? Remove it")
     samples, kind = _whole(dataset, "SamplesPerPixel"), dataset.get("PhotometricInterpretation")
     check_size(_whole(dataset, "Rows"), _whole(dataset, "Columns"), samples)
-    if (frames := _whole(dataset, "NumberOfFrames", 1)) != 1:
-        raise BadImage(f"expected one frame, found {frames}; save the frame you mean as its own file")
-    if kind not in _KINDS or samples != (1 if kind in _SHAPES else 3):
-        found = kind if kind in (*_KINDS, "PALETTE COLOR") else "another or none"
-        wanted = f"Photometric Interpretation (0028,0004) of {', '.join(_KINDS)}"
-        raise BadImage(f"expected {wanted}, found {found} with {samples} samples a pixel; convert it to PNG")
+    frames = _whole(dataset, "NumberOfFrames", 1)
+    expect(frames == 1, "one frame", frames, "save the frame you mean as its own file")
+    found = f"{kind if kind in (*_KINDS, 'PALETTE COLOR') else 'another or none'} with {samples} samples a pixel"
+    right = kind in _KINDS and samples == (1 if kind in _SHAPES else 3)
+    wanted = f"Photometric Interpretation (0028,0004) of {', '.join(_KINDS)}"
+    expect(right, wanted, found, "convert it to PNG")
     return dataset
 
 
 def _bits(dataset: Dataset) -> tuple[int, int, int, int]:
-    """Bits Allocated, Bits Stored, High Bit and Pixel Representation (1: signed). BadImage where they do not agree."""
+    """Bits Allocated, Bits Stored, High Bit and Pixel Representation (1: signed), if they agree."""
     allocated, bits = _whole(dataset, "BitsAllocated"), _whole(dataset, "BitsStored")
     high, signed = _whole(dataset, "HighBit", bits - 1), _whole(dataset, "PixelRepresentation")
     least = 1 if dataset.PhotometricInterpretation in _SHAPES else 8
-    if allocated not in (8, 16) or not least <= bits <= allocated:
-        raise BadImage(f"expected 8 or 16 bits, found {bits} stored in {allocated}; convert it to PNG")
-    if not bits - 1 <= high < (bits if dataset.file_meta.TransferSyntaxUID.is_compressed else allocated):
-        raise BadImage(f"expected High Bit (0028,0102) {bits - 1}, found {high} of {allocated} bits; correct it")
-    if signed not in (0, 1):
-        raise BadImage(f"expected {_named('PixelRepresentation')} 0 or 1, found {signed}; correct it")
+    right = allocated in (8, 16) and least <= bits <= allocated
+    expect(right, "8 or 16 bits", f"{bits} stored in {allocated}", "convert it to PNG")
+    top = bits if dataset.file_meta.TransferSyntaxUID.is_compressed else allocated
+    expect(bits - 1 <= high < top, f"High Bit (0028,0102) {bits - 1}", f"{high} of {allocated} bits", "correct it")
+    expect(signed in (0, 1), f"{_named('PixelRepresentation')} 0 or 1", signed, "correct it")
     return allocated, bits, high, signed
 
 
@@ -133,16 +129,15 @@ def _pixels(dataset: Dataset) -> np.ndarray:
         array = dataset.pixel_array
     except Exception as error:  # each decoder raises kinds of its own
         raise BadImage(f"cannot be decoded from {syntax.name}: {line(error)}; convert it to PNG") from error
-    if array.shape[:2] != shape:
-        raise BadImage(f"expected {shape[1]} x {shape[0]} pixels, found an array {array.shape}; fetch it again")
+    expect(array.shape[:2] == shape, f"{shape[1]} x {shape[0]} pixels", f"an array {array.shape}", "fetch it again")
     return array
 
 
 def _frame(dataset: Dataset, shape: tuple[int, int]) -> tuple[bytes, bool]:
     """Compressed pixels, whose own header must be whole and agree with DICOM's; whether libjpeg-turbo reads them."""
     pixels, syntax = dataset.PixelData, dataset.file_meta.TransferSyntaxUID
-    if pixels.count(_ITEM) > MAX_FRAGMENTS:
-        raise BadImage(f"expected at most {MAX_FRAGMENTS} fragments of pixels, found more; convert it to PNG")
+    few = pixels.count(_ITEM) <= MAX_FRAGMENTS
+    expect(few, f"at most {MAX_FRAGMENTS} fragments of pixels", "more", "convert it to PNG")
     try:
         frame = get_frame(pixels, 0, number_of_frames=1)
     except Exception as error:  # of damaged fragments
@@ -151,30 +146,28 @@ def _frame(dataset: Dataset, shape: tuple[int, int]) -> tuple[bytes, bool]:
     if frame.startswith(png_jpeg.JPEG):
         found, _, turbo = png_jpeg.check_jpeg(frame)
     elif frame.startswith(_JPEG2000) and len(frame) > 42:
-        if frame[42] & 0x80 and not dataset.PixelRepresentation:
-            raise BadImage(f"expected {_named('PixelRepresentation')} 1 as its JPEG 2000 data has, found 0; correct it")
+        agree = dataset.PixelRepresentation or not frame[42] & 0x80
+        expect(agree, f"{_named('PixelRepresentation')} 1 as its JPEG 2000 data has", 0, "correct it")
         if not frame.rstrip(b"\0\xff").endswith(b"\xff\xd9"):
             raise truncated("no end mark in its JPEG 2000 data")
         right, bottom, left, top = struct.unpack_from(">IIII", frame, 8)
         found = (bottom - top, right - left)
     else:
         found = shape  # RLE has no size of its own; an unknown syntax is refused by the decoder
-    if found != shape:
-        expected = f"{shape[1]} x {shape[0]} pixels as its header says"
-        raise BadImage(f"expected {expected}, found {found[1]} x {found[0]} compressed; fetch it again")
+    wanted = f"{shape[1]} x {shape[0]} pixels as its header says"
+    expect(found == shape, wanted, f"{found[1]} x {found[0]} compressed", "fetch it again")
     return frame, turbo
 
 
 def _brightness(table: np.ndarray, dataset: Dataset) -> np.ndarray:
-    """The pixel values of all codes -> what each of them shows: uint8 where that is exact, else uint16."""
+    """The pixel values of all codes -> what each shows."""
     kind, shape = dataset.PhotometricInterpretation, str(dataset.get("PresentationLUTShape") or "")
-    if shape not in ("", _SHAPES[kind]):
-        wanted = f"Presentation LUT Shape (2050,0020) {_SHAPES[kind]} with {kind}"
-        raise BadImage(f"expected {wanted}, found another: which way is bright? Correct one of the two")
+    wanted = f"Presentation LUT Shape (2050,0020) {_SHAPES[kind]} with {kind}"
+    expect(shape in ("", _SHAPES[kind]), wanted, "another: which way is bright?", "correct one of the two")
     table = _voi(_modality(table, dataset), dataset).astype(np.float64)
     low, high = table.min(), table.max()
-    if not (np.isfinite(table).all() and high > low):
-        raise BadImage(f"expected finite pixel values, found {low} to {high} after rescale and window")
+    several = np.isfinite(table).all() and high > low
+    expect(several, "finite pixel values", f"{low} to {high} after rescale and window", "convert it to PNG")
     table = (table - low) / (high - low)
     if kind == "MONOCHROME1":
         table = 1 - table
@@ -205,8 +198,8 @@ def _modality(table: np.ndarray, dataset: Dataset) -> np.ndarray:
         dataset.pop(keyword, None)  # pydicom would turn the window over where the slope is negative
     if slope is None or intercept is None:
         return table
-    if not (math.isfinite(slope) and math.isfinite(intercept)):
-        raise BadImage(f"expected finite {_named('RescaleSlope')} and Intercept, found {slope} and {intercept}")
+    finite = math.isfinite(slope) and math.isfinite(intercept)
+    expect(finite, f"finite {_named('RescaleSlope')} and Intercept", f"{slope} and {intercept}", "correct them")
     return table * slope + intercept
 
 
@@ -218,8 +211,8 @@ def _voi(table: np.ndarray, dataset: Dataset) -> np.ndarray:
     if center is None or width is None or not (math.isfinite(center) and 0 < width < math.inf):
         return table
     function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
-    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
-        raise BadImage("expected VOI LUT Function (0028,1056) LINEAR, LINEAR_EXACT or SIGMOID, found another")
+    wanted = "VOI LUT Function (0028,1056) LINEAR, LINEAR_EXACT or SIGMOID"
+    expect(function in ("LINEAR", "LINEAR_EXACT", "SIGMOID"), wanted, "another", "correct it")
     if function == "LINEAR" and width < 1:
         return table
     dataset.WindowCenter, dataset.WindowWidth, dataset.VOILUTFunction = center, width, function
@@ -227,24 +220,24 @@ def _voi(table: np.ndarray, dataset: Dataset) -> np.ndarray:
 
 
 def _number(dataset: Dataset, keyword: str) -> float | None:
-    """The (first) number of an element, None where it is empty or absent. BadImage, naming it, if it is none."""
+    """The (first) number of an element, None where it is empty or absent."""
     value = dataset.get(keyword)
     value = value[0] if isinstance(value, pydicom.multival.MultiValue) and value else value
-    try:
-        return float(value) if value not in (None, "", []) else None
-    except (TypeError, ValueError) as error:
-        raise BadImage(f"expected a number in {_named(keyword)}, found none; correct it") from error
+    return None if value in (None, "", []) else _as(float, value, keyword)
 
 
 def _whole(dataset: Dataset, keyword: str, default: int | None = None) -> int:
     value = dataset.get(keyword)
-    value = default if value in (None, "") else value
+    return _as(int, default if value in (None, "") else value, keyword)
+
+
+def _as(kind: type, value, keyword: str):
     try:
-        return int(value)
+        return kind(value)
     except (TypeError, ValueError) as error:
-        raise BadImage(f"expected a whole number in {_named(keyword)}, found none; correct it") from error
+        wanted = f"a {'whole ' * (kind is int)}number in {_named(keyword)}"
+        raise BadImage(f"expected {wanted}, found none; correct it") from error
 
 
 def _named(keyword: str) -> str:
-    tag = tag_for_keyword(keyword)
-    return f"{dictionary_description(tag)} {Tag(tag)}"
+    return f"{dictionary_description(keyword)} {Tag(keyword)}"

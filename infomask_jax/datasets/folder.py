@@ -1,7 +1,7 @@
 """Anyone's own data: a folder of images, a table of labels and, if there is one, a table of boxes."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from infomask_jax.datasets.schema import BadData, Box, Item, Problem, Release
 from infomask_jax.text import normal
 
 BOX_COLUMNS = ("image", "finding", "x", "y", "w", "h")
+FRAME_COLUMNS = ("image_height", "image_width")  # what the boxes of a table to score with are given in
 OTHER_COLUMNS = ("image", "patient", "split", "view")  # every further column of labels.csv is a finding
 
 
@@ -29,7 +30,7 @@ class Folder(schema.Options):
 
 
 def read(options: Folder, problems: list[Problem]) -> Release:
-    """Reads the tables and finds the images; adds to `problems`. Raises BadData where a table cannot be used at all."""
+    """Reads tables and finds images; adds to `problems`. BadData where a table cannot be used at all."""
     tables = [options.source / "labels.csv", options.source / "boxes.csv"]
     rows = schema.read_table(tables[0], ("image",), problems, OTHER_COLUMNS)
     columns = tuple(name for name in (rows[0][1] if rows else ()) if name not in OTHER_COLUMNS)
@@ -64,7 +65,7 @@ def read(options: Folder, problems: list[Problem]) -> Release:
         odd = [name for name in labelled if cells[name] not in schema.LABELS]
         wrong += [(name, f"expected 0, 1 or nothing, found {cells[name]!r}") for name in odd]
         patient = cells.get("patient") or image_id
-        split = cells.get("split", schema.hash_split(patient, train=0.8, val=0.1, test=0.1))
+        split = cells.get("split", schema.hash_split(patient))
         if split not in schema.SPLITS:
             wrong.append(("split", f"expected one of {', '.join(schema.SPLITS)}; found {split!r}"))
         problems += [Problem(tables[0].name, row, *w, image_id) for w in wrong]
@@ -78,8 +79,16 @@ def read(options: Folder, problems: list[Problem]) -> Release:
     return Release(findings, items, [*tables, folder])
 
 
+def box_rows(path: Path, problems: list[Problem], optional: Sequence[str] = ()) -> Iterator[Box]:
+    """The rows of a table in our own format."""
+    for row, cells in schema.read_table(path, BOX_COLUMNS, problems, optional):
+        image, finding, *xywh = (cells[name] for name in BOX_COLUMNS)
+        frame, patient = tuple(cells.get(name, "") for name in FRAME_COLUMNS), cells.get("patient", "")
+        yield Box(path.name, row, "x, y, w, h", image, finding, tuple(xywh), frame, patient)
+
+
 def _other(name: str, rows: list, file: str, problems: list[Problem]) -> bool:
-    """Whether a column holds something else than labels, as most of its cells show; one problem for all of them."""
+    """Whether most cells of a column are no labels: one problem for all of them."""
     odd = [(row, cells[name]) for row, cells in rows if cells[name] not in schema.LABELS]
     if len(odd) < 2 or 2 * len(odd) < sum(cells[name] != "" for _, cells in rows):
         return False
@@ -91,10 +100,9 @@ def _other(name: str, rows: list, file: str, problems: list[Problem]) -> bool:
 
 
 def _labelled(path: Path, values: dict[str, dict[str, int]], problems: list[Problem]) -> Iterator[Box]:
-    """The rows of boxes.csv whose image is listed with their finding."""
-    for row, cells in schema.read_table(path, BOX_COLUMNS, problems):
-        xywh = tuple(cells[name] for name in BOX_COLUMNS[2:])
-        box, field = Box(path.name, row, "x, y, w, h", cells["image"], cells["finding"], xywh), "image"
+    """The rows whose image is listed with their finding."""
+    for box in box_rows(path, problems):
+        field = "image"
         try:
             box = replace(box, image=lookup.safe_name(box.image))
             if box.image not in values:

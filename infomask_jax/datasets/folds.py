@@ -29,16 +29,14 @@ class Picked:
 
 @dataclass(frozen=True)
 class Folded(Prepared):
-    """`whole` with the patients of one fold as its split `test` and all others as `train`; or, of all folds, every
-    patient as `test`, fold after fold."""
+    """`whole` with the patients of one fold as `test` and all others as `train`, or all as `test`, fold after fold."""
 
     whole: Prepared | None = None
     places: dict[str, np.ndarray] | None = None  # by split, [N, 2]: split of `whole`, index there
 
     def source(self, split: str, fields: Sequence[str] | None = None) -> Picked:
         if split not in self.splits:
-            known = ", ".join(self.splits)
-            raise ValueError(f"{self.directory} in folds: expected one of {known}; found split {split!r}")
+            raise ValueError(f"{self.directory}: expected one of {', '.join(self.splits)}; found split {split!r}")
         return Picked([self.whole.source(name, fields) for name in self.whole.splits], self.places[split])
 
 
@@ -48,8 +46,8 @@ def fingerprint(data: Prepared, folds: int, number: int) -> str:
 
 
 def fold(data: Prepared, folds: int, number: int) -> Folded:
-    """One fold of `folds`, or, of number -1, all of them. Every patient is in one, whatever the split; the same on
-    every machine. ValueError for fewer patients than folds."""
+    """One fold of `folds`, or, of number -1, all. Every patient is in one, whatever the split, on every machine the
+    same. ValueError for fewer patients than folds."""
     sources = [data.source(split, ("patient_id",)) for split in data.splits]
     patients = [[source[i]["patient_id"] for i in range(len(source))] for source in sources]
     names = sorted({patient for those in patients for patient in those})

@@ -1,9 +1,7 @@
 """Real radiographs without opacities, the phantom's opacities in half of them: real anatomy with exact pixel truth.
 
-Label and opacities come from `SeedSequence([seed, hash of the background's name])`, which knows nothing of the pixels;
-they only choose where in the lung an opacity has room. A film shows 1 - exp(-attenuation) (see synthetic.py), so an
-opacity multiplies the light that a pixel lets through: bright bone stays brighter, grain stays, nothing is clipped, and
-every pixel that no opacity reaches keeps its value.
+Label and opacities come from seed and name of the background, not from its pixels. An opacity multiplies the light that
+a pixel lets through: bright bone stays brighter, grain stays, nothing is clipped.
 """
 
 import dataclasses
@@ -28,28 +26,23 @@ SMALLEST = 0.03  # of the image: a smaller lung field is none
 _GRID = 128  # pixels on which the lungs of a whole radiograph are looked for
 
 
-def read(root: Path, counts: dict[str, int | None], problems: list[Problem], draws: int = 1) -> Release:
-    """Finds the backgrounds: by the tables of a release (RSNA, NIH or our own folder), where `root` has them, only the
-    images that they call negative, in their splits; without tables, every image, split 80/10/10 by its name's hash.
-
-    Args:
-      counts: of each split, how many backgrounds to take, chosen by the hash of their names; None: all.
-      draws: images made of each training background, of one patient; those after the first are called NAME@2, ...
-
-    Raises:
-      BadData: no folder, or a table that cannot be used at all; too few backgrounds are added to `problems`.
-    """
+def read(options, problems: list[Problem]) -> Release:
+    """Finds the backgrounds of `datasets.Synthetic`: by the tables of a release, if it has them, the images that they
+    call negative, in their splits; without, every image, split by its name's hash. Of several draws of one, those after
+    the first are called NAME@2, ...; too few backgrounds are added to `problems`."""
+    root = options.backgrounds
     if not root.is_dir():
         raise BadData(f"--backgrounds: expected a folder of negative radiographs, found no folder {root}")
     items, tables, missing = _negatives(root, problems)
     chosen = []
-    for split, count in counts.items():
+    for split in schema.SPLITS:
+        count = getattr(options, split)
         those = sorted((i for i in items if i.split == split), key=lambda i: _hash(i.image_id))
         if count is not None and not 0 <= count <= len(those):
             reason = f"expected 0 to {len(those)}, the negative images there are for it, found {count}"
             problems.append(Problem(str(root), None, f"--{split}", reason))
         chosen += those[:count]
-        for number in range(2, draws + 1 if split == "train" else 2):
+        for number in range(2, options.draws + 1 if split == "train" else 2):
             chosen += [dataclasses.replace(i, image_id=f"{i.image_id}@{number}") for i in those[:count]]
     if not items and not problems:
         raise BadData(f"--backgrounds: expected negative radiographs (PNG, JPEG or DICOM), found none in {root}")
@@ -57,10 +50,8 @@ def read(root: Path, counts: dict[str, int | None], problems: list[Problem], dra
 
 
 def draw(item: Item, config: PhantomConfig) -> dict:
-    """Decodes the background of an item and, if its coin says so, implants opacities; `make` of `build.build`.
-
-    A background that cannot be used is refused before the coin is thrown.
-    """
+    """Decodes the background of an item and, if its coin says so, implants opacities. One that cannot be used is
+    refused before the coin is thrown."""
     try:
         source = images.decode(item.path)
         lung = lung_field(source, config.size)
@@ -77,20 +68,13 @@ def draw(item: Item, config: PhantomConfig) -> dict:
     height, width = item.frame or source.shape
     drawn = {"image": pixels, "mask": mask, "lung": np.where(lung > 0.5, 255, 0).astype(np.uint8)}
     made = {"pixels": pixels, **{name: encode(those) for name, those in drawn.items()}, "labels": (label,)}
-    return made | {
-        "boxes": boxes,
-        "box_findings": FINDINGS * len(boxes),
-        "height": height,
-        "width": width,
-        "problems": [],
-    }
+    made |= {"boxes": boxes, "box_findings": FINDINGS * len(boxes), "problems": []}
+    return made | {"height": height, "width": width}
 
 
 def implant(pixels: np.ndarray, found: list, contrast: float) -> np.ndarray:
-    """Adds contrast * alpha * texture of every opacity in `found` to the attenuation that the film `pixels` shows.
-
-    uint8 or uint16 [H, W] -> the same; no pixel becomes darker, and where all alphas are 0 none changes.
-    """
+    """Adds contrast * alpha * texture of every opacity in `found` to the attenuation that a film shows, uint8 or uint16
+    [H, W]; no pixel becomes darker, and where all alphas are 0 none changes."""
     top = np.iinfo(pixels.dtype).max
     added = sum((alpha * np.maximum(texture, 0) for alpha, texture, *_ in found), np.zeros(pixels.shape))
     light = (1 - pixels / top) * np.exp(-contrast * added)
@@ -98,14 +82,11 @@ def implant(pixels: np.ndarray, found: list, contrast: float) -> np.ndarray:
 
 
 def lung_field(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Lung of a film in 0..1, float32 [size, size], soft at its edge.
+    """Lung of a film in 0..1, float32 [size, size], soft at its edge. ValueError if none is found.
 
     Where more than half of the film is black, it shows the lungs alone and they are what is not black. The lungs of
     a whole film are estimated: the dark regions inside the body. That finds most of one lung or of both and little
     else, but it is no segmentation; in hazy or cropped films (one in nine of ChestX-ray14) it finds nothing.
-
-    Raises:
-      ValueError: there is no lung, or it is not found.
     """
     shown = pixels > BLACK * np.iinfo(pixels.dtype).max
     alone = shown.mean() < 0.5
@@ -119,8 +100,8 @@ def lung_field(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def _dark_regions(pixels: np.ndarray) -> np.ndarray:
-    """The largest area that one threshold cuts into lungs, one or two tall regions away from the edges of the film:
-    float32 [_GRID, _GRID] in 0..1, .5 at their edge."""
+    """The largest area that one threshold cuts into one or two tall regions away from the edges of the film: float32
+    [_GRID, _GRID] in 0..1, .5 at their edge."""
     gray = cv2.GaussianBlur(resize(pixels, _GRID).astype(np.float32), (0, 0), 1.5)
     edge, best = _GRID // 10, np.zeros(gray.shape, np.float32)
     for threshold in np.quantile(gray[edge:-edge, edge:-edge], np.arange(0.1, 0.65, 0.05)):
@@ -144,7 +125,7 @@ def _hash(name: str) -> bytes:
 
 
 def _negatives(root: Path, problems: list[Problem]) -> tuple[list[Item], list[Path], int]:
-    """The backgrounds with their splits, the tables read, and how many of the images that they list are missing."""
+    """The backgrounds, the tables read, and how many of the images that they list are missing."""
     if any((root / name).is_file() for name in rsna.TABLES):
         release, negative = rsna.read(rsna.Rsna(root, allow_missing=True), problems), (0,)
     elif any(path for name in nih.TABLES for path in root.glob(name)):
@@ -162,11 +143,11 @@ def _negatives(root: Path, problems: list[Problem]) -> tuple[list[Item], list[Pa
 def _every_image(root: Path, problems: list[Problem]) -> list[Item]:
     """Each its own patient, named by its path below `root`."""
     items, named, real = {}, {}, str(root.resolve())
-    for path in sorted(itertools.chain(*lookup.index_images(root, "name", images.SUFFIXES).values())):
+    for path in sorted(itertools.chain(*lookup.index_images(root, "name").values())):
         name = path.relative_to(root).as_posix()
         try:
             image_id = lookup.safe_name(name)
-            split = schema.hash_split(image_id, train=0.8, val=0.1, test=0.1)
+            split = schema.hash_split(image_id)
             if not lookup.inside(path, real):
                 raise ValueError(f"expected a file inside {root}, found a link to {os.path.realpath(path)}")
             item = items.setdefault(os.path.realpath(path), Item(image_id, image_id, split, (), path))

@@ -8,10 +8,11 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from infomask_jax.text import normal, printable
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
+
 
 def safe_name(name: str) -> str:
-    """An image name of a table, in its normal form; raises ValueError if it could lead out of the folder or is not
-    printable."""
+    """An image name of a table, NFC. ValueError if it could lead out of the folder or is not printable."""
     path = PurePosixPath(normal(name))
     outside = path.is_absolute() or ".." in path.parts or PureWindowsPath(str(path)).drive or "\\" in name
     if not name.strip() or str(path) == "." or outside or not printable(name):
@@ -25,13 +26,12 @@ def inside(path: Path, root: str) -> bool:
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder is one that systems make beside those of users: ._a.png, .DS_Store, __MACOSX."""
+    """Whether systems make such files and folders beside those of users: ._a.png, .DS_Store, __MACOSX."""
     return name.startswith(".") or name == "__MACOSX"
 
 
-def index_images(root: Path, key: str, suffixes: Sequence[str]) -> dict[str, list[Path]]:
-    """All images in any sub-folder of `root` by `key`, "name" or "stem", NFC. What is hidden is left out, and linked
-    folders are not entered."""
+def index_images(root: Path, key: str, suffixes: Sequence[str] = SUFFIXES) -> dict[str, list[Path]]:
+    """All images below `root` by `key`, "name" or "stem", NFC; not those hidden or in linked folders."""
     found = defaultdict(list)
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not hidden(name)]
@@ -43,8 +43,8 @@ def index_images(root: Path, key: str, suffixes: Sequence[str]) -> dict[str, lis
 
 
 def locator(folder: Path) -> Callable[[str], Path]:
-    """The path of a file by its name below `folder`, in the Unicode form that the disk has; as named where it is not
-    there. It raises ValueError where both forms are there."""
+    """The path of a file by its name below `folder`, in the Unicode form that the disk has, or as named. ValueError
+    where both forms are there."""
 
     @cache
     def spellings(place: Path) -> dict[str, list[str]]:
@@ -71,7 +71,7 @@ def one_name(names: Sequence[str | Path]) -> str:
 
 
 def find_image(image_id: str, index: dict[str, list[Path]], root: str) -> Path:
-    """The one file of an image; raises LookupError if there is none, ValueError if there are two or it is elsewhere."""
+    """The one file of an image. LookupError if there is none, ValueError if there are two or it is elsewhere."""
     paths = index.get(image_id, ())
     if not paths:
         raise LookupError(image_id)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from infomask_jax.datasets import images, lookup, schema
+from infomask_jax.datasets import schema
 from infomask_jax.datasets.schema import BadData, Box, Item, Problem, Release
 from infomask_jax.text import normal, printable
 
@@ -17,6 +17,7 @@ FINDINGS = (
     *("Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia", "No Finding"),
 )
 SPELLINGS = {"Infiltrate": "Infiltration"}  # the table of boxes has its own word
+COLUMNS = ("Image Index", "Finding Labels", "Patient ID", "View Position")
 BOX_COLUMNS = ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]")
 TABLES = ("Data_Entry_2017*.csv", "BBox_List_2017*.csv", "train_val_list.txt", "test_list.txt")
 FRAME = (1024, 1024)  # height, width in which the release gives its boxes
@@ -41,7 +42,7 @@ class Nih(schema.Options):
 
 
 def read(options: Nih, problems: list[Problem]) -> Release:
-    """Reads the tables and finds the images; adds to `problems`. Raises BadData where a table cannot be used at all."""
+    """Reads tables and finds images; adds to `problems`. BadData where a table cannot be used at all."""
     if unknown := [name for name in options.findings if name not in FINDINGS]:
         raise BadData(f"--findings: expected some of {', '.join(FINDINGS)}; found {', '.join(unknown)}")
     if options.matched and len(options.findings) != 1:
@@ -50,36 +51,26 @@ def read(options: Nih, problems: list[Problem]) -> Release:
     tables = [_one(options.source, name) for name in TABLES[:2]] + [options.source / name for name in TABLES[2:]]
     split_of = _read_lists(tables[2], tables[3], problems)
     rows, present = _read_entries(tables[0], split_of, problems)
-    for image_id, (_, file, row) in split_of.items():
-        if image_id not in rows:
-            reason = f"expected an image of {tables[0].name}, found {image_id!r}"
-            problems.append(Problem(file, row, "image", reason, image_id))
+    lost = [(image_id, file, row) for image_id, (_, file, row) in split_of.items() if image_id not in rows]
+    found = f"expected an image of {tables[0].name}, found"
+    problems += [Problem(file, row, "image", f"{found} {image_id!r}", image_id) for image_id, file, row in lost]
     boxes = schema.parse_boxes(_labelled(tables[1], present, problems), problems, FRAME[0])
 
-    index, root = lookup.index_images(options.source, "name", images.SUFFIXES), str(options.source.resolve())
-    items, missing = [], []
+    items, file = [], tables[0].name
     for image_id, (row, cells) in rows.items():
-        if image_id not in split_of:
-            continue
-        path = None
-        try:
-            path = lookup.find_image(image_id, index, root)
-        except LookupError:
-            missing.append(image_id)
-        except ValueError as error:
-            problems.append(Problem(tables[0].name, row, "Image Index", str(error), image_id))
-            continue
-        labels = tuple(int(name in present[image_id]) for name in findings)
-        patient, view, drawn = cells["Patient ID"], cells["View Position"], tuple(boxes[image_id])
-        split = split_of[image_id][0]
-        items.append(Item(image_id, patient, split, labels, path, view, drawn, FRAME, tables[0].name, row))
+        if image_id in split_of:
+            labels = tuple(int(name in present[image_id]) for name in findings)
+            patient, view, split = cells["Patient ID"], cells["View Position"], split_of[image_id][0]
+            drawn = tuple(boxes[image_id])
+            items.append(Item(image_id, patient, split, labels, None, view, drawn, FRAME, file, row))
     problems += schema.patients_in_two_splits(items)  # before the validation patients leave train
-    if missing and not options.allow_missing:
-        problems.append(schema.missing_images(missing, len(items), tables[0].name))
-    items = [_with_val(item) for item in items if item.path]
+    items, missing = schema.with_files(items, options, "name", "Image Index", problems)
+    for i, item in enumerate(items):
+        if item.split == "train":
+            items[i] = replace(item, split=schema.hash_split(item.patient_id, val=VAL_SHARE, train=1 - VAL_SHARE))
     if options.matched:
         items = [item for split in schema.SPLITS for item in _matched([i for i in items if i.split == split], split)]
-    return Release(findings, items, tables, len(missing))
+    return Release(findings, items, tables, missing)
 
 
 def box_rows(path: Path, problems: list[Problem]) -> Iterator[Box]:
@@ -87,10 +78,9 @@ def box_rows(path: Path, problems: list[Problem]) -> Iterator[Box]:
     for row, cells in schema.read_table(path, BOX_COLUMNS, problems):
         finding = SPELLINGS.get(cells["Finding Label"], cells["Finding Label"])
         xywh = tuple(cells[name] for name in BOX_COLUMNS[2:])
-        box = Box(path.name, row, "Bbox [x,y,w,h]", cells["Image Index"], finding, xywh)
+        box = Box(path.name, row, "Bbox [x,y,w,h]", cells["Image Index"], finding, xywh, FRAME)
         if finding not in FINDINGS:
-            reason = f"expected one of {', '.join(FINDINGS)}; found {finding!r}"
-            problems.append(box.problem(reason, "Finding Label"))
+            problems.append(box.problem(f"expected one of {', '.join(FINDINGS)}; found {finding!r}", "Finding Label"))
         elif not any(xywh):
             problems.append(box.problem("expected a box, found nothing"))
         else:
@@ -109,8 +99,8 @@ def _labelled(path: Path, present: dict[str, set[str]], problems: list[Problem])
         if box.image not in present:
             problems.append(box.problem(f"expected an image of the release, found {box.image!r}", "Image Index"))
         elif box.finding not in present[box.image]:
-            reason = f"expected a label of {box.image}, found a box of {box.finding} without it"
-            problems.append(box.problem(reason, "Finding Label"))
+            found = f"found a box of {box.finding} without it"
+            problems.append(box.problem(f"expected a label of {box.image}, {found}", "Finding Label"))
         else:
             yield box
 
@@ -118,10 +108,8 @@ def _labelled(path: Path, present: dict[str, set[str]], problems: list[Problem])
 def _read_entries(path: Path, split_of: dict, problems: list[Problem]) -> tuple[dict[str, tuple], dict[str, set[str]]]:
     """The table of images as {image: (row, cells)} and {image: findings}."""
     rows, present = {}, {}
-    columns = ("Image Index", "Finding Labels", "Patient ID", "View Position")
-    for row, cells in schema.read_table(path, columns, problems):
-        image_id, names = cells["Image Index"], cells["Finding Labels"].split("|")
-        wrong = None
+    for row, cells in schema.read_table(path, COLUMNS, problems):
+        image_id, names, wrong = cells["Image Index"], cells["Finding Labels"].split("|"), None
         if image_id in rows:
             wrong = ("Image Index", f"expected each image once, found {image_id!r} also in row {rows[image_id][0]}")
         elif bad := [name for name in names if name not in FINDINGS]:
@@ -147,18 +135,11 @@ def _matched(items: list[Item], split: str) -> list[Item]:
     if split == "test" or not positives:
         return items
     if split == "train" and (without := [view for view in positives if not negatives[view]]):
-        reason = f"expected negatives of train in view {without[0]!r} of its positives, found none"
-        raise BadData(f"--matched view: {reason}")
+        found = f"view {without[0]!r} of its positives, found none"
+        raise BadData(f"--matched view: expected negatives of train in {found}")
     each = min(len(negatives[view]) / len(those) for view, those in positives.items())  # negatives to a positive
     kept = {item.image_id for view, those in positives.items() for item in negatives[view][: round(each * len(those))]}
     return [item for item in items if item.labels[0] or item.image_id in kept]
-
-
-def _with_val(item: Item) -> Item:
-    if item.split == "test":
-        return item
-    split = schema.hash_split(item.patient_id, val=VAL_SHARE, train=1 - VAL_SHARE)
-    return replace(item, split=split)
 
 
 def _one(folder: Path, pattern: str) -> Path:
@@ -175,13 +156,13 @@ def _read_lists(train_val: Path, test: Path, problems: list[Problem]) -> dict[st
         if not path.is_file():
             raise BadData(f"{path}: expected the official list of images, found no file")
         for row, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
-            image_id = normal(line.strip())
+            image_id, wrong = normal(line.strip()), ""
             if not printable(image_id):
-                reason = f"expected printable text, found {image_id!r}"
-                problems.append(Problem(path.name, row, "image", reason, image_id))
+                wrong = f"expected printable text, found {image_id!r}"
             elif image_id in found:
-                reason = f"expected each image once, found {image_id!r} also in {found[image_id][1]}"
-                problems.append(Problem(path.name, row, "image", reason, image_id))
+                wrong = f"expected each image once, found {image_id!r} also in {found[image_id][1]}"
             elif image_id:
                 found[image_id] = (split, path.name, row)
+            if wrong:
+                problems.append(Problem(path.name, row, "image", wrong, image_id))
     return found

@@ -1,8 +1,5 @@
-"""PNG and JPEG bytes -> one gray array, and every defence against bad files.
-
-Headers are read before anything is decoded, so that a file cannot ask for more memory than `MAX_PIXELS` allows, nor for
-more time than the other limits. A picture whose decoder had to invent pixels is refused.
-"""
+"""PNG and JPEG bytes -> one gray array. Headers are read before anything is decoded, so that no file asks for more
+memory or time than the limits allow. A picture whose decoder had to invent pixels is refused."""
 
 import re
 import struct
@@ -29,7 +26,12 @@ _NOT_ENTROPY_LS = re.compile(rb"\xff[\x80-\xfe]")  # of JPEG-LS, which stuffs a 
 
 
 class BadImage(ValueError):
-    """A file that is not one readable gray picture; the message says what was expected, found, and what to do."""
+    """A file that is not one readable gray picture."""
+
+
+def expect(holds: bool, wanted: str, found, remedy: str) -> None:
+    if not holds:
+        raise BadImage(f"expected {wanted}, found {found}; {remedy}")
 
 
 def truncated(where: str) -> BadImage:
@@ -37,11 +39,9 @@ def truncated(where: str) -> BadImage:
 
 
 def check_size(height: int, width: int, samples: int = 1) -> None:
-    if height < 1 or width < 1:
-        raise BadImage(f"expected at least one pixel, found {width} x {height}; remove the file")
-    if height * width * samples > MAX_PIXELS:
-        found = f"{width} x {height}{f' x {samples} samples' if samples > 1 else ''}"
-        raise BadImage(f"expected at most {MAX_PIXELS} pixels, found {found}; shrink or remove it")
+    size = f"{width} x {height}{f' x {samples} samples' if samples > 1 else ''}"
+    expect(height > 0 and width > 0, "at least one pixel", size, "remove the file")
+    expect(height * width * samples <= MAX_PIXELS, f"at most {MAX_PIXELS} pixels", size, "shrink or remove it")
 
 
 def decode_png(data: bytes) -> np.ndarray:
@@ -63,10 +63,10 @@ def decode_png(data: bytes) -> np.ndarray:
             check_size(height, width)
         if kind in _PICTURE:
             kept.append(memoryview(data)[at : end + 4])
-        elif kind == b"tRNS":  # decoders differ in what they make of it
-            raise BadImage("expected no transparent colour, found PNG chunk tRNS; save it again without")
-        elif not kind[0] & 0x20:  # no decoder may leave it out
-            raise BadImage(f"expected chunks of the PNG standard, found {kind!r}; save it again as PNG")
+        # Decoders differ in what they make of a transparent colour; critical chunks none may leave out.
+        expect(kind != b"tRNS", "no transparent colour", "PNG chunk tRNS", "save it again without")
+        known = kind in _PICTURE or kind[0] & 0x20
+        expect(known, "chunks of the PNG standard", repr(kind), "save it again as PNG")
         at = end + 4
         if kind == b"IEND":
             break
@@ -89,7 +89,7 @@ def decode_png(data: bytes) -> np.ndarray:
 
 
 def decode_jpeg(data: bytes) -> np.ndarray:
-    """By libjpeg-turbo, or, of more than 8 bits or without loss (gray alone), by libjpeg of pylibjpeg, in 16 bits."""
+    """By libjpeg-turbo, or, of more than 8 bits or without loss (gray alone), by pylibjpeg's libjpeg."""
     shape, bits, turbo = check_jpeg(data)
     if turbo:
         return decode_turbo(data)
@@ -97,14 +97,14 @@ def decode_jpeg(data: bytes) -> np.ndarray:
         image = libjpeg.decode(data)
     except Exception as error:  # it raises kinds of its own
         raise BadImage(f"cannot be decoded from JPEG of {bits} bits ({line(error)}); convert it to PNG") from error
-    if image.shape != shape or not 8 <= bits <= 16:
-        raise BadImage(f"expected one gray image, found {image.shape} of {bits} bits; convert it to PNG")
+    gray = image.shape == shape and 8 <= bits <= 16
+    expect(gray, "one gray image", f"{image.shape} of {bits} bits", "convert it to PNG")
     top = (1 << bits) - 1
     return image if bits == 8 else ((image.astype(np.uint32) * 65535 + top // 2) // top).astype(np.uint16)
 
 
 def decode_turbo(data: bytes) -> np.ndarray:
-    """A JPEG of 8 bits by libjpeg-turbo, which warns where it has to invent pixels: that is an error here."""
+    """By libjpeg-turbo, which warns where it has to invent pixels: an error here."""
     try:
         return simplejpeg.decode_jpeg(data, "GRAY", strict=True)[..., 0]
     except ValueError as error:
@@ -139,8 +139,7 @@ def check_jpeg(data: bytes) -> tuple[tuple[int, int], int, bool]:
         at += length
         if marker == 0xDA:
             scans += 1
-            if scans > MAX_SCANS:
-                raise BadImage(f"expected at most {MAX_SCANS} scans of JPEG, found more; convert it to PNG")
+            expect(scans <= MAX_SCANS, f"at most {MAX_SCANS} scans of JPEG", "more", "convert it to PNG")
             found = not_entropy.search(data, at)
             if not found:
                 break

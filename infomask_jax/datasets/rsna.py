@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from infomask_jax.datasets import images, lookup, schema
+from infomask_jax.datasets import schema
 from infomask_jax.datasets.schema import BadData, Box, Item, Problem, Release
 
 FINDINGS = ("pneumonia",)
@@ -32,44 +32,32 @@ class Rsna(schema.Options):
 
 
 def read(options: Rsna, problems: list[Problem]) -> Release:
-    """Reads the tables and finds the images; adds to `problems`. Raises BadData where a table cannot be used at all."""
+    """Reads tables and finds images; adds to `problems`. BadData where a table cannot be used at all."""
     tables = [options.source / name for name in (*TABLES, "split.csv")]
     rows = list(box_rows(tables[0], problems))
     listed = {image_id: row for row, image_id in reversed([(box.row, box.image) for box in rows])}
-    kinds, splits = _read_classes(tables[1], problems), _read_splits(options, tables[2], problems)
-    targets = {}
+    kinds, targets = _read_classes(tables[1], problems), {}
+    splits = _read_splits(options, tables[2], listed, problems)
     boxes = schema.parse_boxes(_agreeing(rows, kinds, targets, problems), problems, FRAME[0])
 
-    index, root = lookup.index_images(options.source, "stem", images.SUFFIXES), str(options.source.resolve())
-    items, missing, blamed = [], [], {problem.image_id for problem in problems}
+    items, blamed = [], {problem.image_id for problem in problems}
     wanted = {"opacity", "normal", "not_normal"} if options.negatives == "all" else {"opacity", options.negatives}
-    for image_id, (split, view, file, row) in (_by_hash(listed, tables[0].name) if splits is None else splits).items():
+    for image_id, (split, view, file, row) in splits.items():
         if image_id not in listed and image_id not in blamed:
             reason = f"expected an image of {tables[0].name}, found {image_id!r}"
             problems.append(Problem(file, row, "patientId", reason, image_id))
-        if kinds.get(image_id) not in wanted or image_id not in targets:
-            continue
-        try:
-            path = lookup.find_image(image_id, index, root)
-        except LookupError:
-            missing.append(image_id)
-            continue
-        except ValueError as error:
-            problems.append(Problem(file, row, "patientId", str(error), image_id))
-            continue
-        label = (int(targets[image_id]),)
-        items.append(Item(image_id, image_id, split, label, path, view, tuple(boxes[image_id]), FRAME, file, row))
-    if missing and not options.allow_missing:
-        table = tables[0].name if splits is None else tables[2].name
-        problems.append(schema.missing_images(missing, len(missing) + len(items), table))
-    return Release(FINDINGS, items, tables, len(missing))
+        if kinds.get(image_id) in wanted and image_id in targets:
+            label, drawn = (int(targets[image_id]),), tuple(boxes[image_id])
+            items.append(Item(image_id, image_id, split, label, None, view, drawn, FRAME, file, row))
+    items, missing = schema.with_files(items, options, "stem", "patientId", problems)
+    return Release(FINDINGS, items, tables, missing)
 
 
 def box_rows(path: Path, problems: list[Problem]) -> Iterator[Box]:
     """The rows of stage_2_train_labels.csv, those of Target 0 without a box."""
     for row, cells in schema.read_table(path, COLUMNS, problems):
         target, xywh = cells["Target"], tuple(cells[name] for name in COLUMNS[1:5])
-        box = Box(path.name, row, "x, y, width, height", cells["patientId"], FINDINGS[0], xywh)
+        box = Box(path.name, row, "x, y, width, height", cells["patientId"], FINDINGS[0], xywh, FRAME)
         if schema.LABELS.get(target, -1) < 0:
             problems.append(box.problem(f"expected 0 or 1, found {target!r}", "Target"))
         elif schema.LABELS[target] != any(xywh):
@@ -86,8 +74,7 @@ def _agreeing(rows: list[Box], kinds: dict[str, str], targets: dict, problems: l
         if targets.setdefault(box.image, target) != target:
             problems.append(box.problem(f"expected one value an image, found also {target:d}", "Target"))
         elif kind is None:
-            reason = f"expected a class in {TABLES[1]}, found none for {box.image!r}"
-            problems.append(box.problem(reason, "patientId"))
+            problems.append(box.problem(f"expected a class in {TABLES[1]}, found none for {box.image!r}", "patientId"))
         elif (kind == "opacity") != target:
             reason = f"expected it to agree with the class in {TABLES[1]}, found {target:d}"
             problems.append(box.problem(reason, "Target"))
@@ -110,32 +97,28 @@ def _read_classes(path: Path, problems: list[Problem]) -> dict[str, str]:
     return kinds
 
 
-def _by_hash(listed: dict[str, int], file: str) -> dict:
-    return {i: (schema.hash_split(i, train=0.8, val=0.1, test=0.1), "", file, row) for i, row in listed.items()}
-
-
-def _read_splits(options: Rsna, path: Path, problems: list[Problem]) -> dict[str, tuple[str, str, str, int]] | None:
-    """split.csv as {patientId: (split, view, file, row)}, None where there is none; `matched` applied."""
+def _read_splits(options: Rsna, path: Path, listed: dict[str, int], problems: list[Problem]) -> dict[str, tuple]:
+    """split.csv as {patientId: (split, view, file, row)}, `matched` applied; by hash where there is none."""
     if not path.is_file():
         if options.matched:
             raise BadData(f"--matched: expected {path} with a column matched, found no file")
-        return None
+        return {image_id: (schema.hash_split(image_id), "", TABLES[0], row) for image_id, row in listed.items()}
     splits = {}
     required = ("patientId", "split") + ("matched",) * options.matched
     for row, cells in schema.read_table(path, required, problems, ("view",)):
         image_id, split, matched = cells["patientId"], cells["split"], cells.get("matched", "")
         if split not in schema.SPLITS:
-            reason = f"expected one of {', '.join(schema.SPLITS)}; found {split!r}"
-            problems.append(Problem(path.name, row, "split", reason, image_id))
+            wrong = ("split", f"expected one of {', '.join(schema.SPLITS)}; found {split!r}")
+        elif image_id in splits and splits[image_id][0] != split:
+            found = f"found {image_id!r} also in {splits[image_id][0]}"
+            wrong = ("patientId", f"expected a patient in one split, {found}")
         elif image_id in splits:
-            reason = f"expected each image once, found {image_id!r} also in row {splits[image_id][3]}"
-            if splits[image_id][0] != split:
-                reason = f"expected a patient in one split, found {image_id!r} also in {splits[image_id][0]}"
-            problems.append(Problem(path.name, row, "patientId", reason, image_id))
+            wrong = ("patientId", f"expected each image once, found {image_id!r} also in row {splits[image_id][3]}")
         elif options.matched and schema.LABELS.get(matched, -1) < 0:
-            problems.append(Problem(path.name, row, "matched", f"expected 0 or 1, found {matched!r}", image_id))
+            wrong = ("matched", f"expected 0 or 1, found {matched!r}")
         else:
-            splits[image_id] = (split, cells.get("view", ""), path.name, row)
-            if options.matched and split == "train" and not schema.LABELS[matched]:
-                splits[image_id] = ("", *splits[image_id][1:])
+            left_out = options.matched and split == "train" and not schema.LABELS[matched]
+            splits[image_id] = ("" if left_out else split, cells.get("view", ""), path.name, row)
+            continue
+        problems.append(Problem(path.name, row, *wrong, image_id))
     return {image_id: value for image_id, value in splits.items() if value[0]}

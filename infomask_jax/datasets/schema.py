@@ -1,7 +1,7 @@
-"""The example: its names, shapes and types, and how rows of text become one.
-
-Readers of a release (rsna.py, nih.py, folder.py) turn its tables into `Item`s and collect every `Problem` on the way,
-so that all of them are reported at once.
+"""From rows of text to an example. Readers of a release (rsna.py, nih.py, folder.py) turn its tables into `Item`s and
+collect every `Problem` on the way. An example: `image` PNG bytes; `mask` (exact lesions) and `lung` (its field), PNG
+bytes, nonzero inside, or b""; `labels` [K] of 1, 0, -1; `boxes` [N, 4] (ymin, xmin, ymax, xmax) in 0..1; `box_labels`
+[N], -1 for a finding that is not kept; texts `image_id`, `patient_id`, `view`; `height`, `width` of the source, pixels.
 """
 
 import csv
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from infomask_jax.datasets import lookup
 from infomask_jax.text import normal, printable, shown
 
 SPLITS = ("train", "val", "test")
@@ -22,7 +23,7 @@ DTYPES = {"labels": np.int8, "boxes": np.float32, "box_labels": np.int32, "heigh
 
 
 class BadData(ValueError):
-    """A release that cannot be prepared as it is; the message lists every problem found."""
+    """A release that cannot be prepared as it is."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ class Box:
     image: str
     finding: str
     cells: tuple[str, ...]  # texts of x, y, width, height; all empty: the image is without the finding
-    xywh: tuple[float, ...] = ()  # the same as numbers, see `parse_boxes`
+    frame: tuple[int, int] | tuple[str, str] = ("", "")  # height, width; of a table of our own texts
+    patient: str = ""
+    xywh: tuple[float, ...] = ()  # cells as numbers, see `parse_boxes`
 
     def problem(self, reason, field: str = "") -> Problem:
         return Problem(self.file, self.row, field or self.field, str(reason), self.image)
@@ -73,13 +76,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Release:
-    """A release as read: `tables` are the files it was read from, or would be if they were there, and folders whose
-    images are all that it has; `missing` counts images allowed to be absent."""
+    """A release as read."""
 
     findings: tuple[str, ...]
     items: list[Item]
-    tables: list[Path]
-    missing: int = 0
+    tables: list[Path]  # read, or looked for; and folders whose images are all that it has
+    missing: int = 0  # images allowed to be absent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,46 +98,8 @@ class Options:
     """Replace what was prepared before."""
 
 
-def check(example: dict, findings: Sequence[str]) -> None:
-    """Checks one stored example against the contract; raises ValueError naming the image and every field that differs.
-
-    `image` PNG bytes; `mask` (exact lesions) and `lung` (its field), nonzero inside, PNG bytes or b""; `labels` int8
-    [K] of 1, 0, -1; `boxes` float32 [N, 4] (ymin, xmin, ymax, xmax) in 0..1; `box_labels` int32 [N], -1 for a finding
-    that is not kept; `image_id`, `patient_id`, `view` str; `height`, `width` int.
-    """
-    names = {"image", "mask", "lung", "image_id", "patient_id", "view", *DTYPES}
-    if example.keys() != names:
-        raise ValueError(f"{example.get('image_id')}: expected fields {sorted(names)}, found {sorted(example)}")
-    wrong = []
-    labels, boxes, kinds = (np.asarray(example[name]) for name in ("labels", "boxes", "box_labels"))
-    shapes = {"labels": (len(findings),), "boxes": (*boxes.shape[:1], 4), "box_labels": boxes.shape[:1]}
-    for name, array in (("labels", labels), ("boxes", boxes), ("box_labels", kinds)):
-        if array.dtype != DTYPES[name] or array.shape != shapes[name]:
-            expected = f"{np.dtype(DTYPES[name])} {shapes[name]}"
-            wrong.append(f"{name}: expected {expected}, found {array.dtype} {array.shape}")
-    for name in ("image", "mask", "lung"):
-        data = example[name]
-        if not (isinstance(data, bytes) and (data.startswith(b"\x89PNG") or (name != "image" and not data))):
-            wrong.append(f"{name}: expected PNG bytes, found {data[:8]!r}")
-    for name in ("image_id", "patient_id", "view"):
-        if not isinstance(example[name], str) or (not example[name] and name != "view"):
-            wrong.append(f"{name}: expected text, found {example[name]!r}")
-    for name in ("height", "width"):
-        if np.shape(example[name]) or not 0 < example[name] <= 1_000_000:
-            wrong.append(f"{name}: expected 1 or more pixels, found {example[name]}")
-    if not wrong:
-        if not np.isin(labels, (-1, 0, 1)).all():
-            wrong.append(f"labels: expected 1, 0 or -1, found {labels}")
-        if not ((boxes >= 0) & (boxes <= 1)).all() or not (boxes[:, :2] < boxes[:, 2:]).all():
-            wrong.append(f"boxes: expected 0 <= ymin < ymax <= 1 and the same of x, found {boxes.tolist()}")
-        if not ((kinds >= -1) & (kinds < len(findings))).all():
-            wrong.append(f"box_labels: expected -1..{len(findings) - 1}, found {kinds}")
-    if wrong:
-        raise ValueError(f"{example['image_id']}: " + "; ".join(wrong))
-
-
 def describe(problems: Sequence[Problem], limit: int = 20) -> str:
-    """All problems counted, the first `limit` listed."""
+    """All counted, the first `limit` listed."""
     lines = [f"{len(problems)} problem{'s' * (len(problems) != 1)}:", *(f"  {shown(str(p))}" for p in problems[:limit])]
     if len(problems) > limit:
         lines.append(f"  ... and {len(problems) - limit} more")
@@ -145,16 +109,9 @@ def describe(problems: Sequence[Problem], limit: int = 20) -> str:
 def read_table(
     path: Path, required: Sequence[str], problems: list[Problem], optional: Sequence[str] = ()
 ) -> list[tuple[int, dict[str, str]]]:
-    """Reads a CSV with a header, UTF-8 with or without byte order mark.
-
-    Returns:
-      (line number, {column: stripped text, NFC}) a row. Rows that are ragged or not printable in a required or optional
-      column are left out and added to `problems`, as those of the image that their cell under `required[0]` names.
-
-    Raises:
-      BadData: no such file, not UTF-8 CSV, no rows, a required column missing, two columns of one name or one that is
-        not printable.
-    """
+    """Reads a UTF-8 CSV: (line number, {column: stripped text, NFC}) a row. Rows that are ragged, or not printable in a
+    required or optional column, are added to `problems`, as those of the image that their cell under `required[0]`
+    names. BadData where the file or its header cannot be used."""
     if not path.is_file():
         raise BadData(f"{path}: expected a table with columns {', '.join(required)}, found no file")
     rows, before = [], len(problems)
@@ -194,24 +151,12 @@ def read_table(
     return rows
 
 
-def parse_box(cells: Sequence[str]) -> tuple[float, float, float, float]:
-    """Texts of x, y, width, height -> finite numbers; raises ValueError saying what was found instead."""
-    try:
-        box = tuple(map(float, cells))
-    except ValueError:
-        box = ()
-    if len(box) != 4 or not all(map(math.isfinite, box)):
-        raise ValueError(f"expected four numbers, found {', '.join(cells)!r}")
-    return box
-
-
 def parse_boxes(
     boxes: Iterable[Box], problems: list[Problem], scale: object = "the image's size", seen: dict | None = None
 ) -> dict[str, list[Box]]:
-    """{image: its boxes of one table, with their numbers}; those without, or listed twice, are added to `problems`.
-
-    So are boxes smaller than a pixel, which are given in 0..1: one problem where the table has no larger box, else one
-    for each.
+    """{image: its boxes of one table, with their numbers}; those that are no finite numbers, or listed twice, are added
+    to `problems`, and so are boxes smaller than a pixel, which are given in 0..1: one problem where the table has no
+    larger one.
 
     Args:
       scale: what boxes in 0..1 would have to be multiplied by.
@@ -220,13 +165,18 @@ def parse_boxes(
     found, seen = [], {} if seen is None else seen
     for box in boxes:
         try:
-            box = replace(box, xywh=parse_box(box.cells))
-            first = seen.setdefault((box.image, box.finding, box.xywh), box)
-            if first is not box:
-                raise ValueError(f"expected each box once, found it also in {first.file}, row {first.row}")
+            xywh = tuple(map(float, box.cells))
+        except ValueError:
+            xywh = (math.nan,)
+        if not all(map(math.isfinite, xywh)):
+            problems.append(box.problem(f"expected four numbers, found {', '.join(box.cells)!r}"))
+            continue
+        box = replace(box, xywh=xywh)
+        first = seen.setdefault((box.image, box.finding, xywh), box)
+        if first is not box:
+            problems.append(box.problem(f"expected each box once, found it also in {first.file}, row {first.row}"))
+        else:
             found.append(box)
-        except ValueError as error:
-            problems.append(box.problem(error))
     small = [box for box in found if max(box.xywh[2:]) <= 1 and 0 < min(box.xywh[2:]) < 1]
     largest = max((side for box in found for side in box.xywh[2:]), default=0)
     if small and largest <= 1:
@@ -243,10 +193,7 @@ def parse_boxes(
 
 def unit_box(xywh: Sequence[float], height: int, width: int) -> np.ndarray:
     """Pixels -> float32 (ymin, xmin, ymax, xmax) in 0..1. Up to one pixel outside the frame is rounding: it is cut off.
-
-    Raises:
-      ValueError: of no area, or further outside.
-    """
+    ValueError where it has no area or is further outside."""
     x, y, w, h = xywh
     if not (x >= -1 and y >= -1 and x + w <= width + 1 and y + h <= height + 1):
         raise ValueError(f"expected a box inside {width} x {height}, found x {x:g}, y {y:g}, width {w:g}, height {h:g}")
@@ -256,17 +203,29 @@ def unit_box(xywh: Sequence[float], height: int, width: int) -> np.ndarray:
     return corners
 
 
-def missing_images(missing: Sequence[str], total: int, table: str) -> Problem:
-    """One problem for all of them: most often a wrong folder or an archive that was not unpacked."""
-    found = f"{len(missing)} are missing, for example {', '.join(missing[:5])}"
-    hint = "check --source, or pass --allow-missing to go on with the others"
-    return Problem(table, None, "image", f"expected the {total} images listed, found that {found}; {hint}")
+def with_files(items: list[Item], options, key: str, field: str, problems: list[Problem]) -> tuple[list[Item], int]:
+    """The items whose one file is below `options.source`, by its "name" or "stem", and how many have none."""
+    index, root = lookup.index_images(options.source, key), str(options.source.resolve())
+    found, missing = [], []
+    for item in items:
+        try:
+            found.append(replace(item, path=lookup.find_image(item.image_id, index, root)))
+        except LookupError:
+            missing.append(item.image_id)
+        except ValueError as error:
+            problems.append(Problem(item.file, item.row, field, str(error), item.image_id))
+    if missing and not options.allow_missing:  # one problem for all: most often an archive that was not unpacked
+        lost = f"{len(missing)} are missing, for example {', '.join(missing[:5])}"
+        reason = f"expected the {len(missing) + len(found)} images listed, found that {lost}"
+        hint = "check --source, or pass --allow-missing to go on with the others"
+        problems.append(Problem(items[-1].file, None, "image", f"{reason}; {hint}"))
+    return found, len(missing)
 
 
 def hash_split(patient_id: str, **shares: float) -> str:
-    """A split by the hash of the patient, the same on every machine; `shares` add up to 1."""
+    """A split by the hash of the patient, the same on every machine; 80/10/10 without shares."""
     at = int.from_bytes(hashlib.sha256(patient_id.encode()).digest()[:8], "big") / 2**64
-    for split, share in shares.items():
+    for split, share in (shares or {"train": 0.8, "val": 0.1, "test": 0.1}).items():
         if at < share:
             return split
         at -= share

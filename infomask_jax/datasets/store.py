@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,18 +16,13 @@ from rich.console import Console
 from rich.table import Table
 from tensorflow_datasets.proto import tf_example_pb2
 
-from infomask_jax.datasets import images, lookup, schema
+from infomask_jax.datasets import lookup, schema
 from infomask_jax.system import read_json
-from infomask_jax.text import printable
+from infomask_jax.text import shown
 
 VERSION = "1.2.0"  # of the stored example; raise it when fields or their meaning change
-REQUESTS = {
-    "synthetic": "synthetic",
-    "implanted": "synthetic --backgrounds DIR",
-    "rsna": "rsna --source DIR",
-    "nih": "nih --source DIR",
-    "folder": "folder --source DIR",
-}  # by data set, what `prepare` is asked for
+REQUESTS = {"synthetic": "synthetic", "implanted": "synthetic --backgrounds DIR"}  # what `prepare` is asked for
+REQUESTS |= {name: f"{name} --source DIR" for name in ("rsna", "nih", "folder")}
 NOT_OPTIONS = ("data_dir", "overwrite", "allow_missing", "skip_bad", "workers")  # do not change what a good one gives
 COUNTS = {"images": int, "patients": int, "boxes": int, "boxed images": int, "labels": [[int]]}
 FACTS = {  # metadata.json, for `read_json`
@@ -38,8 +33,7 @@ INFO = {"splits": [{"name": str, "numBytes": str, "shardLengths": [str]}]}  # da
 
 
 def features(findings: Sequence[str]) -> tfds.features.FeaturesDict:
-    """Of an example, as TFDS stores it. (features.json says the same, for others: it names classes to import, so it is
-    never read here.)"""
+    """Of an example, see schema.py. (features.json says the same, and names classes to import: it is never read.)"""
     shapes = {"labels": (len(findings),), "boxes": (None, 4), "box_labels": (None,)}
     types = {**schema.DTYPES, **dict.fromkeys(("image", "mask", "lung"), np.object_)}
     tensors = {name: tfds.features.Tensor(shape=shapes.get(name, ()), dtype=dtype) for name, dtype in types.items()}
@@ -49,15 +43,12 @@ def features(findings: Sequence[str]) -> tfds.features.FeaturesDict:
 
 @dataclass(frozen=True)
 class Source:
-    """Random access to the stored examples of a split: `len(source)`, `source[i]` (see `schema.check`).
-
-    Raises OSError naming the file where a record is damaged, ValueError where an example has no such field, or a single
-    value and several are stored.
-    """
+    """Random access to the stored examples of a split: `len(source)`, `source[i]` (see schema.py). OSError naming the
+    file where a record is damaged."""
 
     records: Sequence  # serialized examples
     fields: dict[str, tfds.features.TensorInfo]  # those that are read
-    shards: tuple[tuple[Path, int], ...] = ()  # the files, and how many records are in each
+    shards: tuple[tuple[Path, int], ...]  # the files, and how many records are in each
 
     def __len__(self):
         return len(self.records)
@@ -72,21 +63,16 @@ class Source:
             path = self.shards[np.searchsorted(ends, i, side="right")][0]
             reason = str(error).partition("\n")[0]
             raise OSError(f"{path} is damaged ({reason}); prepare it again: {_command(path.parent)}") from error
-        example = {name: _values(stored, name, info) for name, info in self.fields.items()}
+        example = {name: _value(stored[name], info) for name, info in self.fields.items()}
         for name in example.keys() & {"image_id", "patient_id", "view"}:
             example[name] = example[name].decode()
         return example
 
 
-def _values(stored, name: str, info: tfds.features.TensorInfo):
+def _value(feature, info: tfds.features.TensorInfo):
     """A field of a stored example as the parser of TFDS gives it (no ragged ones), in a third of the time."""
-    kind = stored[name].WhichOneof("kind") if name in stored else None
-    if kind is None:
-        raise ValueError(f"expected a field {name} in the example, found {', '.join(sorted(stored))}; prepare it again")
-    values = getattr(stored[name], kind).value
+    values = getattr(feature, feature.WhichOneof("kind")).value
     if info.shape == ():
-        if len(values) != 1:
-            raise ValueError(f"{name}: expected one value, found {len(values)}; prepare it again")
         return values[0]
     return np.array(list(values), info.np_dtype).reshape([-1 if n is None else n for n in info.shape])
 
@@ -98,7 +84,7 @@ class Prepared:
     name: str
     directory: Path
     findings: tuple[str, ...]
-    fingerprint: str  # of all pixels, labels, boxes, ids and splits; independent of the machine and its number of cores
+    fingerprint: str  # of all pixels, labels, boxes, ids and splits, the same on every machine
     size: int  # side of the stored images, pixels
     options: dict  # what it was prepared with
     splits: dict[str, int]  # examples in each
@@ -110,7 +96,7 @@ class Prepared:
         return f"on-{self.name}-{self.fingerprint[:8]}"
 
     def source(self, split: str, fields: Sequence[str] | None = None) -> Source:
-        """The examples of a split, or only these fields of them (faster); raises ValueError where there is no split."""
+        """The examples of a split, or these fields of them (faster). ValueError where there is no such split."""
         if split not in self.splits:
             raise ValueError(f"{self.directory}: expected one of {', '.join(self.splits)}; found split {split!r}")
         paths = sorted(self.directory.glob(f"{self.name}-{split}.array_record-*"))
@@ -123,8 +109,8 @@ class Prepared:
 
 
 def load(name: str, data_dir: str | Path) -> Prepared:
-    """Opens a prepared data set; where it is absent or incomplete, FileNotFoundError says how to prepare it. ValueError
-    for a name that no data set has."""
+    """Opens a prepared data set. Where it is not whole, FileNotFoundError says how to prepare it; ValueError for a name
+    that no data set has."""
     directory = Path(data_dir).absolute() / name / VERSION
     if name not in REQUESTS:
         raise ValueError(f"dataset: expected one of {', '.join(REQUESTS)}; found {name!r}")
@@ -134,8 +120,10 @@ def load(name: str, data_dir: str | Path) -> Prepared:
         command = _command(directory).removesuffix(" --overwrite")
         raise FileNotFoundError(f"{directory}: expected a prepared data set, found {found}; run: {command}")
     try:
-        facts = _facts(directory)
-        _check_whole(directory, name, facts)
+        facts = read_json(directory / "metadata.json", FACTS)
+        for path, field, expected, found in _checks(directory, name, facts):
+            if expected != found:
+                raise ValueError(f"{path}: {field}: expected {expected!r}, found {found!r:.200}")
     except (OSError, ValueError) as error:
         text = f"{directory}: expected a whole data set, found {error}; run: {_command(directory)}"
         raise FileNotFoundError(text) from error
@@ -149,43 +137,26 @@ def _command(directory: Path) -> str:
     return f"python -m infomask_jax prepare {REQUESTS[name]} --data-dir {data_dir} --overwrite"
 
 
-def _facts(directory: Path) -> dict:
-    return read_json(directory / "metadata.json", FACTS)
-
-
-def _check_whole(directory: Path, name: str, facts: dict) -> None:
-    """ValueError or OSError naming the file, and the field, that is not as `prepare` left it."""
+def _checks(directory: Path, name: str, facts: dict) -> Iterator[tuple]:
+    """(file, field, expected, found) of all that `prepare` makes agree."""
     path, info_path = directory / "metadata.json", directory / "dataset_info.json"
     info = {split["name"]: split for split in read_json(info_path, INFO)["splits"]}
     findings, splits = facts["findings"], facts["splits"]
-    checks = [
-        (path, "name", name, facts["name"]),
-        (path, "findings", sorted({*findings}), sorted(findings) or None),
-        (path, "size", max(facts["size"], 1), facts["size"]),
-        (path, "splits", [split for split in schema.SPLITS if split in splits], [*splits] or None),
-        (path, "summary", sorted(splits), sorted(facts["summary"])),
-        (info_path, "splits", sorted(splits), sorted({*info} & {*splits})),
-    ]
-    _check_equal(checks)
+    yield path, "name", name, facts["name"]
+    yield path, "findings", sorted({*findings}), sorted(findings) or None
+    yield path, "findings", [shown(finding) for finding in findings], findings
+    yield path, "size", max(facts["size"], 1), facts["size"]
+    yield path, "splits", [split for split in schema.SPLITS if split in splits], [*splits] or None
+    yield path, "summary", sorted(splits), sorted(facts["summary"])
+    yield info_path, "splits", sorted(splits), sorted({*info} & {*splits})
     for split, count in splits.items():
         files = [file.stat().st_size for file in directory.glob(f"{name}-{split}.array_record-*")]
         lengths = info[split]["shardLengths"]
         whole = all(map(str.isdecimal, lengths)) and sum(map(int, lengths)) == count
-        checks = [
-            (info_path, f"bytes of {split}", info[split]["numBytes"], str(sum(files))),
-            (info_path, f"files of {split}", len(lengths), len(files)),
-            (info_path, f"shardLengths of {split}", lengths if whole else f"{count} in all", lengths),
-            (path, f"summary.{split}.labels", [3] * len(findings), [*map(len, facts["summary"][split]["labels"])]),
-        ]
-        _check_equal(checks)
-    if odd := [finding for finding in findings if not printable(finding)]:
-        raise ValueError(f"{path}: expected printable names, found {odd[0]!r}")
-
-
-def _check_equal(checks: list[tuple]) -> None:
-    for path, field, expected, found in checks:
-        if expected != found:
-            raise ValueError(f"{path}: {field}: expected {expected!r}, found {found!r:.200}")
+        yield info_path, f"bytes of {split}", info[split]["numBytes"], str(sum(files))
+        yield info_path, f"files of {split}", len(lengths), len(files)
+        yield info_path, f"shardLengths of {split}", lengths if whole else f"{count} in all", lengths
+        yield path, f"summary.{split}.labels", [3] * len(findings), [*map(len, facts["summary"][split]["labels"])]
 
 
 def as_options(options) -> dict:
@@ -201,10 +172,9 @@ def differences(prepared: Prepared, options) -> list[str]:
     old = {k: json.loads(json.dumps(defaults[k], default=str)) for k in new} | prepared.options
     keys = [key for key in old if old.get(key) != new.get(key)]
     lines = [f"{key}: prepared with {old.get(key)!r}, asked for {new.get(key)!r}" for key in keys]
-    facts = _facts(prepared.directory)
-    for path, digest in facts["tables"].items():
-        if digest_of(path) not in (digest, ""):
-            lines.append(f"{path} has changed since")
+    facts = read_json(prepared.directory / "metadata.json", FACTS)
+    tables = facts["tables"].items()
+    lines += [f"{path} has changed since" for path, digest in tables if digest_of(path) not in (digest, "")]
     for count, option in (("missing", "allow_missing"), ("skipped", "skip_bad")):
         if facts[count] and not getattr(options, option, True):
             lines.append(f"prepared with {facts[count]} {count}, asked for without --{option.replace('_', '-')}")
@@ -222,14 +192,13 @@ def print_summary(prepared: Prepared) -> None:
         table.add_row(count, *(f"{s[count]:,}" for s in summary), end_section=count == "boxed images")
     for k, finding in enumerate(prepared.findings):
         table.add_row(finding, *("{:,} / {:,} / {:,}".format(*s["labels"][k]) for s in summary))
-    facts, shape = _facts(prepared.directory), f"{prepared.size} x {prepared.size}"
-    lines = [f"{prepared.directory}: {shape}, fingerprint {prepared.fingerprint[:16]}"]
+    console, facts = Console(markup=False), read_json(prepared.directory / "metadata.json", FACTS)
+    console.print(table)
+    lines = [f"{prepared.directory}: {prepared.size} x {prepared.size}, fingerprint {prepared.fingerprint[:16]}"]
     if facts["skipped"]:
         lines.insert(0, f"{facts['skipped']:,} problems were skipped: see {prepared.directory / 'skipped.csv'}")
     if facts["missing"]:
         lines.insert(0, f"{facts['missing']:,} images listed in the release are missing and were left out.")
-    console = Console(markup=False)
-    console.print(table)
     console.print(*lines, sep="\n", soft_wrap=True, highlight=False)
 
 
@@ -237,7 +206,7 @@ def digest_of(path: str | Path) -> str:
     """SHA-256 of a file, or of the names and sizes of the images in a folder; empty where it is gone."""
     path = Path(path)
     if path.is_dir():
-        files = itertools.chain(*lookup.index_images(path, "name", images.SUFFIXES).values())
+        files = itertools.chain(*lookup.index_images(path, "name").values())
         listing = sorted((ascii(file.relative_to(path).as_posix()), file.lstat().st_size) for file in files)
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""

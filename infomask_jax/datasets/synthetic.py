@@ -1,9 +1,7 @@
-"""Procedural chest phantom: radiographs with soft opacities whose pixels are known exactly.
-
-A film shows a sum of attenuations through the curve ``1 - exp(-exposure * attenuation)``, so that ribs stay visible
-through an opacity. Points are complex numbers x + iy in 0..1 (y down; the patient's left is on the right), so every
-size shows the same film. Anatomy, devices, label, opacities, marker and noise each draw from their own child of
-``SeedSequence([seed, index])``, so the label changes nothing but the opacities (and, with `shortcut`, the marker).
+"""Procedural chest phantom: radiographs with soft opacities whose pixels are known exactly. A film shows a sum of
+attenuations through the curve 1 - exp(-exposure * attenuation), so that ribs stay visible through an opacity. Points
+are complex numbers x + iy in 0..1 (y down; the patient's left is on the right), so every size shows the same film. Each
+part draws from its own child of a seed, so the label changes nothing but the opacities (and a marker, if it is to).
 """
 
 from dataclasses import dataclass
@@ -41,12 +39,8 @@ class PhantomConfig:
 
 
 def render(seed: int, index: int, config: PhantomConfig) -> dict:
-    """Draws one film: a pure function of its arguments.
-
-    Returns `image`, `mask` (255 where an opacity's alpha exceeds half of its maximum) and `lung` (255 in the visible
-    lung field), uint8 [H, W]; `label`, 1 if there is an opacity, else 0; and `boxes`, float32 [N, 4], (ymin, xmin,
-    ymax, xmax) in 0..1, one per opacity, tight around its mask.
-    """
+    """One film, a pure function of the arguments: `image` and `lung` (255 in the visible lung field), uint8 [H, W];
+    `label`, 1 if there is an opacity, else 0; `mask` and `boxes`, see `truth`."""
     children = np.random.SeedSequence([seed, index]).spawn(6)
     anatomy, distractors, labels, lesions, marker, noise = (np.random.Generator(np.random.Philox(c)) for c in children)
     size, label = config.size, int(labels.random() < config.prevalence)
@@ -76,8 +70,8 @@ def render(seed: int, index: int, config: PhantomConfig) -> dict:
 
 
 def truth(found: list, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """What `opacities` drew, for scoring: mask uint8 [H, W], 255 where an alpha exceeds half of its maximum; and boxes
-    float32 [N, 4], (ymin, xmin, ymax, xmax) in 0..1, one an opacity, tight around its mask."""
+    """Of opacities: their mask, uint8 [H, W], 255 where an alpha exceeds half of its maximum; and float32 [N, 4], boxes
+    (ymin, xmin, ymax, xmax) in 0..1, tight around the mask of each."""
     mask, boxes = np.zeros((size, size), np.uint8), []
     for alpha, *_ in found:
         inside = alpha > 0.5 * alpha.max()

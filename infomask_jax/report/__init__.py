@@ -4,7 +4,7 @@ written scores again."""
 
 from infomask_jax.report.audit import audit_figure, audit_sheets
 from infomask_jax.report.figures import draw, drawn_method, unit_boxes
-from infomask_jax.report.overlay import as_panel, overlay
+from infomask_jax.report.overlay import overlay
 from infomask_jax.report.page import write_page
 from infomask_jax.report.render import (
     as_markdown,
@@ -25,6 +25,6 @@ from infomask_jax.report.stored import (
     shown,
 )
 
-__all__ = ["as_markdown", "as_panel", "audit_figure", "audit_sheets", "console", "draw", "drawn_method", "overlay"]
+__all__ = ["as_markdown", "audit_figure", "audit_sheets", "console", "draw", "drawn_method", "overlay"]
 __all__ += ["HINT", "print_scores", "read_boxes", "read_maps", "read_probabilities", "read_scores", "read_thresholds"]
 __all__ += ["render", "screen", "shown", "unit_boxes", "write_page", "write_predictions", "write_scores"]

@@ -10,15 +10,7 @@ from infomask_jax.localize import resize_map
 from infomask_jax.report.figures import PREDICTED
 
 load_font = cache(lambda: ImageFont.load_default(14))
-LONGEST, STRIP, COLUMNS = 512, 24, 4  # longer side of a panel, height of its caption, pixels; panels in a row
-
-
-def as_panel(film: np.ndarray) -> np.ndarray:
-    """uint8 or uint16 [H, W] -> uint8 in proportion, its longer side LONGEST, stretched from black to white."""
-    scale = LONGEST / max(film.shape)
-    height, width = (max(round(side * scale), 1) for side in film.shape)
-    film = cv2.resize(film, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    return cv2.normalize(film, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)
+STRIP, COLUMNS = 24, 4  # height of a panel's caption, pixels; panels in a row
 
 
 def overlay(film: np.ndarray, name: str, maps: list[tuple[str, np.ndarray, np.ndarray]]) -> bytes:

@@ -1,10 +1,8 @@
 """Tables of boxes as people have them -> boxes and negatives by image: our own format, the NIH list, the RSNA labels.
 
-Own format, one row a box: `image, finding, x, y, w, h` in pixels of a frame of `image_width` x `image_height` (needed
-unless the image files are given), optional `patient`. A row with empty x, y, w, h says that the image is negative for
-that finding; with an empty finding, for all of them. The two releases are recognised by their header and read as they
-are; their boxes are in a frame of 1024 x 1024. An image has one size: that of its rows, whose aspect ratio its file
-shares.
+Own format, one row a box: `image, finding, x, y, w, h` in pixels of `image_width` x `image_height` (needed unless the
+image files are given), optional `patient`. A row without x, y, w, h says that the image is negative for that finding;
+with an empty finding, for all. The releases are recognised by their header; their boxes are in 1024 x 1024.
 """
 
 import contextlib
@@ -12,18 +10,16 @@ import csv
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from infomask_jax.datasets import lookup, nih, rsna, schema
-from infomask_jax.datasets.folder import BOX_COLUMNS
-from infomask_jax.datasets.schema import BadData, Box, Problem
+from infomask_jax.datasets import folder, lookup, nih, rsna, schema
+from infomask_jax.datasets.schema import BadData, Box
 from infomask_jax.text import normal, shown
 
-FRAME_COLUMNS = ("image_width", "image_height")
 ALL = ""  # an image negative for it is negative for every finding
 
 
@@ -31,16 +27,13 @@ ALL = ""  # an image negative for it is negative for every finding
 class BoxTable:
     """What the tables say of their images."""
 
+    # {image: [(finding, float32 (ymin, xmin, ymax, xmax) in 0..1)]}
     boxes: dict[str, list[tuple[str, np.ndarray]]] = field(default_factory=lambda: defaultdict(list))
-    """{image: [(finding, float32 (ymin, xmin, ymax, xmax) in 0..1)]}"""
+    # {image: findings that it does not have}, ALL for every finding
     negative: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    """{image: findings that it does not have}, ALL for every finding"""
-    patients: dict[str, str] = field(default_factory=dict)
-    """{image: patient}, where a table says it"""
-    patient_of: Callable[[str], str] | None = None
-    """Patient by the name of an image, where the release names its files so"""
-    spellings: dict[str, str] = field(default_factory=dict)
-    """{finding in another spelling of the release: as here}"""
+    patients: dict[str, str] = field(default_factory=dict)  # {image: patient}, where a table says it
+    patient_of: Callable[[str], str] | None = None  # patient by the name of an image, where the release names files so
+    spellings: dict[str, str] = field(default_factory=dict)  # {finding in another spelling of the release: as here}
 
     @property
     def boxed(self) -> list[str]:
@@ -57,34 +50,31 @@ class BoxTable:
 def read(
     paths, size_of: Callable[[str], tuple[int, int]] | None = None, wanted: Container[str] | None = None
 ) -> BoxTable:
-    """Read tables of boxes together.
+    """Read tables of boxes, of any of the formats, together. BadData for a file that cannot be used, or all bad rows.
 
     Args:
-      paths: CSV files, of any of the formats.
       size_of: (height, width) of an image by its name, where a table does not say it; LookupError or ValueError.
       wanted: names of images; boxes of others are not sized with `size_of`, but by a frame of their own extent.
-    Raises:
-      BadData: a file that cannot be used, or every bad row: no number, outside the image, of no area, a box twice, an
-        image both with and without a finding, two patients or two sizes of an image.
     """
     problems, found, seen, without, sized = [], BoxTable(), {}, {}, {}
     for path in map(Path, paths):
-        header, scale, frames, positive = _header(path), "the image's size", {}, []
+        header, scale, positive = _header(path), "the image's size", []
         if nih.BOX_COLUMNS[0] in header:
-            rows, scale = ((row, nih.FRAME, "") for row in nih.box_rows(path, problems)), nih.FRAME[0]
+            rows, scale = nih.box_rows(path, problems), nih.FRAME[0]
             found.patient_of, found.spellings = found.patient_of or nih.patient_of, nih.SPELLINGS
         elif rsna.COLUMNS[0] in header:
-            rows, scale = ((row, rsna.FRAME, "") for row in rsna.box_rows(path, problems)), rsna.FRAME[0]
+            rows, scale = rsna.box_rows(path, problems), rsna.FRAME[0]
             found.patient_of = found.patient_of or str  # a patient is an image there
         else:
-            rows = _own_rows(path, header, size_of is not None, problems)
-        for row, frame, patient in rows:
-            frames[row.row], name = frame, "image"
+            _check_own(path, header, size_of is not None)
+            rows = folder.box_rows(path, problems, (*folder.FRAME_COLUMNS, "patient"))
+        for row in rows:
+            name = "image"
             try:
                 row = replace(row, image=lookup.safe_name(row.image))
                 name = "patient"
-                if patient and found.patients.setdefault(row.image, patient) != patient:
-                    known = found.patients[row.image]
+                known = found.patients.setdefault(row.image, row.patient) if row.patient else ""
+                if known != row.patient:
                     raise ValueError(f"expected one patient of {row.image!r}, found also {known!r}")
                 name = "finding"
                 if any(row.cells) and row.finding == ALL:
@@ -99,7 +89,7 @@ def read(
                 without.setdefault((row.image, row.finding), row)
         for box in itertools.chain(*schema.parse_boxes(positive, problems, scale, seen).values()):
             try:
-                height, width = _frame(box, frames[box.row], sized, size_of, wanted)
+                height, width = _frame(box, sized, size_of, wanted)
                 found.boxes[box.image].append((box.finding, schema.unit_box(box.xywh, height, width)))
             except ValueError as error:
                 problems.append(box.problem(error))
@@ -112,35 +102,31 @@ def read(
     return found
 
 
-def _frame(box: Box, told: list[str] | tuple[int, int], sized: dict, size_of, wanted) -> tuple[int, int]:
-    """Height and width of the frame that a box is given in. ValueError if nobody knows it, or if they do not agree.
-
-    Args:
-      told: a release's height and width, or the texts of width and height in a row.
-      sized: {image: (height, width) and the box that says so}, to which this one is added.
-    """
-    if isinstance(told, tuple):
-        return told
-    image = box.image
-    if not any(told):
+def _frame(box: Box, sized: dict, size_of, wanted) -> tuple[int, int]:
+    """Height and width of the frame that a box is given in, if it is known and agrees with `sized`, {image: (height,
+    width) and the box that says so}, to which it is added."""
+    if box.frame in (nih.FRAME, rsna.FRAME):
+        return box.frame
+    image, named = box.image, size_of is not None and (wanted is None or box.image in wanted)
+    if not any(box.frame):
         if size_of is None:
             raise ValueError("expected image_width and image_height, found nothing; fill them in, or give --images DIR")
-        if wanted is not None and image not in wanted:
+        if not named:
             x, y, w, h = box.xywh
             return max(1, math.ceil(y + h)), max(1, math.ceil(x + w))
         try:
             return size_of(image)
         except LookupError as error:
-            reason = f"expected a file of {image!r} in --images, found none; fill in image_width, too"
-            raise ValueError(reason) from error
+            wish = f"a file of {image!r} in --images, found none; fill in image_width, too"
+            raise ValueError(f"expected {wish}") from error
     try:
-        width, height = map(float, told)
+        height, width = map(float, box.frame)
     except ValueError:
-        width = height = 0.0
-    if not all(1 <= side <= 1_000_000 and side.is_integer() for side in (width, height)):
-        wish = "expected image_width and image_height in pixels"
-        raise ValueError(f"{wish}, found {', '.join(told)!r}; whole numbers to 1000000")
-    if size_of is not None and (wanted is None or image in wanted):
+        height = width = 0.0
+    if not all(1 <= side <= 1_000_000 and side.is_integer() for side in (height, width)):
+        found = repr(", ".join(box.frame[::-1]))
+        raise ValueError(f"expected image_width and image_height in pixels, found {found}; whole numbers to 1000000")
+    if named:
         with contextlib.suppress(LookupError):
             rows, columns = size_of(image)
             if abs(columns * height - rows * width) > 0.01 * rows * width:
@@ -160,21 +146,13 @@ def _header(path: Path) -> list[str]:
         return [normal(cell.strip())[:40] for cell in next(csv.reader([file.readline(10_000)]), [])]
 
 
-def _own_rows(
-    path: Path, header: list[str], sized: bool, problems: list[Problem]
-) -> Iterator[tuple[Box, list[str], str]]:
-    """The rows of a table in our own format, with the texts of width and height, and the patient."""
-    if BOX_COLUMNS[0] not in header:
-        own, releases = (
-            ", ".join((*BOX_COLUMNS, *FRAME_COLUMNS)),
-            f"NIH's BBox_List_2017.csv or of RSNA's {rsna.TABLES[0]}",
-        )
-        reason = f"expected the columns {own}, or the header of {releases}; found {shown(', '.join(header)) or 'none'}"
-        raise BadData(f"{path}, row 1: {reason}")
-    if {*BOX_COLUMNS} <= {*header} and not sized and not {*FRAME_COLUMNS} <= {*header}:
-        wish = f"{', '.join(FRAME_COLUMNS)} in pixels, or the image files, with --images DIR"
+def _check_own(path: Path, header: list[str], sized: bool) -> None:
+    """Raises BadData, where our own columns are missing."""
+    own, frame = folder.BOX_COLUMNS, folder.FRAME_COLUMNS[::-1]
+    if own[0] not in header:
+        releases = f"NIH's BBox_List_2017.csv or of RSNA's {rsna.TABLES[0]}"
+        wish = f"the columns {', '.join((*own, *frame))}, or the header of {releases}"
+        raise BadData(f"{path}, row 1: expected {wish}; found {shown(', '.join(header)) or 'none'}")
+    if {*own} <= {*header} and not sized and not {*frame} <= {*header}:
+        wish = f"{', '.join(frame)} in pixels, or the image files, with --images DIR"
         raise BadData(f"{path}, row 1: expected also the columns {wish}")
-    for number, cells in schema.read_table(path, BOX_COLUMNS, problems, (*FRAME_COLUMNS, "patient")):
-        image, finding, *xywh = (cells[name] for name in BOX_COLUMNS)
-        row = Box(path.name, number, "x, y, w, h", image, finding, tuple(xywh))
-        yield row, [cells.get(name, "") for name in FRAME_COLUMNS], cells.get("patient", "")
