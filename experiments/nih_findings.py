@@ -15,9 +15,9 @@ level with one for Mass, below one for the other five (experiments/README.md). T
 
 from pathlib import Path
 
-from infomask_jax.command import main
 from infomask_jax.config import Config
 from infomask_jax.presets import CPU, GPU, ONE_VIEW, TPU, changed
+from infomask_jax.script import main
 
 FINDINGS = {"model.mask_per_finding": True, "loss.positive_weight": 3.0}
 PRESETS = {

@@ -15,9 +15,9 @@ whole release, both with --model.init FILE. Not run: docs/running.md estimates m
 
 from pathlib import Path
 
-from infomask_jax.command import main
 from infomask_jax.config import Config
 from infomask_jax.presets import CPU, GPU, ONE_VIEW, TPU, changed
+from infomask_jax.script import main
 
 # Of 86,524 training films about one in a hundred is positive; ten epochs.
 RELEASE = {"loss.positive_weight": 20.0}

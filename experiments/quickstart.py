@@ -10,8 +10,8 @@ processors act like other seeds. More: experiments/README.md.
 
 from pathlib import Path
 
-from infomask_jax.command import main
 from infomask_jax.config import Config
+from infomask_jax.script import main
 
 CONFIG = Config(data_dir=Path("data"), workdir=Path("runs/demo"), dataset="synthetic")
 

@@ -15,9 +15,9 @@ tpu are those of nih_pneumonia.py. Whole films have not been run. More: experime
 
 from pathlib import Path
 
-from infomask_jax.command import main
 from infomask_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from infomask_jax.presets import CPU, GPU, TPU
+from infomask_jax.script import main
 
 CONFIG = Config(
     data_dir=Path("data"),
