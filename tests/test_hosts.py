@@ -14,7 +14,7 @@ import chex
 import numpy as np
 import pytest
 
-from infomask_jax import checkpoint, datasets, inference, presets
+from infomask_jax import checkpoint, datasets, inference, presets, reproduce
 from infomask_jax.command import STOPPED
 from infomask_jax.config import Config
 from infomask_jax.datasets import Synthetic
@@ -83,7 +83,7 @@ def wait_for_step(workdir: Path, step: int, started: list[subprocess.Popen]) -> 
     deadline = time.monotonic() + 240
     while (losses(workdir) or [(0, 0)])[-1][0] < step or len(saved(workdir)) < step // EVERY:
         assert time.monotonic() < deadline and all(process.poll() is None for process in started), "not reached"
-        time.sleep(0.01)
+        time.sleep(0.05)
 
 
 def saved(workdir: Path) -> list[int]:
@@ -91,10 +91,7 @@ def saved(workdir: Path) -> list[int]:
 
 
 def losses(workdir: Path) -> list[tuple[int, float]]:
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    rows = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be half written
-    return [(row["step"], loss) for row in rows for loss in row["losses"]]
+    return [*reproduce.losses(workdir).items()] if (workdir / "metrics.jsonl").exists() else []
 
 
 @pytest.fixture(scope="module")
