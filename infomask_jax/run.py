@@ -15,7 +15,7 @@ from infomask_jax import __version__, checkpoint, parallel
 from infomask_jax.config import FREE, Config
 from infomask_jax.datasets import Prepared
 from infomask_jax.presets import changed
-from infomask_jax.system import cores, lock, read_json, write_json
+from infomask_jax.system import cores, lock, processor, read_json, write_json
 from infomask_jax.text import printable
 
 BASELINE = "plain"  # sub-folder of a run that holds its plain classifier
@@ -169,6 +169,7 @@ def environment() -> dict[str, Any]:
         "libraries": {name: version(name) for name in LIBRARIES},
         "devices": [device.device_kind for device in jax.devices()],
         "processes": jax.process_count(),
+        "processor": processor(),
         "cores": cores(),
     }
 
@@ -177,7 +178,8 @@ def changes(manifest: dict[str, Any]) -> list[str]:
     """What of `environment` is not as it was when a run began or was gone on with, one line each."""
     now, found = environment(), []
     for then in (manifest, *manifest.get("continued", [])):
-        found += differences({key: then.get(key) for key in now}, now)
+        known = now.keys() & then.keys()  # an older version may tell less
+        found += differences(*({key: each[key] for key in known} for each in (then, now)))
     return list(dict.fromkeys(found))
 
 

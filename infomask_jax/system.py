@@ -1,10 +1,12 @@
 """What is asked of the operating system: the cores that are ours, folders that one process may write at a time, and
 files that are whole or not there, and hold what we wrote."""
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -16,6 +18,15 @@ LARGEST = 1e15  # number in a JSON file of ours: float64 has it exactly
 def cores() -> int:
     """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """The processor's name, on whose kind the rounding of a run depends."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def write_all(files: dict[Path, str | bytes | Callable[[BinaryIO], None] | None]) -> list[Path]:

@@ -31,8 +31,10 @@ def network(name: str, stride: int):
         net = EfficientNet.from_name(name.replace("_", "-"), image_size=SIDE)
         dilate_same(net, stride)
         return net.eval(), net.extract_features
-    if name == "densenet121_xray":
-        net = torchxrayvision.models.DenseNet(weights=None, in_channels=1, num_classes=18)
+    if name.startswith("densenet121"):
+        net = torchvision.models.densenet121(weights=None)
+        if name.endswith("xray"):
+            net = torchxrayvision.models.DenseNet(weights=None, in_channels=1, num_classes=18)
         dilated = 1
         for index, at in ((2, 16), (3, 32)):
             if at > stride:
@@ -45,7 +47,7 @@ def network(name: str, stride: int):
         options = {"replace_stride_with_dilation": [False, stride < 16, stride < 32]}
         net = torchvision.models.resnet50(weights=None, **options)
     else:
-        net, before = torchvision.models.resnet18(weights=None), 1
+        net, before = getattr(torchvision.models, name)(weights=None), 1
         for layer, at in ((net.layer3, 16), (net.layer4, 32)):
             if at > stride:
                 for number, block in enumerate(layer):

@@ -58,7 +58,8 @@ class Film:
 def draw(
     output: Path, scores: dict, examples: dict, maps: dict, detections: list[dict], image_of: Callable, curves: dict
 ) -> dict[Path, bytes | None]:
-    """The pictures of a scored run, in output/figures: see `galleries`, and training.png.
+    """The pictures of a scored run: see `galleries`, and training.png. In output/figures; galleries of another split
+    than test in a folder of its name.
 
     Args:
       scores, examples, image_of: as of `galleries`; examples also have `sizes` [N,2].
@@ -75,7 +76,8 @@ def draw(
         return unit_boxes(predicted.get((finding, str(examples["image_id"][i])), []), *examples["sizes"][i])
 
     own = {method: maps[method] for method in DRAWN if method in maps}
-    figures = galleries(output / "figures", scores, examples, own, boxes_of, image_of)
+    folder = output / "figures" / ("" if scores["split"] == "test" else scores["split"])
+    figures = galleries(folder, scores, examples, own, boxes_of, image_of)
     return figures | {output / "figures" / "training.png": training_curves(curves)}
 
 
