@@ -136,6 +136,7 @@ def _compiled_everywhere(step_fn: Any, advice: str) -> Callable:
         try:
             if not programs:
                 programs.append(step_fn.lower(state, batch).compile())
+                check_memory(programs[0], advice)
                 wait_for_all("compiled")
             return programs[0](state, batch)
         except jax.errors.JaxRuntimeError as error:
@@ -144,6 +145,19 @@ def _compiled_everywhere(step_fn: Any, advice: str) -> Callable:
             raise MemoryError(f"a step does not fit into the memory of a device; {advice}") from error
 
     return step
+
+
+def check_memory(program: jax.stages.Compiled, advice: str) -> None:
+    """MemoryError if a step needs more memory than a device has; nothing where the backend does not tell (CPU)."""
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    sizes = program.memory_analysis() if limit else None
+    if sizes is None:
+        return
+    needed = sizes.argument_size_in_bytes + sizes.temp_size_in_bytes
+    needed += sizes.output_size_in_bytes - sizes.alias_size_in_bytes  # the new state takes the place of the old one
+    if needed > limit:
+        has = f"a step needs {needed / 2**30:.1f} GiB of each device, which has {limit / 2**30:.1f}"
+        raise MemoryError(f"{has}; {advice}")
 
 
 def accumulate(gradient: Callable[[Any], Any], batch: Any, parts: int) -> Any:

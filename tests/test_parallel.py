@@ -91,8 +91,21 @@ def test_what_does_not_divide_or_fit_is_told_with_what_to_change(monkeypatch):
     step = Mock()
     step.lower().compile().side_effect = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
     monkeypatch.setattr(parallel, "jitted", lambda *_: step)
+    monkeypatch.setattr(parallel, "check_memory", Mock())
     with pytest.raises(MemoryError, match=r"does not fit.*raise --machine.accumulate.*data.batch_size 64"):
         parallel.compiled(lambda axis: None, 64, MachineConfig())({}, {})
+
+
+def test_a_step_that_needs_more_than_a_device_has_is_told_before_it_runs(monkeypatch):
+    program = jax.jit(lambda x: (x @ x).sum()).lower(jax.numpy.zeros((512, 512))).compile()  # takes a MiB
+    device = Mock()
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    for stats in (None, {}, {"bytes_limit": 10**9}):  # a backend need not tell
+        device.memory_stats.return_value = stats
+        parallel.check_memory(program, "")
+    device.memory_stats.return_value = {"bytes_limit": 10**6}
+    with pytest.raises(MemoryError, match=r"a step needs .* GiB of each device.*lower it"):
+        parallel.check_memory(program, "lower it")
 
 
 def test_what_is_spread_comes_back():
