@@ -19,6 +19,7 @@ from common import Sized, by_turns, rate, ratio, seconds, tell
 
 from infomask_jax import datasets, pipeline
 from infomask_jax.config import DataConfig
+from infomask_jax.pixels import decode_gray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ def main(settings: Pipeline) -> None:
     def decode() -> None:
         stored = [images[i : i + size] for i in range(0, count, size)]
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda batch: [None for image in batch if pipeline.decode_gray(image) is None], stored))
+            list(pool.map(lambda batch: [None for image in batch if decode_gray(image) is None], stored))
 
     runs = {"first": turns(pipeline.Decoded(source)), "later": turns(kept), "decode": lambda: seconds(decode)}
     times = by_turns(runs, settings.rounds)

@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infomask_jax import pipeline, report
+from infomask_jax import report
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared, images, lookup
 from infomask_jax.evaluate import shares
 from infomask_jax.inference import predict, read_examples
 from infomask_jax.model import build
 from infomask_jax.model.infomask import with_content
+from infomask_jax.pixels import decode_gray
 from infomask_jax.run import Run
 from infomask_jax.system import write_all
 
@@ -79,7 +80,7 @@ def lung_fields(
     if lungs is not None and from_image:
         raise ValueError("expected --lungs DIR or --lungs-from-image, found both; leave one out")
     if from_image:
-        return lambda i: pipeline.decode_gray(source[i]["image"]) > 0, "pixels that are not black"
+        return lambda i: decode_gray(source[i]["image"]) > 0, "pixels that are not black"
     ids = examples["image_id"]
     if lungs is None:
         stored = [bool(source[i]["lung"]) for i in range(len(ids))]
@@ -87,7 +88,7 @@ def lung_fields(
             told = f"stores no lung field for {stored.count(False)} of the {len(ids)} images of {split}"
             hint = "give --lungs DIR with one IMAGE_ID.png an image, or, where all but the lungs is black, "
             raise ValueError(f"{data.directory} {told}: {hint}--lungs-from-image")
-        return lambda i: pipeline.decode_gray(source[i]["lung"]) > 0, "stored"
+        return lambda i: decode_gray(source[i]["lung"]) > 0, "stored"
     locate, paths = lookup.locator(Path(lungs)), []
     for image_id in ids:
         ending = next((s for s in images.SUFFIXES if image_id.lower().endswith(s)), "")

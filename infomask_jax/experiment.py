@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import scipy.special
 
-from infomask_jax import datasets, evaluate, faithfulness, localize, parallel, pipeline, report, weights
+from infomask_jax import datasets, evaluate, faithfulness, localize, parallel, pipeline, pixels, report, weights
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
 from infomask_jax.inference import Predicted, joined, predict, read_examples, save_maps
@@ -141,7 +141,10 @@ def draw(run: Run, output: Path, data: Prepared, scores: dict, examples: dict, m
     curves = {"InfoMask": run.folder / "metrics.jsonl", "plain": run.folder / BASELINE / "metrics.jsonl"}
     curves = {name: path for name, path in curves.items() if path.exists()}
     source, size = data.source(scores["split"], ("image",)), run.config.data.image_size
-    image_of = lambda i: pipeline.fit(pipeline.decode_gray(source[i]["image"]), size)  # noqa: E731
+
+    def image_of(i: int) -> np.ndarray:
+        return pixels.fit(pixels.decode_gray(source[i]["image"]), size)
+
     figures = report.draw(output, scores, examples, maps, detections, image_of, curves)
     return [*write_all(figures), report.write_page(output, run)]
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.progress import track
 
-from infomask_jax import parallel, pipeline
+from infomask_jax import parallel, pipeline, pixels
 from infomask_jax.config import Config, ModelConfig
 from infomask_jax.datasets import Prepared
 from infomask_jax.evaluate import controls
@@ -105,10 +105,10 @@ def read_examples(data: Prepared, split: str, findings: Sequence[str], brightnes
             examples[key].append(example[key])
         examples["labels"].append(np.asarray(example["labels"])[order])
         examples["boxes"].append((example["boxes"], [place.get(int(k), -1) for k in example["box_labels"]]))
-        examples["masks"].append(pipeline.decode_gray(example["mask"]) > 0 if example["mask"] else None)
+        examples["masks"].append(pixels.decode_gray(example["mask"]) > 0 if example["mask"] else None)
         examples["sizes"].append((example["height"], example["width"]))
         if brightness:
-            shown.append(controls.brightness(pipeline.decode_gray(example["image"])))
+            shown.append(controls.brightness(pixels.decode_gray(example["image"])))
     examples["labels"] = np.stack(examples["labels"])
     return examples | {"brightness": np.stack(shown)} if brightness else examples
 

@@ -45,9 +45,9 @@ def predict_files(folder: Path, xrays: Sequence[Path], out: Path, skip_bad: bool
     if out.exists() and (not out.is_dir() or {*out.iterdir()} - {*_leftovers(out)}):
         raise ValueError(f"--out: expected a new or an empty folder, found something in {out}; give another one")
     params, findings, side, paths = run.params, run.findings, run.config.data.image_size, find(xrays)
-    for folder in xrays:
-        if Path(folder).resolve() in (out.resolve(), *out.resolve().parents):
-            raise ValueError(f"--out: expected a folder outside of {folder}, which is searched for X-rays; found {out}")
+    for asked in xrays:
+        if Path(asked).resolve() in (out.resolve(), *out.resolve().parents):
+            raise ValueError(f"--out: expected a folder outside of {asked}, which is searched for X-rays; found {out}")
     cuts, ids, films = thresholds(run), list(paths), Films(list(paths.values()), stored_size(run))
     done, kept, detections = 0, {}, []
     with _building(out) as scratch, ThreadPoolExecutor() as pool:

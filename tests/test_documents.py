@@ -110,6 +110,13 @@ def test_files_that_are_named_are_there(path):
     assert not [name for name in re.findall(named, path.read_text()) if not (ROOT / name).exists()]
 
 
+def test_tests_that_are_named_are_there():
+    file = None
+    for name, test in re.findall(r"`(test_\w+\.py)?(?:::(\w+))?`", (ROOT / "docs" / "robustness.md").read_text()):
+        file = name or file  # a later one of a row may leave the file out
+        assert not test or f"def {test}(" in (ROOT / "tests" / file).read_text(), f"{file}::{test}"
+
+
 @pytest.mark.parametrize("block", BLOCKS)
 def test_python_blocks_import_what_there_is(block):
     imports = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Import | ast.ImportFrom)]

@@ -52,7 +52,7 @@ def test_work_directory_holds_the_contract(trained, data):
         found = set(scores[whose]["opacity"])
         assert found == {"auroc", "auprc", "ece", "brier", "reliability", "prevalence"}
     rows = scores["localization"]["opacity"]
-    untrained = {f"control/{name}" for name in (*controls.MAPS, "brightness", *controls.BOXES)}
+    untrained = {f"control/{name}" for name in ("random", "center", "brightness", *controls.BOXES)}
     assert set(rows) == OWN | {"ceiling/16x16"} | untrained
     for row in rows.values():
         assert set(row) == METRICS | {"threshold", "protocols"} and set(row["protocols"]) == set(PROTOCOLS)
@@ -229,4 +229,4 @@ def test_config_survives_its_file_and_damaged_log_stops_training(trained_copy, t
         MetricsLog(trained_copy / "metrics.jsonl", 6, 8)
     shutil.rmtree(trained_copy / "checkpoints")
     with pytest.raises(FileNotFoundError, match="train it first"):
-        Run.open(trained_copy).params  # noqa: B018
+        assert Run.open(trained_copy).params

@@ -291,7 +291,9 @@ def test_bottleneck_optimisation_lowers_its_objective():
     @jax.jit
     def optimised(beta, start):
         def loss(alpha):
-            held_out = lambda n: information.objective(model, features, alpha, n, beta=beta, width=1.0)  # noqa: E731
+            def held_out(n):
+                return information.objective(model, features, alpha, n, beta=beta, width=1.0)
+
             return jax.lax.map(held_out, noise).mean(axis=0)
 
         alpha = information.optimise(model, features, beta=beta, start=start)

@@ -95,7 +95,7 @@ def test_all_folds_are_trained_and_scored_together(data_dir, tmp_path):
     with pytest.raises(ValueError, match="a folder of 2 runs: on other data score one"):
         experiment.evaluate_run(tmp_path / "run", load("synthetic", data_dir), "test")
     with pytest.raises(FileNotFoundError, match="is a folder of runs, one a fold: give one of them"):
-        Run.open(tmp_path / "run").params  # noqa: B018
+        assert Run.open(tmp_path / "run").params
     run = tmp_path / "run/fold-1"
     own = verbs.open_data(verbs.Evaluate(run=run, dataset="synthetic", data_dir=data_dir))
     assert own.fingerprint == datasets.of_run(Config.load(run)).fingerprint  # not whole: it was trained on part of it

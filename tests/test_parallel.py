@@ -50,7 +50,7 @@ def learnt(config, batches, one: bool = False):
     else:
         step = parallel.compiled(partial(make_train_step, config), config.data.batch_size, config.machine)
         state = parallel.stack(state) if pmap else parallel.place(state, replicated)
-        put = lambda batch: batch if pmap else parallel.to_devices(batch, split)  # noqa: E731
+        put = (lambda batch: batch) if pmap else partial(parallel.to_devices, split=split)
     for batch in batches:
         state, metrics = step(state, put(batch))
         found.append((metrics["loss"], metrics["rate_m"], metrics["mask_mean"]))

@@ -48,7 +48,9 @@ def often(workdir: Path) -> Config:
 
 
 def prepared(examples) -> SimpleNamespace:
-    source = lambda split, fields=None: examples  # noqa: E731
+    def source(split, fields=None):
+        return examples
+
     return SimpleNamespace(name="squares", fingerprint="f0", findings=("bright",), size=16, source=source)
 
 

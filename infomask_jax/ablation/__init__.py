@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from infomask_jax import pipeline, report
+from infomask_jax import pixels, report
 from infomask_jax.ablation.predictions import predicted, read_splits, trained
 from infomask_jax.ablation.table import RESAMPLES, Table, add_controls, add_run, as_row, shown, tables
 from infomask_jax.ablation.together import train_together
@@ -124,7 +124,7 @@ def _figures(table: Table, rows: list[dict], strips: dict[str, np.ndarray], size
     figures = {"forest": drawing.forest(rows, split.data.findings[k])}
     if len(strips) > 1:
         first = int(split.truths[k].scored[0])
-        image = pipeline.fit(pipeline.decode_gray(split.data.source(split.name)[first]["image"]), size)
+        image = pixels.fit(pixels.decode_gray(split.data.source(split.name)[first]["image"]), size)
         masks = {name: of_finding(maps, k)[first] for name, maps in strips.items()}
         figures["rate_distortion"] = drawing.rate_distortion(rows, image, split.truths[k].mask[0], masks)
     return figures

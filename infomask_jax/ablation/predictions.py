@@ -121,9 +121,11 @@ def attribute(method: str, config: Config, params, trained_on: Prepared, split: 
 
     @jax.jit
     def maps_of(variables, images, k):
+        def forward(images):
+            return None, {method: explain(variables, images, k)[..., None]}
+
         if on_pixels:
             return explain(variables, images, k)
-        forward = lambda x: (None, {method: explain(variables, x, k)[..., None]})  # noqa: E731
         return shifted_heat_maps(forward, images, stride, config.map_shifts)[1][method][..., 0]
 
     for k, truth in enumerate(split.truths):

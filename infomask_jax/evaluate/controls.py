@@ -8,7 +8,6 @@ import numpy as np
 # x .12-.45 and .55-.88, y .20-.80: one box a lung
 LUNG_BOXES = np.array([[0.20, 0.12, 0.80, 0.45], [0.20, 0.55, 0.80, 0.88]])
 GRID = 14  # cells a side of the random map and of brightness: as smooth as a usual heat map
-MAPS = ("random", "center")
 BOXES = ("whole_image", "mean_box", "mean_right_box", "mean_lung_boxes", "lung_boxes")
 
 
