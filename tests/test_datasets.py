@@ -177,7 +177,11 @@ IN_UNITS = b"image,finding,x,y,w,h\na.png,mass,.1,.2,.3,.25\ne.png,edema,0,0,1,1
         ("labels.csv", b"image,mass\na\xff.png,1\n", "UTF-8"),
         ("labels.csv", b"image,mass\x1b[31m\na.png,1\n", r"row 1: expected printable names of columns, found 'mass"),
         ("labels.csv", f"image,mass\n{NFC}.png,1\n{NFD}.png,1\n".encode(), "row 3, image: expected each image once"),
-        ("labels.csv", b"image,mass,age,sex\na.png,1,40,M\nb.png,0,41,F\n", ", age: expected 0, 1 or nothing in its"),
+        (
+            "labels.csv",
+            b"image,mass,dose,room\na.png,1,40,M\nb.png,0,41,F\n",
+            ", dose: expected 0, 1 or nothing in its",
+        ),
         ("boxes.csv", IN_UNITS, "no box larger than 1;"),
         ("boxes.csv", b"image,finding,x,y,w,h\n/a.png,mass,1,1,2,2\n", "boxes.csv, row 2, image: expected the name"),
     ],

@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from infomask_jax.datasets import schema, store
+from infomask_jax.datasets import groups, schema, store
 from infomask_jax.datasets.schema import BadData, Item, Problem
 from infomask_jax.system import lock
 from infomask_jax.text import as_csv
@@ -77,7 +77,9 @@ def build(
             example["labels"] = np.array(made.get("labels", item.labels), np.int8)
             example["box_labels"] = np.array([number.get(f, -1) for f in made["box_findings"]], np.int32)
             digests.append(_fingerprint(example, made["pixels"], item.split))
-            written[item.split].append({name: example[name] for name in ("patient_id", "boxes", "labels")})
+            kept = {name: example[name] for name in ("patient_id", "boxes", "labels")}
+            kept["groups"] = ({"view": item.view} if item.view else {}) | item.about
+            written[item.split].append(kept)
             yield item.image_id, example
 
     _clear(scratch, final)  # of an earlier run that was killed
@@ -118,6 +120,8 @@ def build(
             "splits": {split: counts["images"] for split, counts in summary.items()},
             "summary": summary,
             "skipped": len(problems),
+            "groups": groups.count({split: those for split, those in written.items() if those}),
+            "notes": list(release.notes),
         }
         built = scratch / name / store.VERSION
         (built / "metadata.json").write_text(json.dumps(facts, indent=1))

@@ -4,14 +4,15 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-from infomask_jax.datasets import lookup, schema
+from infomask_jax.datasets import groups, lookup, schema
 from infomask_jax.datasets.schema import BadData, Box, Item, Problem, Release
 from infomask_jax.text import normal
 
 BOX_COLUMNS = ("image", "finding", "x", "y", "w", "h")
 FRAME_COLUMNS = ("image_height", "image_width")  # what the boxes of a table to score with are given in
-OTHER_COLUMNS = ("image", "patient", "split", "view")  # every further column of labels.csv is a finding
+OTHER_COLUMNS = ("image", "patient", "split", "view", "sex", "age")  # every further column of labels.csv is a finding
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,16 @@ class Folder(schema.Options):
 
     source: Path
     """Folder with labels.csv: image (its name below the folder of images), one column a finding with 0, 1 or empty, and
-    optional patient, split (train, val or test) and view; optional boxes.csv: image, finding, x, y, w, h in pixels of
-    the image. Without split, patients (without patient, images) are split 80/10/10 by their hash."""
+    optional patient, split (train, val or test), view, sex and age (years); optional boxes.csv: image, finding, x, y,
+    w, h in pixels of the image. Without split, patients (without patient, images) are split 80/10/10 by their hash."""
     images: str = ""
     """Folder of images below the source; "images" where there is such a folder, otherwise the source itself."""
     findings: tuple[str, ...] = ()
     """Findings to keep, the only columns then read as such; none: every other column. Images of the others stay, and
     their boxes count for Wang's AFP alone."""
+    matched: Literal["", "view"] = ""
+    """view: leave out negatives of train and val until each view has as large a share of them as of the positives (one
+    finding alone; a model that knows the view then knows nothing of the label)."""
 
 
 def read(options: Folder, problems: list[Problem]) -> Release:
@@ -40,6 +44,7 @@ def read(options: Folder, problems: list[Problem]) -> Release:
     if unknown := [name for name in asked if name not in columns]:
         raise BadData(f"--findings: expected some of {', '.join(columns)}; found {', '.join(unknown)}")
     findings = tuple(name for name in columns if name in asked or not asked)
+    groups.check_matched(options, findings)
     labelled = [name for name in findings if not _other(name, rows, tables[0].name, problems)]
     folder = options.source / (options.images or ("images" if (options.source / "images").is_dir() else ""))
     root, locate = str(folder.resolve()), lookup.locator(folder)
@@ -71,12 +76,21 @@ def read(options: Folder, problems: list[Problem]) -> Release:
         problems += [Problem(tables[0].name, row, *w, image_id) for w in wrong]
         if not wrong:
             labels, view = tuple(values[image_id][name] for name in findings), cells.get("view", "")
-            items.append(Item(image_id, patient, split, labels, path, view, file=tables[0].name, row=row))
+            about = groups.about(cells.get("sex", ""), cells.get("age", ""))
+            items.append(Item(image_id, patient, split, labels, path, view, (), None, tables[0].name, row, about))
     problems += schema.patients_in_two_splits(items)
     if tables[1].is_file():
         boxes = schema.parse_boxes(_labelled(tables[1], values, problems), problems)
         items = [replace(item, boxes=tuple(boxes[item.image_id])) for item in items]
-    return Release(findings, items, [*tables, folder])
+    return Release(findings, groups.matched(items, options), [*tables, folder], notes=_unlisted(folder, files))
+
+
+def _unlisted(folder: Path, files: dict[str, str]) -> tuple[str, ...]:
+    """A line of the images in a folder that have no row; `files` has the paths of those that have one."""
+    paths = [path for those in lookup.index_images(folder, "name").values() for path in those]
+    if not (left := sorted(str(path) for path in paths if os.path.realpath(path) not in files)):
+        return ()
+    return (f"{len(left)} images in {folder} have no row in labels.csv and are left out, for example {left[0]}",)
 
 
 def box_rows(path: Path, problems: list[Problem], optional: Sequence[str] = ()) -> Iterator[Box]:

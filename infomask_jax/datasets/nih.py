@@ -1,14 +1,12 @@
 """NIH ChestX-ray14: 112,120 radiographs of 30,805 patients, labels mined from reports, 984 boxes drawn by hand."""
 
-import hashlib
 import re
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from infomask_jax.datasets import schema
+from infomask_jax.datasets import groups, schema
 from infomask_jax.datasets.schema import BadData, Box, Item, Problem, Release
 from infomask_jax.text import normal, printable
 
@@ -45,9 +43,8 @@ def read(options: Nih, problems: list[Problem]) -> Release:
     """Reads tables and finds images; adds to `problems`. BadData where a table cannot be used at all."""
     if unknown := [name for name in options.findings if name not in FINDINGS]:
         raise BadData(f"--findings: expected some of {', '.join(FINDINGS)}; found {', '.join(unknown)}")
-    if options.matched and len(options.findings) != 1:
-        raise BadData(f"--matched view: expected one of --findings, found {len(options.findings) or 'none'}")
     findings = tuple(name for name in FINDINGS if name in options.findings or not options.findings)
+    groups.check_matched(options, findings)
     tables = [_one(options.source, name) for name in TABLES[:2]] + [options.source / name for name in TABLES[2:]]
     split_of = _read_lists(tables[2], tables[3], problems)
     rows, present = _read_entries(tables[0], split_of, problems)
@@ -62,15 +59,14 @@ def read(options: Nih, problems: list[Problem]) -> Release:
             labels = tuple(int(name in present[image_id]) for name in findings)
             patient, view, split = cells["Patient ID"], cells["View Position"], split_of[image_id][0]
             drawn = tuple(boxes[image_id])
-            items.append(Item(image_id, patient, split, labels, None, view, drawn, FRAME, file, row))
+            about = groups.about(*(cells.get(name, "") for name in ("Patient Gender", "Patient Age", "Follow-up #")))
+            items.append(Item(image_id, patient, split, labels, None, view, drawn, FRAME, file, row, about))
     problems += schema.patients_in_two_splits(items)  # before the validation patients leave train
     items, missing = schema.with_files(items, options, "name", "Image Index", problems)
     for i, item in enumerate(items):
         if item.split == "train":
             items[i] = replace(item, split=schema.hash_split(item.patient_id, val=VAL_SHARE, train=1 - VAL_SHARE))
-    if options.matched:
-        items = [item for split in schema.SPLITS for item in _matched([i for i in items if i.split == split], split)]
-    return Release(findings, items, tables, missing)
+    return Release(findings, groups.matched(items, options), tables, missing)
 
 
 def box_rows(path: Path, problems: list[Problem]) -> Iterator[Box]:
@@ -125,21 +121,6 @@ def _read_entries(path: Path, split_of: dict, problems: list[Problem]) -> tuple[
         if wrong:
             problems.append(Problem(path.name, row, *wrong, image_id))
     return rows, present
-
-
-def _matched(items: list[Item], split: str) -> list[Item]:
-    """The items of a split, of the negatives as many as leave both labels the same shares of views; test whole."""
-    positives, negatives = defaultdict(list), defaultdict(list)
-    for item in sorted(items, key=lambda i: hashlib.sha256(i.image_id.encode()).digest()):
-        (positives if item.labels[0] else negatives)[item.view].append(item)
-    if split == "test" or not positives:
-        return items
-    if split == "train" and (without := [view for view in positives if not negatives[view]]):
-        found = f"view {without[0]!r} of its positives, found none"
-        raise BadData(f"--matched view: expected negatives of train in {found}")
-    each = min(len(negatives[view]) / len(those) for view, those in positives.items())  # negatives to a positive
-    kept = {item.image_id for view, those in positives.items() for item in negatives[view][: round(each * len(those))]}
-    return [item for item in items if item.labels[0] or item.image_id in kept]
 
 
 def _one(folder: Path, pattern: str) -> Path:

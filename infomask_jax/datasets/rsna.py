@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from infomask_jax.datasets import schema
+from infomask_jax.datasets import groups, schema
 from infomask_jax.datasets.schema import BadData, Box, Item, Problem, Release
 
 FINDINGS = ("pneumonia",)
@@ -21,8 +21,8 @@ class Rsna(schema.Options):
 
     source: Path
     """Folder with stage_2_train_labels.csv, stage_2_detailed_class_info.csv, images in any sub-folder, and, if you have
-    one, split.csv (patientId, split; optional: matched, view), which says what is taken at all. Without it patients are
-    split 80/10/10 by their hash."""
+    one, split.csv (patientId, split; optional: matched, view, sex, age), which says what is taken at all. Without it
+    patients are split 80/10/10 by their hash."""
     negatives: Literal["all", "normal", "not_normal"] = "all"
     """Which images without opacity to keep, in every split."""
     matched: bool = False
@@ -42,13 +42,13 @@ def read(options: Rsna, problems: list[Problem]) -> Release:
 
     items, blamed = [], {problem.image_id for problem in problems}
     wanted = {"opacity", "normal", "not_normal"} if options.negatives == "all" else {"opacity", options.negatives}
-    for image_id, (split, view, file, row) in splits.items():
+    for image_id, (split, view, about, file, row) in splits.items():
         if image_id not in listed and image_id not in blamed:
             reason = f"expected an image of {tables[0].name}, found {image_id!r}"
             problems.append(Problem(file, row, "patientId", reason, image_id))
         if kinds.get(image_id) in wanted and image_id in targets:
             label, drawn = (int(targets[image_id]),), tuple(boxes[image_id])
-            items.append(Item(image_id, image_id, split, label, None, view, drawn, FRAME, file, row))
+            items.append(Item(image_id, image_id, split, label, None, view, drawn, FRAME, file, row, about))
     items, missing = schema.with_files(items, options, "stem", "patientId", problems)
     return Release(FINDINGS, items, tables, missing)
 
@@ -98,11 +98,11 @@ def _read_classes(path: Path, problems: list[Problem]) -> dict[str, str]:
 
 
 def _read_splits(options: Rsna, path: Path, listed: dict[str, int], problems: list[Problem]) -> dict[str, tuple]:
-    """split.csv as {patientId: (split, view, file, row)}, `matched` applied; by hash where there is none."""
+    """split.csv as {patientId: (split, view, groups, file, row)}, `matched` applied; by hash where there is none."""
     if not path.is_file():
         if options.matched:
             raise BadData(f"--matched: expected {path} with a column matched, found no file")
-        return {image_id: (schema.hash_split(image_id), "", TABLES[0], row) for image_id, row in listed.items()}
+        return {image_id: (schema.hash_split(image_id), "", {}, TABLES[0], row) for image_id, row in listed.items()}
     splits = {}
     required = ("patientId", "split") + ("matched",) * options.matched
     for row, cells in schema.read_table(path, required, problems, ("view",)):
@@ -113,12 +113,13 @@ def _read_splits(options: Rsna, path: Path, listed: dict[str, int], problems: li
             found = f"found {image_id!r} also in {splits[image_id][0]}"
             wrong = ("patientId", f"expected a patient in one split, {found}")
         elif image_id in splits:
-            wrong = ("patientId", f"expected each image once, found {image_id!r} also in row {splits[image_id][3]}")
+            wrong = ("patientId", f"expected each image once, found {image_id!r} also in row {splits[image_id][4]}")
         elif options.matched and schema.LABELS.get(matched, -1) < 0:
             wrong = ("matched", f"expected 0 or 1, found {matched!r}")
         else:
             left_out = options.matched and split == "train" and not schema.LABELS[matched]
-            splits[image_id] = ("" if left_out else split, cells.get("view", ""), path.name, row)
+            about = groups.about(cells.get("sex", ""), cells.get("age", ""))
+            splits[image_id] = ("" if left_out else split, cells.get("view", ""), about, path.name, row)
             continue
         problems.append(Problem(path.name, row, *wrong, image_id))
     return {image_id: value for image_id, value in splits.items() if value[0]}

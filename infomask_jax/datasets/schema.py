@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +72,7 @@ class Item:
     frame: tuple[int, int] | None = None  # height, width in which the boxes are given; None: those of the file
     file: str = ""  # where the image is listed
     row: int | None = None
+    about: dict[str, str] = field(default_factory=dict)  # groups of the patient, see groups.py
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Release:
     items: list[Item]
     tables: list[Path]  # read, or looked for; and folders whose images are all that it has
     missing: int = 0  # images allowed to be absent
+    notes: tuple[str, ...] = ()  # what else to tell, a line each
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from tensorflow_datasets.proto import tf_example_pb2
 
-from infomask_jax.datasets import lookup, schema
+from infomask_jax.datasets import groups, lookup, schema
 from infomask_jax.system import read_json
 from infomask_jax.text import shown
 
@@ -27,8 +27,11 @@ NOT_OPTIONS = ("data_dir", "overwrite", "allow_missing", "skip_bad", "workers") 
 COUNTS = {"images": int, "patients": int, "boxes": int, "boxed images": int, "labels": [[int]]}
 FACTS = {  # metadata.json, for `read_json`
     **{"name": str, "findings": [str], "fingerprint": str, "size": int, "options": {}, "tables": {str: str}},
-    **{"splits": {str: int}, "summary": {str: COUNTS}, "missing": int, "skipped": int},
+    **{"splits": {str: int}, "summary": {str: COUNTS}, "missing": int, "skipped": int, "notes?": [str]},
+    "groups?": {str: {str: {str: [[int, int]]}}},
 }
+TOLD = 12  # rows of a summary of groups
+FEW = 50  # positives in train, below which a summary warns
 INFO = {"splits": [{"name": str, "numBytes": str, "shardLengths": [str]}]}  # dataset_info.json
 
 
@@ -194,12 +197,36 @@ def print_summary(prepared: Prepared) -> None:
         table.add_row(finding, *("{:,} / {:,} / {:,}".format(*s["labels"][k]) for s in summary))
     console, facts = Console(markup=False), read_json(prepared.directory / "metadata.json", FACTS)
     console.print(table)
-    lines = [f"{prepared.directory}: {prepared.size} x {prepared.size}, fingerprint {prepared.fingerprint[:16]}"]
+    rows, warnings = groups.table(prepared.findings, facts.get("groups", {}))
+    if rows:
+        title, caption = "Beside the label", "share of the positives / of the negatives, where they differ in train"
+        table = Table("", "", *schema.SPLITS, title=title, caption=caption, caption_justify="left")
+        for row in rows[:TOLD]:
+            table.add_row(*row)
+        console.print(table)
+    lines = [*facts.get("notes", []), *warnings, *_lacks(prepared)]
+    lines += [f"{len(rows) - TOLD} more rows are not shown: prepare fewer --findings"] * (len(rows) > TOLD)
+    lines += [f"{prepared.directory}: {prepared.size} x {prepared.size}, fingerprint {prepared.fingerprint[:16]}"]
     if facts["skipped"]:
         lines.insert(0, f"{facts['skipped']:,} problems were skipped: see {prepared.directory / 'skipped.csv'}")
     if facts["missing"]:
         lines.insert(0, f"{facts['missing']:,} images listed in the release are missing and were left out.")
     console.print(*lines, sep="\n", soft_wrap=True, highlight=False)
+
+
+def _lacks(prepared: Prepared) -> Iterator[str]:
+    """What cannot be trained or scored on a data set, a line each."""
+    for split, use in (("val", "thresholds will be fixed, not tuned"), ("test", "films are classified, not localized")):
+        if split not in prepared.splits:
+            yield f"There is no film in {split}: {use if split == 'val' else 'nothing can be scored'}."
+        elif not prepared.summary[split]["boxed images"]:
+            yield f"No film of {split} has a box: {use}."
+    labels = prepared.summary["train"]["labels"] if "train" in prepared.splits else [[0, 0, 0]] * len(prepared.findings)
+    for finding, (present, absent, _) in zip(prepared.findings, labels, strict=True):
+        if not (present and absent):
+            yield f"{finding}: train has {present} films with it and {absent} without: it cannot be learned."
+        elif present < FEW:
+            yield f"{finding}: train has only {present} films with it: its scores will say little."
 
 
 def digest_of(path: str | Path) -> str:
