@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 # What may be another when a run is gone on with: where things are, how maps are made afterwards, where it runs.
 FREE = ("data_dir", "workdir", "baseline", "map_shifts", "machine")
@@ -71,7 +72,8 @@ class LossConfig:
     auxiliary: float = setting(1.0, 0, 1e6)  # Weight of the likelihood without mask.
     hidden: float = setting(0.5, 0, 1e6)  # Weight of the second view's likelihood, with parts hidden.
     consistency: float = setting(0.03, 0, 1e6)  # Weight of the squared difference of the views' evidence.
-    positive_weight: float = setting(1.0, 1e-6, 1e6)  # Weight of positive labels, for rare findings.
+    # Weight of positive labels; auto: negatives by positives of each finding.
+    positive_weight: float | Literal["auto"] = setting(1.0, 1e-6, 1e6)
     target_nll: float = setting(0.0, 0, 1e6)  # Nats per image to pay by adapting both betas; 0: off.
 
 
@@ -92,6 +94,7 @@ class MachineConfig:
     workers: int = setting(0, 0, 1024)  # Loader processes; 0: threads of this one.
     cache_gib: float = setting(1.0, 0, 2**20)  # Memory for decoded training images, GiB.
     log_every: int = setting(20, 1, 10**9)  # Steps between two lines of metrics.jsonl.
+    validations: int = setting(10, 0, 10**6)  # Times in a run that val is scored; 0: never.
     checkpoint_every: int = setting(500, 1, 10**9)  # Steps between two checkpoints.
     accumulate: int = setting(1, 1, 2**20)  # Parts of a batch, one after the other, to save memory.
     parallel: Literal["jit", "pmap"] = setting("jit")  # How a step runs on several devices.
@@ -126,7 +129,7 @@ class Config:
 
         for name, leaf, value in leaves(self):
             lowest, highest = leaf.metadata.get("range", (None, None))
-            if lowest is not None:  # NaN fails too
+            if lowest is not None and value != "auto":  # NaN fails too
                 require(lowest <= value <= highest, name, f"{lowest:g} to {highest:.10g}")
         model, loss, stride = self.model, self.loss, self.model.stride
         require(model.two_views or not loss.hidden, "loss.hidden", "0 without model.two_views")
@@ -213,6 +216,8 @@ def _read(kind: type, values: Any, prefix: str, younger: list[str]) -> Any:
 
 
 def _is_of(value: Any, wanted: Any) -> bool:
+    if get_origin(wanted) in (Union, UnionType):
+        return any(_is_of(value, each) for each in get_args(wanted))
     if get_origin(wanted) is Literal:
         return any(value == choice and type(value) is type(choice) for choice in get_args(wanted))
     return type(value) in {float: (int, float), Path: (str,)}.get(wanted, (wanted,))

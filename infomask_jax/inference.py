@@ -56,9 +56,10 @@ def _compiled(function: Callable) -> Callable:
 
 
 def predicted_batches(
-    config: Config, params, source: Sequence, findings: int, function: Callable | None = None
+    config: Config, params, source: Sequence, findings: int, function: Callable | None = None, told: bool = True
 ) -> Iterator[Predicted]:
-    """What `predict` returns, a batch of images at a time. Every process of several has to take all of them."""
+    """What `predict` returns, a batch of images at a time. Every process of several has to take all of them. told:
+    whether there is a bar of their progress."""
     devices = jax.device_count()
     batch_size = -(-config.data.batch_size // devices) * devices  # padding takes up what does not divide
     replicated, split = parallel.shardings(batch_size)
@@ -67,7 +68,7 @@ def predicted_batches(
     name = "plain classifier" if config.model.kind == "plain" else config.model.kind
     stream = pipeline.eval_batches(source, config.data.image_size, batch_size, *parallel.part())
     total, done = -(-len(source) // batch_size), 0
-    for batch in track(stream, f"maps of {name}", total=total, disable=not parallel.is_main()):
+    for batch in track(stream, f"maps of {name}", total=total, disable=not (told and parallel.is_main())):
         placed = parallel.to_devices({key: batch[key] for key in ("image", "index")}, split)
         index, (logits, maps, rates) = parallel.fetch((placed["index"], compiled(params, placed["image"])))
         keep = index >= 0

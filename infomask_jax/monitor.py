@@ -7,7 +7,9 @@ import signal
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +17,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from infomask_jax import parallel, run
+from infomask_jax.config import Config
+from infomask_jax.datasets import Prepared
+from infomask_jax.losses import positive_weights
 from infomask_jax.system import read_json_lines, write_all
 
 METADATA_SECONDS = 5.0  # between two looks at the cloud's notices; a preempted machine has 30 seconds
@@ -32,7 +37,7 @@ class MetricsLog:
         kept = [row for row in rows if row["step"] <= step]
         if parallel.is_main():  # lines after the checkpoint will come again
             write_all({path: "".join(json.dumps(row) + "\n" for row in kept)})
-        self.last = kept[-1] if kept else None
+        self.rows, self.last = kept, kept[-1] if kept else None
         self.pending: list[tuple[int, dict]] = []
         self.waits: list[float] = []  # share of the time, by line
         self.since, self.waited, self.first = time.perf_counter(), 0.0, True
@@ -43,9 +48,17 @@ class MetricsLog:
             jax.block_until_ready(metrics)
             self.since, self.waited = time.perf_counter(), 0.0
 
-    def flush(self) -> dict[str, float] | None:
-        """Write and return the means of the pending steps, if there are any. FloatingPointError naming the first step
-        whose loss or gradient is not finite."""
+    def apart(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns; its time is not that of the steps."""
+        jax.block_until_ready([metrics for _, metrics in self.pending])
+        started = time.perf_counter()
+        found = work()
+        self.since += time.perf_counter() - started
+        return found
+
+    def flush(self, scores: dict[str, float] | None = None) -> dict[str, float] | None:
+        """Write and return the means of the pending steps, if there are any, and `scores`. FloatingPointError naming
+        the first step whose loss or gradient is not finite."""
         if not self.pending:
             return None
         steps, metrics = zip(*self.pending, strict=True)
@@ -58,6 +71,7 @@ class MetricsLog:
                 raise FloatingPointError(f"{told}. Last finite metrics: {self.last}. {advice}")
         elapsed = max(time.perf_counter() - self.since, 1e-9)
         row = {"step": steps[-1]} | {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+        row |= scores or {}
         row["losses"] = [float(row["loss"]) for row in rows]
         if counted := len(rows) - self.first:
             row |= {"images_per_s": counted * self.batch_size / elapsed, "data_wait": min(1.0, self.waited / elapsed)}
@@ -152,6 +166,40 @@ def tell_of_resuming(console: Console, workdir: Path, step: int, total: int, bro
             console.print(told, *lines, sep="\n  ", style="yellow", markup=False)
 
 
+def tell_of_beginning(console: Console, config: Config, data: Prepared, labels: np.ndarray) -> None:
+    """Say how many steps there are, on what, and how much each finding weighs."""
+    films, steps, size = len(labels), config.train.steps, config.data.batch_size
+    told = f"{config.workdir}: {steps:,} steps of {size} films, {steps * size / films:.1f} times all {films:,} of train"
+    lines = [f"{told}; a step holds each of them {size / films:.1f} times" if size > films else told]
+    weights = positive_weights(config.loss, labels)
+    for k, name in enumerate(data.findings):
+        present, absent = int(np.sum(labels[:, k] == 1)), int(np.sum(labels[:, k] == 0))
+        weight = config.loss.positive_weight if weights is None else weights[k]
+        lines.append(f"  {name}: {present:,} with, {absent:,} without; loss.positive_weight {weight:.3g}")
+        if not (present and absent):
+            lines[-1] += ": it cannot be learned"
+    console.print(*lines, sep="\n", markup=False, highlight=False, soft_wrap=True)
+
+
+def tell_of_time(console: Console, config: Config, data: Prepared, step: int, row: dict, pass_of: float) -> None:
+    """Say how long the rest of the training and the maps after it will take about, as the first steps went. pass_of:
+    seconds of one pass of a film, NaN where there was none to measure."""
+    left = (config.train.steps - step) * config.data.batch_size / row["images_per_s"]
+    told = f"{config.workdir}: about {minutes(left)} of training"
+    films = sum(data.splits.get(split, 0) for split in ("val", "test"))
+    if np.isfinite(pass_of) and films:
+        passes = config.map_shifts**2
+        told += f", then {minutes(films * passes * pass_of)} of maps ({passes} passes of {films:,} films)"
+    console.print(told, markup=False, highlight=False, soft_wrap=True)
+
+
+def minutes(seconds: float) -> str:
+    """Of a while: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def tell_of_waiting(console: Console, workdir: Path, log: MetricsLog) -> None:
     """Say how much of the time the steps waited for data, and what helps."""
     if log.waits:
@@ -169,4 +217,5 @@ def progress_bar() -> Progress:
 def status(row: dict[str, float]) -> str:
     rate = row["rate_z"] + row["rate_m"]
     speed = f" {row['images_per_s']:.0f} images/s" if "images_per_s" in row else ""
-    return f"loss {row['loss']:.3f}{f' rate {rate:.0f} bits' if rate else ''}{speed}"
+    auroc = f" val AUROC {row['val_auroc']:.3f}" if "val_auroc" in row else ""
+    return f"loss {row['loss']:.3f}{auroc}{f' rate {rate:.0f} bits' if rate else ''}{speed}"

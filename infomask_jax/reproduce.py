@@ -38,7 +38,7 @@ def reproduce(folder: Path, data: Prepared) -> bool:
     if lines := changes(run.manifest):
         console.print("not as it was, and each of these can change the last bits:", *lines, sep="\n  ", markup=False)
     with _scratch(run.folder) as scratch:
-        machine = dataclasses.replace(config.machine, profile=False, hosts="")
+        machine = dataclasses.replace(config.machine, profile=False, validations=0, hosts="")
         again = dataclasses.replace(config, workdir=scratch / "again", data_dir=data.directory, machine=machine)
         params = jax.device_get(train(again, data).params)
         first = first_difference(losses(run.folder), losses(again.workdir)) if parallel.is_main() else None

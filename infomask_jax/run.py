@@ -19,11 +19,12 @@ from infomask_jax.system import cores, lock, processor, read_json, write_json
 from infomask_jax.text import printable
 
 BASELINE = "plain"  # sub-folder of a run that holds its plain classifier
+BEST = "best"  # that of the step with the least NLL on validation, as a run of its own
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tensorflow-datasets")
 SHAPE = {  # of manifest.json, for `read_json`
     **{"seed": int, "dataset": {"name": str, "fingerprint": str, "findings": [str]}, "stored_size?": int},
     **{"git_revision": str | None, "libraries": {"jax": str, str: str}, "devices": [str]},
-    **{"continued?": [{"step": int}], "weights?": {"file": str, "sha256": str}},
+    **{"continued?": [{"step": int}], "weights?": {"file": str, "sha256": str}, "best_of?": int},
 }
 
 
@@ -61,7 +62,7 @@ class Run:
         """Trained parameters, as host arrays. ValueError if its training is not at its end, or its files do not agree;
         errors of `checkpoint.load_params`."""
         (params, step), steps = checkpoint.load_params(self.folder), self.config.train.steps
-        if step != steps:
+        if step != steps and "best_of" not in self.manifest:
             raise ValueError(f"{self.folder} stopped at step {step} of {steps}: run its command to the end")
         named, trained = len(self.findings), params["head"]["kernel"].shape[-1]
         if named != trained:

@@ -1,11 +1,13 @@
 """Training: the state, the pure step, and the loop that feeds, logs, saves and resumes."""
 
+import contextlib
 import time
 from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax.training import train_state
 
@@ -14,8 +16,10 @@ from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
 from infomask_jax.finetune import of_encoder, without_gradient
 from infomask_jax.geco import Constraint, adapt_beta, initial_constraint
-from infomask_jax.losses import infomask_loss, kl_charge
+from infomask_jax.losses import infomask_loss, kl_charge, positive_weights
 from infomask_jax.model import build
+from infomask_jax.validation import Best, Validation
+from infomask_jax.watch import Watchers
 
 WARM_UP, CLIP_NORM, WEIGHT_DECAY = 0.05, 1.0, 1e-4  # share of the steps; largest norm of a gradient; on kernels only
 
@@ -59,10 +63,10 @@ def mask_waits(config: Config, gradients: dict, charge: jax.Array) -> dict:
     return gradients | {"mask": jax.tree.map(lambda g: g * (charge > 0), gradients["mask"])}
 
 
-def make_train_step(config: Config, axis: str | None = None):
+def make_train_step(config: Config, axis: str | None = None, positive_weight=None):
     """The pure function train_step(state, batch) -> (state, metrics), batch as in pipeline.py. Metrics are scalars: of
     infomask_loss, loss, grad_norm, kl_charge and, with a target NLL, geco_factor. Parts of a batch are averaged, which
-    is exact without padding. axis: pmap's, whose step sees one device's part."""
+    is exact without padding. axis: pmap's, whose step sees one device's part. positive_weight: see infomask_loss."""
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(state.key, state.step)
@@ -73,7 +77,7 @@ def make_train_step(config: Config, axis: str | None = None):
             options = {"train": True, "positions": batch["position"], "rngs": {"sample": key}}
             params = without_gradient(config, params)
             logits, out = state.apply_fn({"params": params}, batch["image"], **options)
-            loss, metrics = infomask_loss(config.loss, logits, out, batch, charge * factor)
+            loss, metrics = infomask_loss(config.loss, logits, out, batch, charge * factor, positive_weight)
             return loss, metrics | {"loss": loss}
 
         size = len(batch["image"])
@@ -94,22 +98,36 @@ def make_train_step(config: Config, axis: str | None = None):
     return train_step
 
 
+def training_labels(data: Prepared) -> np.ndarray:
+    """[N, K] of 1, 0, -1. ValueError where no finding has both positives and negatives."""
+    source = data.source("train", ("labels",))
+    labels = np.array([source[i]["labels"] for i in range(len(source))])
+    if not ((labels == 1).any(axis=0) & (labels == 0).any(axis=0)).any():
+        each = zip(data.findings, labels.T, strict=True)
+        counts = (f"{name} {np.sum(own == 1)} and {np.sum(own == 0)}" for name, own in each)
+        told = "expected a finding that some films of train have and some have not, found of films with and without"
+        raise ValueError(f"{data.directory}: {told}: {', '.join(counts)}; nothing can be learned from them")
+    return labels
+
+
 def train(config: Config, data: Prepared) -> TrainState:
     """Train to config.train.steps, or resume: same command, same result, bit for bit.
 
-    Writes config.json, manifest.json, metrics.jsonl and checkpoints/ under config.workdir. Signals and a notice that
-    the machine will be taken away save and raise command.Stopped. ValueError if the folder is another run's,
+    Writes config.json, manifest.json, metrics.jsonl, checkpoints/ and best/ under config.workdir. Signals and a notice
+    that the machine will be taken away save and raise command.Stopped. ValueError if the folder is another run's,
     FloatingPointError if the loss is not finite, OSError if nothing can be written or another process trains there.
     """
     workdir, machine, total = Path(config.workdir), config.machine, config.train.steps
     replicated, split = parallel.shardings(config.data.batch_size)
-    step_fn = parallel.compiled(partial(make_train_step, config), config.data.batch_size, machine)
+    labels = training_labels(data)
+    make_step = partial(make_train_step, config, positive_weight=positive_weights(config.loss, labels))
+    step_fn = parallel.compiled(make_step, config.data.batch_size, machine)
     state, read = first_state(config, len(data.findings))
     state = parallel.place(state, replicated)
     to_devices, whole = partial(parallel.to_devices, split=split), lambda state: state
     if machine.parallel == "pmap":
         to_devices, whole = None, partial(parallel.unstack, replicated=replicated)
-    source = data.source("train", pipeline.FIELDS)
+    source, validation = data.source("train", pipeline.FIELDS), Validation(config, data)
     batches = pipeline.train_batches(source, config.data, config.seed, machine, to_devices, *parallel.part())
     with parallel.main_first("claim"):
         if read and parallel.is_main():
@@ -121,14 +139,19 @@ def train(config: Config, data: Prepared) -> TrainState:
         monitor.Stop() as stop,
         monitor.progress_bar() as progress,
         monitor.profile(workdir / "profile" if machine.profile else None) as profile,
+        contextlib.ExitStack() as several,
     ):
         state, step, broken = checkpoint.restore_newest(checkpoints, state, batches)
         monitor.tell_of_resuming(progress.console, workdir, step, total, broken)
         if machine.parallel == "pmap":
             state = parallel.stack(state)
         log = monitor.MetricsLog(workdir / "metrics.jsonl", step, config.data.batch_size)
+        if step < total:
+            monitor.tell_of_beginning(progress.console, config, data, labels)
+        best = several.enter_context(Best(workdir, log.rows, step)) if validation.every else None
+        watchers = several.enter_context(Watchers(config, step))
         task = progress.add_task(workdir.name, total=total, completed=step, status="compiling")
-        stopping = False
+        stopping, told = False, False
         while step < total and not stopping:
             started = time.perf_counter()
             batch = next(batches)
@@ -137,8 +160,18 @@ def train(config: Config, data: Prepared) -> TrainState:
             step += 1
             log.add(step, metrics)
             profile(metrics)
-            if step % machine.log_every == 0 or step == total:
-                progress.update(task, completed=step, status=monitor.status(log.flush()))
+            if step % machine.log_every == 0 or step == total or validation.due(step):
+                scores = log.apart(partial(validation.scores, whole(state).params)) if validation.due(step) else {}
+                row = log.flush(scores)
+                watchers.tell(row)
+                progress.update(task, completed=step, status=monitor.status(row))
+                if not told and "images_per_s" in row:
+                    pass_of = log.apart(partial(validation.seconds_per_film, whole(state).params))
+                    monitor.tell_of_time(progress.console, config, data, step, row, pass_of)
+                    told = True
+                if scores:
+                    best.keep(step, scores, whole(state), batches)
+                    watchers.show(step, validation.picture() if watchers.any else None)
             if step % machine.checkpoint_every == 0 and step < total:
                 log.flush()  # what is saved has been checked, and a resumed run's log lacks no step
                 checkpoint.save(checkpoints, step, whole(state), batches)
@@ -148,6 +181,8 @@ def train(config: Config, data: Prepared) -> TrainState:
         if checkpoints.latest_step() != step:
             checkpoint.save(checkpoints, step, whole(state), batches)
         checkpoint.wait(checkpoints)
+        if best:
+            checkpoint.wait(best.checkpoints)
     monitor.tell_of_waiting(progress.console, workdir, log)
     if step < total or parallel.anywhere(stop.requested):
         raise command.Stopped(f"stopped at step {step} of {total}; saved. The same command continues from there.")

@@ -42,7 +42,7 @@ def tiny_config(folder: Path) -> Config:
         model=ModelConfig(width=8, stride=4, latent_channels=4),
         loss=LossConfig(delay=0.2),
         train=OptimizerConfig(steps=6),
-        machine=MachineConfig(log_every=2),
+        machine=MachineConfig(log_every=2, validations=3),
     )
 
 

@@ -1,0 +1,110 @@
+"""The validation split during a training, on image labels alone: AUROC, NLL, the best step so far, a picture."""
+
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from scipy.special import expit
+
+from infomask_jax import checkpoint, parallel, pipeline, pixels
+from infomask_jax.config import Config
+from infomask_jax.datasets import Prepared
+from infomask_jax.evaluate.ranking import areas
+from infomask_jax.inference import forward, joined, predicted_batches
+from infomask_jax.localize import normalise, of_finding
+from infomask_jax.pipeline import TrainBatches
+from infomask_jax.run import BEST, Run
+from infomask_jax.system import write_json
+
+PICTURED = 4  # films
+
+
+class Validation:
+    """Scores the val split `machine.validations` times in a run; does nothing where there is none."""
+
+    def __init__(self, config: Config, data: Prepared):
+        self.config, self.findings, times = config, len(data.findings), config.machine.validations
+        self.source = data.source("val", pipeline.FIELDS) if times and data.splits.get("val") else ()
+        self.every = -(-config.train.steps // times) if len(self.source) else 0
+        self.labels = np.array([self.source[i]["labels"] for i in range(len(self.source))])
+        self.pictured = [*np.flatnonzero((self.labels == 1).any(axis=-1))[:PICTURED]] if self.every else []
+        self.pass_of = forward(config.model, self.findings, 1)
+
+    def due(self, step: int) -> bool:
+        return bool(self.every) and (step % self.every == 0 or step == self.config.train.steps)
+
+    def seconds_per_film(self, params: Any) -> float:
+        """Of one pass, once it is compiled; NaN where there is nothing to measure it on."""
+        batches, size = self._batches(params), self.config.data.batch_size
+        if next(batches, None) is None:
+            return np.nan
+        started = time.perf_counter()
+        films = sum(len(found.logits) for found in islice(batches, 2))
+        return (time.perf_counter() - started) / films if films > size // 2 else np.nan
+
+    def scores(self, params: Any) -> dict[str, float]:
+        """{"val_auroc": mean over the findings that have both labels, "val_nll": nats an image, summed over findings,
+        unweighted}; none of parameters that are not finite. Every process of several has to take part."""
+        self.found = joined(list(self._batches(params)))
+        logits = self.found.logits.astype(np.float64)
+        if not np.isfinite(logits).all():
+            return {}
+        known, positive = self.labels >= 0, self.labels > 0
+        nll = np.where(known, np.logaddexp(0, np.where(positive, -logits, logits)), 0).sum(axis=1).mean()
+        once, own = np.ones((1, 1)), np.zeros(len(logits), int)
+        each = []
+        for k in range(self.findings):
+            seen = known[:, k]
+            each.append(areas(positive[seen, k].astype(int), expit(logits[seen, k]), once, own[seen])[0].value)
+        found = {"val_auroc": float(np.nanmean(each))} if np.isfinite(each).any() else {}
+        return found | {"val_nll": float(nll)}
+
+    def picture(self) -> np.ndarray | None:
+        """The first positive films, each beside the map of its first finding, as `scores` has found them: uint8
+        [H, W, 3]; None without a positive film."""
+        from infomask_jax.report import drawn_method, overlay  # draws with matplotlib, which not every run needs
+
+        rows = []
+        for i in self.pictured:
+            film, k = pixels.decode_gray(self.source[i]["image"]), int(np.argmax(self.labels[i] == 1))
+            method, p = drawn_method(self.found.maps), expit(float(self.found.logits[i, k]))
+            heat = of_finding(self.found.maps[method], k)[i].astype(np.float32)
+            heat = heat if method == "infomask" else normalise(heat)
+            png = overlay(pixels.as_panel(film)[::2, ::2], "", [(f"p = {p:.2f}", heat, [])])
+            rows.append(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)[..., ::-1])
+        return np.concatenate(rows) if rows else None
+
+    def _batches(self, params: Any):
+        return predicted_batches(self.config, params, self.source, self.findings, self.pass_of, told=False)
+
+
+class Best:
+    """RUN/best: the state of the step with the least `val_nll`, with config.json and manifest.json: a run of its own,
+    which every command takes."""
+
+    def __init__(self, workdir: Path, rows: list[dict], step: int):
+        """`rows`: of metrics.jsonl up to `step`, from which the run goes on; what was kept of later steps goes."""
+        self.workdir, self.checkpoints = workdir, checkpoint.manager(workdir / BEST)
+        self.least = min((row["val_nll"] for row in rows if "val_nll" in row), default=np.inf)
+        for later in [kept for kept in self.checkpoints.all_steps() if kept > step]:
+            self.checkpoints.delete(later)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.checkpoints.close()
+
+    def keep(self, step: int, scores: dict[str, float], state: Any, batches: TrainBatches) -> None:
+        """Save the state if it is the best one. Every process of several has to take part."""
+        if not scores.get("val_nll", np.inf) < self.least:
+            return
+        self.least = scores["val_nll"]
+        if parallel.is_main():
+            run = Run.open(self.workdir)
+            write_json(self.workdir / BEST / "manifest.json", run.manifest | {"best_of": run.config.train.steps})
+            write_json(self.workdir / BEST / "config.json", run.config.to_dict())
+        checkpoint.save(self.checkpoints, step, state, batches)
