@@ -13,7 +13,7 @@ from infomask_jax.inference import Predicted, joined, predict, read_examples, sa
 from infomask_jax.localize import of_finding
 from infomask_jax.presets import CAM, changed
 from infomask_jax.run import BASELINE, Run, claim, each_fold, saved, several
-from infomask_jax.system import write_all, write_json
+from infomask_jax.system import NUMBER, read_json_lines, write_all, write_json
 from infomask_jax.train import train
 
 
@@ -80,6 +80,7 @@ def evaluate_run(
         if with_faithfulness:
             source = data.source(split, pipeline.FIELDS)
             scores["faithfulness"] = faithfulness.measure(run, source, findings, examples, maps)
+        scores["verdict"] = report.verdict(scores, maps, examples["labels"], *trained(run))
         written = report.write_scores(output / "eval" / split, scores, per_image)
         detections = detect(findings, examples, maps, scores)
         save_maps(output / "maps" / f"{split}.npz", examples["image_id"], maps)
@@ -90,7 +91,17 @@ def evaluate_run(
         written += draw(run, output, data, scores, examples, maps, detections)
         report.print_scores(scores, console)
         console.print("written:", *map(str, written), sep="\n  ", soft_wrap=True)
+        console.print("In short:", *scores["verdict"], sep="\n  ", soft_wrap=True)
     return output
+
+
+def trained(run: Run) -> tuple[list[dict], float | None]:
+    """Rows of a run's metrics.jsonl, and how often it saw each training film; nothing of several folds, or where
+    neither is known."""
+    path, films = run.folder / "metrics.jsonl", run.manifest.get("training_films")
+    seen = run.config.train.steps * run.config.data.batch_size
+    rows = read_json_lines(path, {"step": int, "val_nll?": NUMBER}, report.HINT) if path.exists() else []
+    return rows, seen / films if films and not run.folds else None
 
 
 def predicted_examples(run: Run, data: Prepared, split: str, findings: Sequence[str]) -> tuple[dict, dict]:

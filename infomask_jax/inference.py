@@ -94,15 +94,15 @@ def joined(parts: Sequence[Predicted]) -> Predicted:
 
 
 def read_examples(data: Prepared, split: str, findings: Sequence[str], brightness: bool = True) -> dict:
-    """Ids, labels of `findings`, boxes, exact masks, source frames and, for its control, brightness of a split, as
-    `evaluate.score` takes them."""
+    """Ids, labels of `findings`, views, boxes, exact masks, source frames and, for its control, brightness of a split,
+    as `evaluate.score` takes them."""
     source, order = data.source(split), [data.findings.index(name) for name in findings]
     place = {old: new for new, old in enumerate(order)}
-    examples = {key: [] for key in ("image_id", "patient_id", "labels", "boxes", "masks", "sizes")}
+    examples = {key: [] for key in ("image_id", "patient_id", "view", "labels", "boxes", "masks", "sizes")}
     shown = []
     for i in range(len(source)):
         example = source[i]
-        for key in ("image_id", "patient_id"):
+        for key in ("image_id", "patient_id", "view"):
             examples[key].append(example[key])
         examples["labels"].append(np.asarray(example["labels"])[order])
         examples["boxes"].append((example["boxes"], [place.get(int(k), -1) for k in example["box_labels"]]))

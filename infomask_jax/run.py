@@ -24,7 +24,12 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 SHAPE = {  # of manifest.json, for `read_json`
     **{"seed": int, "dataset": {"name": str, "fingerprint": str, "findings": [str]}, "stored_size?": int},
     **{"git_revision": str | None, "libraries": {"jax": str, str: str}, "devices": [str]},
-    **{"continued?": [{"step": int}], "weights?": {"file": str, "sha256": str}, "best_of?": int},
+    **{
+        "continued?": [{"step": int}],
+        "weights?": {"file": str, "sha256": str},
+        "best_of?": int,
+        "training_films?": int,
+    },
 }
 
 
@@ -138,6 +143,7 @@ def _write_or_check(workdir: Path, config: Config, data: Prepared, weights: dict
     new, begun = {"config": config.to_dict(), "dataset": dataset}, saved(workdir)
     manifest = {"seed": config.seed, "dataset": dataset, "stored_size": data.size, **environment()}
     manifest |= {"weights": weights} if weights else {}
+    manifest |= {"training_films": data.splits["train"]} if "train" in data.splits else {}
     config_path, manifest_path = workdir / "config.json", workdir / "manifest.json"
     if not (config_path.exists() and manifest_path.exists()):
         if (workdir / "checkpoints").exists():

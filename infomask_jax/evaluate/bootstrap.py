@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+ONE = "films of one patient: no interval"
+
 
 class PerImage(NamedTuple):
     """A score before its images are put together: finish(sum of part / sum of whole)."""
@@ -59,6 +61,8 @@ def estimate(score: PerImage, weights: np.ndarray, index: np.ndarray, reason: st
     of_images = np.column_stack([score.whole, np.reshape(score.part, (shape[0], -1))]).astype(float)
     of_patients = np.zeros((weights.shape[1], of_images.shape[1]))
     np.add.at(of_patients, index, of_images)
+    if np.count_nonzero(of_patients[:, 0]) < 2:
+        return Estimate(score.value, np.full(len(weights), np.nan), int(total), ONE)
     sums = weights @ of_patients  # [R, 1 + elements of a part]
     with np.errstate(invalid="ignore", divide="ignore"):
         means = (sums[:, 1:] / sums[:, :1]).reshape(-1, *shape[1:])

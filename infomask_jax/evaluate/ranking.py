@@ -3,7 +3,7 @@ first two are functions of counts per distinct score: a tied group enters as one
 
 import numpy as np
 
-from infomask_jax.evaluate.bootstrap import Estimate, PerImage, as_json, average, estimate, patient_weights
+from infomask_jax.evaluate.bootstrap import ONE, Estimate, PerImage, as_json, average, estimate, patient_weights
 from infomask_jax.evaluate.truth import patients_of
 
 CALIBRATION_BINS = 15
@@ -31,16 +31,20 @@ def roc_area(positives: np.ndarray, totals: np.ndarray) -> np.ndarray:
 def classification_scores(data: dict, k: int, seed: int, resamples: int = 1000) -> dict:
     """The entry of finding k of a split (see `scoring.score`) in eval/SPLIT.json, over images with a known label."""
     labels = np.asarray(data["labels"])[:, k]
-    known, given = labels != -1, data.get("probabilities")
+    known, given, views = labels != -1, data.get("probabilities"), data.get("view")
     y = (labels[known] == 1).astype(int)
     weights = patient_weights(patients_of(data)[known], resamples, seed)
     p = None if given is None else np.asarray(given, float)[known, k]
     scores = dict(zip(("auroc", "auprc"), areas(y, p, *weights), strict=True))
-    defined = not scores["auroc"].reason
+    defined = np.isfinite(scores["auroc"].value)
     for name, error in (("ece", calibration_error), ("brier", lambda y, p: average((p - y) ** 2))):
         scores[name] = estimate(error(y, p), *weights) if defined else scores["auroc"]
+    if defined and views is not None and len({*(views := np.asarray(views)[known])} - {""}) > 1:
+        scores["auroc_within_view"] = within(y, p, views, *weights)
+    of_view = {"auroc_of_view": _of_view(y, views)} if "auroc_within_view" in scores else {}
     return {
         **{name: as_json(found) for name, found in scores.items()},
+        **of_view,
         "reliability": reliability(y, p) if defined else [],
         "prevalence": round(float(y.mean()), 6) if len(y) else None,
     }
@@ -56,8 +60,37 @@ def areas(labels: np.ndarray, scores: np.ndarray | None, weights, index) -> tupl
     if not np.isfinite(scores).all():
         raise ValueError(f"expected finite scores, found {np.sum(~np.isfinite(scores))} that are not")
     values = resampled_areas(labels, scores, np.ones((1, 1)), np.zeros(n, int))  # one patient, drawn once
+    if min(len({*index[labels == label].tolist()}) for label in (0, 1)) < 2:
+        return tuple(Estimate(value.item(), np.full(len(weights), np.nan), n, ONE) for value in values)
     samples = resampled_areas(labels, scores, weights, index)
     return tuple(Estimate(value.item(), own, n) for value, own in zip(values, samples, strict=True))
+
+
+def within(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, weights, index) -> Estimate:
+    """AUROC over the pairs of a positive and a negative of one group (a view): what a model that knew the group alone
+    would have, is .5. Arguments as of `areas`; groups [n]."""
+    one, once = np.zeros(len(labels), int), np.ones((1, 1))
+    found = []
+    for drawn, at in ((once, one), (weights, index)):
+        won = pairs = 0.0
+        for group in np.unique(groups):
+            own = groups == group
+            count = [drawn[:, at[own & (labels == label)]].sum(axis=1) for label in (1, 0)]
+            area = resampled_areas(labels[own], scores[own], drawn, at[own])[0]
+            won, pairs = won + np.nan_to_num(area) * count[0] * count[1], pairs + count[0] * count[1]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found.append(won / pairs)
+    if len({*index.tolist()}) < 2:
+        found[1] = np.full(len(weights), np.nan)
+    value = found[0].item()
+    return Estimate(value, found[1], len(labels), "" if np.isfinite(value) else "no group has both classes")
+
+
+def _of_view(labels: np.ndarray, views: np.ndarray) -> float:
+    """AUROC of a model that knows the view alone, and from these very images which one is more often positive."""
+    share = {view: labels[views == view].mean() for view in np.unique(views)}
+    scores = np.array([share[view] for view in views])
+    return round(resampled_areas(labels, scores, np.ones((1, 1)), np.zeros(len(labels), int))[0].item(), 6)
 
 
 def resampled_areas(labels, scores, weights, index, chunk: int = 4_000_000) -> tuple[np.ndarray, np.ndarray]:

@@ -24,7 +24,8 @@ from infomask_jax.report.stored import (
     read_thresholds,
     shown,
 )
+from infomask_jax.report.verdict import verdict
 
 __all__ = ["as_markdown", "audit_figure", "audit_sheets", "console", "draw", "drawn_method", "overlay"]
 __all__ += ["HINT", "print_scores", "read_boxes", "read_maps", "read_probabilities", "read_scores", "read_thresholds"]
-__all__ += ["render", "screen", "shown", "unit_boxes", "write_page", "write_predictions", "write_scores"]
+__all__ += ["render", "screen", "shown", "unit_boxes", "verdict", "write_page", "write_predictions", "write_scores"]

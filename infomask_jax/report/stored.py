@@ -22,6 +22,7 @@ THRESHOLD = {"value": CUTS, "tuned_on": str, "confidence?": (NoneType, VALUE)}
 SCORE = (NUMBER | None, LEVELS, VALUE)
 METHOD = {"threshold": THRESHOLD, "protocols?": {str: {"threshold": THRESHOLD, str: SCORE}}, str: SCORE}
 CLASSIFIER = {"auroc": VALUE | {"n": int}, "auprc?": VALUE, "ece?": VALUE, "brier?": VALUE, "prevalence": NUMBER | None}
+CLASSIFIER |= {"auroc_within_view?": VALUE, "auroc_of_view?": NUMBER}
 SCORES = {"dataset": str, "split": str, "n_images": int, "n_boxed_images": int, "frame": int}  # else: a KeyError
 SCORES |= {"classification": {str: CLASSIFIER}, "classification_plain?": {str: CLASSIFIER}}
 SCORES |= {"counts": {str: {"positive": int, "unknown": int}}, "localization": {str: {str: METHOD}}}

@@ -83,6 +83,8 @@ def document(result: dict) -> tuple[str, list[Sheet], list[str]]:
 def _classification(result: dict) -> Sheet:
     """A row a finding, then the plain classifier's, if scored."""
     metrics = {"auroc": "AUROC", "auprc": "AUPRC", "ece": "ECE", "brier": "Brier"}
+    if any("auroc_within_view" in row for row in result["classification"].values()):
+        metrics = {"auroc": "AUROC", "auroc_within_view": "AUROC within view"} | metrics
     entries = [(name, name, row) for name, row in result["classification"].items()]
     entries += [(n, f"{n}, plain classifier", row) for n, row in result.get("classification_plain", {}).items()]
     rows = []
@@ -93,8 +95,8 @@ def _classification(result: dict) -> Sheet:
         counts = result["counts"][finding]
         negatives = result["n_images"] - counts["positive"] - counts["unknown"]
         prevalence = Cell(number(row["prevalence"])) if negatives else Cell("-", "no negative known")
-        rows.append(Row(name, (*scores, prevalence, Cell(str(row["auroc"]["n"])))))
-    headings = ("finding", *metrics.values(), "prevalence", "images")
+        rows.append(Row(name, (*scores, prevalence, Cell(f"{counts['positive']} / {row['auroc']['n']}"))))
+    headings = ("finding", *metrics.values(), "prevalence", "positives / images")
     notes = (f"over images with a known label; {INTERVALS}",)
     return Sheet("classification", "Classification", headings, tuple(rows), notes)
 
