@@ -11,6 +11,7 @@ and the results: predicted again, a film gets the same files, but for their date
 import io
 import logging
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +42,9 @@ RESEARCH = "for research, not for diagnosis"
 _PRODUCT = {"manufacturer": "infomask_jax", "manufacturer_model_name": "InfoMask", "software_versions": __version__}
 _PRODUCT |= {"device_serial_number": "none", "instance_number": 1}
 
-logging.getLogger("highdicom").setLevel(logging.CRITICAL)  # it quotes names of patients
+# It quotes names of patients.
+warnings.filterwarnings("ignore", module="highdicom")
+logging.getLogger("highdicom").setLevel(logging.CRITICAL)
 
 
 class NoDicom(Exception):

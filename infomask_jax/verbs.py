@@ -112,8 +112,8 @@ class Predict(OfRun):
     skip_bad: bool = False
     """Leave out files that cannot be read and list them in skipped.csv, instead of stopping."""
     dicom: bool = False
-    """Of films that are DICOM also write dicom/seg/ (heat maps, as segmentations) and dicom/gsps/ (boxes, as presentation
-    states) for viewers. Needs pip install infomask-jax[dicom]."""
+    """For viewers, also write what belongs to each DICOM film: dicom/seg/ (heat map, a segmentation) and dicom/gsps/
+    (boxes, a presentation state). Needs pip install infomask-jax[dicom]."""
 
 
 @dataclass(frozen=True)
