@@ -48,7 +48,7 @@ logging.getLogger("highdicom").setLevel(logging.CRITICAL)
 
 
 class NoDicom(Exception):
-    """Why a film gets no DICOM, or a part of it."""
+    """Why a film gets no DICOM."""
 
 
 def check() -> None:
@@ -72,15 +72,14 @@ def write(folder: Path, image_id: str, film: Path, size: Sequence[int], findings
     files, notes = {}, []
     try:
         source, look = _source(film, size, notes)
-        for kind, made in (
-            ("seg", _segmentation(source, findings, panels)),
-            ("gsps", _presentation(source, look, panels)),
-        ):
-            if made is None:
-                notes.append("no boxes written: a presentation state shows gray films alone")
-                continue
+        made = {"seg": _segmentation(source, findings, panels)}
+        if source.SamplesPerPixel == 1:
+            made["gsps"] = _presentation(source, look, panels)
+        else:
+            notes.append("no boxes written: a presentation state shows gray films alone")
+        for kind, dataset in made.items():
             data = io.BytesIO()
-            made.save_as(data, enforce_file_format=True)
+            dataset.save_as(data, enforce_file_format=True)
             files[folder / kind / f"{image_id}.dcm"] = data.getvalue()
     except NoDicom as error:
         return [*notes, f"no DICOM written: {error}"]
@@ -203,12 +202,9 @@ def _segmentation(source: Dataset, findings: Sequence[str], panels) -> Dataset:
     return made
 
 
-def _presentation(source: Dataset, look: Dataset, panels) -> Dataset | None:
-    """None of a film in colour."""
+def _presentation(source: Dataset, look: Dataset, panels) -> Dataset:
     from highdicom import color, pr
 
-    if source.SamplesPerPixel != 1:
-        return None
     captions, graphics = [caption for caption, _, _ in panels], []
     about = "\r\n".join([RESEARCH.capitalize(), *captions])[:1024]
     texts = [pr.TextObject(about, "DISPLAY", bounding_box=(0.01, 0.01, 0.4, 0.15), text_justification="LEFT")]

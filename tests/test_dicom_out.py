@@ -198,6 +198,8 @@ def test_predict_writes_dicom_whole_or_not_at_all(trained, tmp_path, capsys, mon
         film(films / name, (210, 170), SOPInstanceUID=f"1.2.3.{i}")
     first = next((trained.parent / "films").glob("*.png"))
     (films / "c.png").write_bytes(first.read_bytes())
+    for left in ("out/.building", "out/dicom/seg/of a killed one.dcm"):
+        (tmp_path / left).mkdir(parents=True)
     monkeypatch.setattr(predict, "PROBABLE", 0.0)
     predict.predict_files(trained, [films], tmp_path / "out", dicom=True)
     assert "--dicom: no DICOM written: PNG or JPEG: 1 of 3 X-rays, c.png" in capsys.readouterr().out
