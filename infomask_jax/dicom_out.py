@@ -52,11 +52,11 @@ class NoDicom(Exception):
 
 
 def check() -> None:
-    """ImportError where highdicom is not installed."""
+    """ValueError where highdicom is not installed."""
     try:
         import highdicom  # noqa: F401
     except ImportError as error:
-        raise ImportError("--dicom needs highdicom: pip install infomask-jax[dicom]") from error
+        raise ValueError("--dicom needs highdicom: pip install infomask-jax[dicom]") from error
 
 
 def write(folder: Path, image_id: str, film: Path, size: Sequence[int], findings: Sequence[str], panels) -> list[str]:

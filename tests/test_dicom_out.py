@@ -238,5 +238,5 @@ def test_predict_writes_dicom_whole_or_not_at_all(trained, tmp_path, capsys, mon
 
 def test_without_highdicom_the_extra_is_named_before_anything_is_read(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "highdicom", None)
-    with pytest.raises(ImportError, match=r"infomask-jax\[dicom\]"):
+    with pytest.raises(ValueError, match=r"infomask-jax\[dicom\]"):
         predict.predict_files(tmp_path, [tmp_path], tmp_path / "out", dicom=True)
