@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import scipy.special
 
-from infomask_jax import datasets, localize, report
+from infomask_jax import datasets, dicom_out, localize, report
 from infomask_jax.datasets import schema
 from infomask_jax.evaluate.scoring import FIXED_THRESHOLD
 from infomask_jax.films import Films, find
@@ -24,10 +24,10 @@ from infomask_jax.text import as_csv
 PROBABLE = 0.5  # probability from which on boxes are drawn
 TOLD = 20  # films of which each is told on the screen
 SCRATCH = ".building"  # folder in OUT of what is not whole yet
-FIRST = ("maps.npz", "boxes.json", "pictures", "skipped.csv")  # what moves out of it before predictions.csv
+FIRST = ("maps.npz", "boxes.json", "pictures", "dicom", "skipped.csv")  # what moves out of it before predictions.csv
 
 
-def predict_files(folder: Path, xrays: Sequence[Path], out: Path, skip_bad: bool = False) -> None:
+def predict_files(folder: Path, xrays: Sequence[Path], out: Path, skip_bad: bool = False, dicom: bool = False) -> None:
     """Predict X-rays (files, and folders with their sub-folders), resized as `prepare` resizes them, with a finished
     run; write the folder `out`, whole or not at all, and print what was found:
 
@@ -36,11 +36,14 @@ def predict_files(folder: Path, xrays: Sequence[Path], out: Path, skip_bad: bool
       boxes.json        COCO detections in pixels of the file, cut where the run was scored, else at .5; their image_id
                         counts the rows of predictions.csv from 0, their file_name is its image_id
       pictures/         each film beside its map of each finding, with boxes where the finding is probable
+      dicom/            if `dicom`, heat maps and boxes of films that were DICOM, see dicom_out.py
       skipped.csv       file and reason, if bad files were left out
 
     ValueError: an unfinished run, no X-ray, two of one name, an `out` that holds something or lies among the X-rays, or
     files that cannot be read, all of them listed, unless `skip_bad` leaves them out.
     """
+    if dicom:
+        dicom_out.check()
     run, out = Run.open(folder), Path(out)
     if out.exists() and (not out.is_dir() or {*out.iterdir()} - {*_leftovers(out)}):
         raise ValueError(f"--out: expected a new or an empty folder, found something in {out}; give another one")
@@ -49,7 +52,7 @@ def predict_files(folder: Path, xrays: Sequence[Path], out: Path, skip_bad: bool
         if Path(asked).resolve() in (out.resolve(), *out.resolve().parents):
             raise ValueError(f"--out: expected a folder outside of {asked}, which is searched for X-rays; found {out}")
     cuts, ids, films = thresholds(run), list(paths), Films(list(paths.values()), stored_size(run))
-    done, kept, detections = 0, {}, []
+    done, kept, detections, notes = 0, {}, [], {}
     with _building(out) as scratch, ThreadPoolExecutor() as pool:
         for logits, maps, _ in predicted_batches(run.config, params, films, len(findings)):
             if films.problems and not skip_bad:
@@ -67,6 +70,8 @@ def predict_files(folder: Path, xrays: Sequence[Path], out: Path, skip_bad: bool
             boxes, panels = find_boxes(found, drawn, names, sizes, findings, cuts, side, first)
             detections += boxes
             list(pool.map(partial(_draw, scratch / "pictures"), names, shown, panels))
+            for name, i, panel in zip(names, good, panels, strict=True) if dicom else ():
+                notes[name] = dicom_out.write(scratch / "dicom", name, films.paths[i], films.sizes[i], findings, panel)
         if films.problems and not skip_bad:  # nothing will be written: what else cannot be read?
             for _ in pool.map(lambda i: films.decode(i) is None, range(done, len(films))):
                 pass
@@ -80,6 +85,7 @@ def predict_files(folder: Path, xrays: Sequence[Path], out: Path, skip_bad: bool
         save_maps(scratch / "maps.npz", kept_ids, arrays | {"findings": np.array(findings)})
         write_json(scratch / "boxes.json", detections)
         _write_tables(scratch, kept_ids, films, probability, findings, detections)
+    dicom_out.tell(notes)
     _tell(out, kept_ids, films, probability, findings)
 
 

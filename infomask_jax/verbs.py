@@ -111,6 +111,9 @@ class Predict(OfRun):
     """New or empty folder for predictions.csv, boxes.json (COCO, pixels of the file), maps.npz and pictures/."""
     skip_bad: bool = False
     """Leave out files that cannot be read and list them in skipped.csv, instead of stopping."""
+    dicom: bool = False
+    """For viewers, also write what belongs to each DICOM film: dicom/seg/ (heat map, a segmentation) and dicom/gsps/
+    (boxes, a presentation state). Needs pip install infomask-jax[dicom]."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +218,7 @@ def main(called: str) -> None:
     elif isinstance(verb, Predict):
         from infomask_jax.predict import predict_files
 
-        predict_files(verb.run, verb.xrays, verb.out, verb.skip_bad)
+        predict_files(verb.run, verb.xrays, verb.out, verb.skip_bad, verb.dicom)
     elif isinstance(verb, Audit):
         from infomask_jax.audit import audit_run
 
