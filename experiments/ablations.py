@@ -1,7 +1,8 @@
 """Which part of the method does what: variants of one config over seeds, scored together and paired.
 
     python -m infomask_jax prepare synthetic --data-dir data
-    python experiments/ablations.py --base synthetic --data-dir data --workdir runs/ablations --only rivals
+    python experiments/ablations.py --base synthetic --data-dir data --workdir runs/ablations --only rivals no_kl_m
+    python experiments/ablations.py --base synthetic --workdir runs/betas --vary loss.beta-m 0 1e-3 1e-2 --seeds 0 1 2
     python experiments/ablations.py --base rsna --list
 
 Every run is an ordinary run in WORKDIR/VARIANT/seedS: the same command again continues where it stopped and trains
@@ -19,14 +20,15 @@ all; a run belongs to one process at a time, any other is refused:
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
 
 import nih_findings
 import nih_pneumonia
 import quickstart
 import rsna_pneumonia
+import tyro
 
 from infomask_jax import command
+from infomask_jax.config import Config
 from infomask_jax.presets import CPU, changed
 
 BASES = {
@@ -40,21 +42,33 @@ BASES = {
 }
 
 
+def base_config(name: str) -> Config:
+    """One of BASES, or that of a run in a folder."""
+    if name not in BASES and not (Path(name) / "config.json").exists():
+        raise ValueError(f"--base: expected one of {', '.join(BASES)} or the folder of a run, found {name}")
+    return BASES[name] if name in BASES else dataclasses.replace(Config.load(name), folds=1, fold=-1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Ablations:
     """What is trained and scored."""
 
-    base: Literal["synthetic", "implanted", "rsna", "nih", "findings", "rsna-cpu", "implanted-cpu"]
-    """The default: the config of quickstart.py (synthetic, implanted), rsna_pneumonia.py, nih_pneumonia.py or
-    nih_findings.py; -cpu: with the encoder of --preset cpu."""
+    base: str
+    """The default, one of synthetic, implanted, rsna, nih, findings, rsna-cpu, implanted-cpu: the config of
+    quickstart.py (synthetic, implanted), rsna_pneumonia.py, nih_pneumonia.py or nih_findings.py; -cpu: with the encoder
+    of --preset cpu. Or the folder of a run: its config."""
+    dataset: str | None = None
+    """Prepared data set in place of the base config's, as folder."""
     image_size: int | None = None
     """Side of the model's input in place of the base config's, pixels."""
     data_dir: Path = Path("data")
     """Folder given to `prepare`."""
     workdir: Path = Path("runs/ablations")
     """Folder of all runs and of the table."""
-    only: str = ""
-    """Variants or groups, separated by commas; all if empty. `default` is always among them."""
+    only: tuple[str, ...] = ()
+    """Variants or groups; none: all, or with --vary none of them. `default` is always among them."""
+    vary: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """A setting, as in loss.beta-m, and values after it: a variant for each. May be given several times."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Seeds of every variant."""
     split: str = "test"
@@ -75,20 +89,21 @@ def main(arguments: Ablations) -> None:
     from infomask_jax import ablation, datasets
     from infomask_jax.report.ablations import command_line
 
-    base = dataclasses.replace(BASES[arguments.base], data_dir=arguments.data_dir, workdir=arguments.workdir)
-    given = {"train.steps": arguments.steps, "data.image_size": arguments.image_size}
+    base = dataclasses.replace(base_config(arguments.base), data_dir=arguments.data_dir, workdir=arguments.workdir)
+    given = {"dataset": arguments.dataset, "train.steps": arguments.steps, "data.image_size": arguments.image_size}
     base = changed(base, {name: value for name, value in given.items() if value is not None})
-    only = tuple(name.strip() for name in arguments.only.split(",") if name.strip())
+    only = tuple(name for names in arguments.only for name in names.split(",") if name)
     if arguments.list:
         for v in ablation.select(ablation.variants(base, 1), only):
             changes = ", ".join(f"{name} {value}" for name, value in v.changes.items())
             print(f"{v.group:13}{v.name:28}{f'skipped: {v.skip}' if v.skip else changes}")
         return
-    flags = {f"--{name.replace('_', '-')}": value for name, value in vars(arguments).items() if name != "list"}
-    told = command_line("experiments/ablations.py", flags | {"--only": arguments.only or None})
+    flags = {f"--{name.replace('_', '-')}": v for name, v in vars(arguments).items() if name not in ("list", "vary")}
+    told = command_line("experiments/ablations.py", flags | {"--only": only})
+    told = " ".join([told, *(f"--vary {' '.join(each)}" for each in arguments.vary)])
     data = datasets.load(base.dataset, base.data_dir)
     scored = arguments.scored_dir and datasets.load(base.dataset, arguments.scored_dir)
-    ablation.run(base, data, only, arguments.seeds, arguments.split, told, arguments.together, scored)
+    ablation.run(base, data, only, arguments.seeds, arguments.split, told, arguments.together, scored, arguments.vary)
 
 
 if __name__ == "__main__":
@@ -96,5 +111,5 @@ if __name__ == "__main__":
         chosen = command.parse(Ablations, description=__doc__)
         from infomask_jax import parallel
 
-        parallel.start(BASES[chosen.base].machine.hosts)
+        parallel.start(base_config(chosen.base).machine.hosts)
         main(chosen)

@@ -167,6 +167,11 @@ class Config:
         return found
 
     @classmethod
+    def of(cls, values: dict[str, Any]) -> "Config":
+        """The config that `to_dict` has told of. TypeError or ValueError for what no config has."""
+        return _read(cls, values, "", [])
+
+    @classmethod
     def load(cls, workdir: Path) -> "Config":
         """The config of a run. FileNotFoundError where there is none; ValueError for fields that are unknown or of
         another type. Fields that the run is older than take their value of `before`; a line on stderr tells of it."""

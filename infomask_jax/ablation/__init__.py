@@ -15,7 +15,7 @@ from infomask_jax import pixels, report
 from infomask_jax.ablation.predictions import predicted, read_splits, trained
 from infomask_jax.ablation.table import RESAMPLES, Table, add_controls, add_run, as_row, shown, tables
 from infomask_jax.ablation.together import train_together
-from infomask_jax.ablation.variants import Variant, config_of, select, variants
+from infomask_jax.ablation.variants import Variant, config_of, select, variants, varied
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
 from infomask_jax.localize import of_finding
@@ -23,7 +23,7 @@ from infomask_jax.report import ablations as drawing
 from infomask_jax.report.figures import folders
 from infomask_jax.system import write_all
 
-__all__ = ["Variant", "config_of", "run", "select", "train_together", "variants"]
+__all__ = ["Variant", "config_of", "run", "select", "train_together", "variants", "varied"]
 
 
 def run(
@@ -35,6 +35,7 @@ def run(
     command: str,
     together: bool = False,
     scored: Prepared | None = None,
+    vary: tuple[tuple[str, ...], ...] = (),
 ) -> dict:
     """Train or resume every run, score all of them together, write ablations.json, ablations.md and figures/ into
     base.workdir (of other data into its sub-folder on-NAME-FINGERPRINT); return what the JSON holds.
@@ -46,6 +47,7 @@ def run(
       only: names of variants or groups, see `select`. command: for the documents, how all this was asked for.
       together: train all runs that have not begun in lockstep first, see together.py.
       scored: other data, with the same findings, whose `split` is scored and whose `val` tunes thresholds.
+      vary: settings and their values, see `varied`; with these, `only` names what is trained beside them and `default`.
     """
     folder = Path(base.workdir) / (scored.beside if scored else "")
     if scored and scored.fingerprint == data.fingerprint:
@@ -62,7 +64,8 @@ def run(
         raise ValueError(f"expected the findings of the training, {', '.join(data.findings)}; {found}")
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: expected different numbers, found {seeds}")
-    console, chosen = report.console(), select(variants(base, len(data.findings)), only)
+    every, new = variants(base, len(data.findings)), varied(base, vary)
+    console, chosen = report.console(), select(every, only or ("default",) * bool(vary)) + new
     skipped = {v.name: v.skip for v in chosen if v.skip}
     for name, why in skipped.items():
         console.print(f"skipped {name}: {why}")

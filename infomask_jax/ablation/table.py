@@ -136,6 +136,9 @@ def over_seeds(estimates: list[Estimate]) -> Estimate:
     """The mean over seeds of estimates on the same resamples of patients; its resamples draw seeds too, with
     replacement (hierarchical bootstrap)."""
     count, resamples = len(estimates), len(estimates[0].samples)
+    mean, n = float(np.mean([e.value for e in estimates])), estimates[0].n
+    if count == 2:
+        return Estimate(mean, np.full(resamples, np.nan), n, "2 seeds: no interval")
     draws = np.random.default_rng([0, 1]).multinomial(count, np.full(count, 1 / count), size=resamples)
     samples = np.einsum("rs,sr->r", draws, np.stack([e.samples for e in estimates])) / count
-    return Estimate(float(np.mean([e.value for e in estimates])), samples, estimates[0].n)
+    return Estimate(mean, samples, n)

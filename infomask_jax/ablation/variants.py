@@ -1,6 +1,8 @@
 """The named variants of a config, and the choice among them."""
 
+import contextlib
 import dataclasses
+import difflib
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ from infomask_jax.explain import METHODS
 from infomask_jax.presets import CAM, ONE_VIEW, PAPER, PLAIN, changed
 
 LINEAR = {"model.evidence_bound": 0.0}
+FIXED = ("data_dir", "workdir", "dataset", "seed", "folds", "fold", "baseline", "machine")  # of all runs of a table
 SHARED = {"no_shifts": "default", "cam_no_shifts": "cam"}  # the same networks, asked in another way
 SCRATCH = {"model.init": "", "model.frozen_stages": 0, "train.encoder_rate": 1.0, "train.head_first": 0.0}
 ATTENTION = {"model.sampler": "sigmoid", "model.teach_through_mask": True, "loss.beta_z": 0.0, "loss.beta_m": 0.0}
@@ -101,6 +104,42 @@ def variants(base: Config, findings: int) -> list[Variant]:
             found.append(Variant(name, group, changes, SHARED.get(name, ""), skip=skip, twin=twin))
     cam = next(v for v in found if v.name == "cam")
     return found + [Variant(f"cam/{m}", "attributions", cam.changes, "cam", m, cam.skip) for m in METHODS if m != "cam"]
+
+
+def varied(base: Config, asked: tuple[tuple[str, ...], ...]) -> list[Variant]:
+    """A variant for each value of each setting: ("loss.beta_m", "0", "1e-2") -> loss.beta_m=0, loss.beta_m=0.01. The
+    base's own value is `default`. ValueError naming the setting that there is not, or that cannot be varied so."""
+    found, known = [], {name: value for name, _, value in leaves(base) if name.split(".")[0] not in FIXED}
+    for given, *values in asked:
+        name = given.replace("-", "_")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f" (did you mean {close[0]}?)" if close else f": one of {', '.join(known)}"
+            raise ValueError(f"--vary: expected a setting{hint}, found {given}")
+        if not values:
+            raise ValueError(f"--vary {given}: expected values after it, found none")
+        for text in values:
+            value = _value(text, known[name])
+            try:
+                values_of, own = base.to_dict(), name.split(".")
+                (values_of if len(own) == 1 else values_of[own[0]])[own[-1]] = value
+                Config.of(values_of)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"--vary {given}: {' '.join(str(error).split())}") from error
+            if value != known[name] and f"{name}={value}" not in {v.name for v in found}:
+                found.append(Variant(f"{name}={value}", "varied", {name: value}))
+    return found
+
+
+def _value(text: str, before: Any) -> Any:
+    """A value as a setting of the type of `before` has it."""
+    if isinstance(before, bool) and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            value = kind(text)
+            return float(value) if isinstance(before, float) else value
+    return text
 
 
 def select(every: list[Variant], only: tuple[str, ...]) -> list[Variant]:

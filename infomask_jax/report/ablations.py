@@ -41,9 +41,10 @@ def command_line(script: str, arguments: dict) -> str:
 
 @matplotlib.rc_context({"text.parse_math": False})
 def forest(rows: list[dict], title: str) -> bytes:
-    """PNG: of every row the paired difference of PxAP, default minus row, with its interval; a dot a seed."""
+    """PNG: of every row the paired difference of PxAP, default minus row, with its interval, if it has one; a dot a
+    seed."""
     default = next(row for row in rows if row["method"] == "default")["scores"]["pxap"]["by_seed"]
-    rows = [row for row in rows if row["default_minus"].get("pxap", {}).get("ci95")]
+    rows = [row for row in rows if "pxap" in row["default_minus"]]
     fig, ax = plt.subplots(figsize=(8, 1.4 + 0.24 * len(rows)), layout="constrained")
     palette, groups = plt.get_cmap("tab20").colors, dict.fromkeys(row["group"] for row in rows)
     colors = dict(zip(groups, palette[::2] + palette[1::2], strict=False))
@@ -51,7 +52,8 @@ def forest(rows: list[dict], title: str) -> bytes:
     for y, (row, tick) in enumerate(zip(rows, ax.get_yticklabels(), strict=True)):
         found, own, color = row["default_minus"]["pxap"], row["scores"]["pxap"]["by_seed"], colors[row["group"]]
         each = np.array(default) - np.array(own if len(own) > 1 else own * len(default))
-        ax.plot(found["ci95"], [y, y], color=color, lw=2, solid_capstyle="butt")
+        if found["ci95"]:
+            ax.plot(found["ci95"], [y, y], color=color, lw=2, solid_capstyle="butt")
         ax.plot(each, [y] * len(each), "o", color=color, ms=3, alpha=0.5, mew=0)
         ax.plot(found["value"], y, "D", color=color, ms=5, mec="black", mew=0.5)
         tick.set_color(color)
