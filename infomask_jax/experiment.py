@@ -147,7 +147,7 @@ def draw(run: Run, output: Path, data: Prepared, scores: dict, examples: dict, m
         return pixels.decode_gray(source[i]["image"])
 
     drawn = report.draw(output, scores, examples, maps, detections, lambda i: pixels.fit(film_of(i), size), curves)
-    films = report.films(scores, examples, maps, film_of, size // run.config.model.stride)
+    films = report.film_data(scores, examples, maps, film_of, size // run.config.model.stride)
     drawn[output / "films" / f"{scores['split']}.json"] = films
     return [*write_all(drawn), report.write_page(output, run, data)]
 

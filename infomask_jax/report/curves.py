@@ -50,4 +50,9 @@ def _panel(title: str, lines: list[tuple], log: bool) -> dict:
     drawn = [{"name": name, "look": look, "path": path(x, y)} for name, look, x, y in lines]
     about = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "first": 0, "last": f"{math.ceil(last):,}"}
     title += ", log scale" if log else ""
-    return {"title": title, "ticks": [(y, f"{v:.3g}") for y, v in ticks.items()], "lines": drawn, **about}
+    return {
+        "title": title,
+        "ticks": [(y, f"{v:,.0f}" if v >= 1000 else f"{v:.3g}") for y, v in ticks.items()],
+        "lines": drawn,
+        **about,
+    }

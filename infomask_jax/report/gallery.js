@@ -33,6 +33,7 @@ function open(block) {
   const n = split.films.length, kept = n < split.total ? `${n} of ${split.total} films, evenly spaced over outcomes` : `${n} films`;
   $("kept").textContent = `${split.dataset} / ${split.split}: ${kept}. Hit or miss: whether the peak of the chosen map lies in the truth.`;
   wanted = "all";
+  list = [split.films.find((film) => film.truth[0]) || split.films[0]], at = 0;
   startCut();
 }
 
@@ -94,7 +95,7 @@ function show(i, bring = false) {
     box.scrollTop = thumb.offsetTop - box.clientHeight / 2;
   const [height, width] = film.size, k = finding(), side = split.frame;
   $("stage").style.aspectRatio = `${width} / ${height}`;
-  $("stage").style.width = `min(100%, ${((75 * width) / height).toFixed(2)}vh)`;
+  $("stage").style.width = `min(100%, ${((62 * width) / height).toFixed(2)}vh)`;
   $("film").src = source(film);
   $("name").textContent = film.id;
   $("outcome").textContent = outcome(film);
@@ -103,7 +104,10 @@ function show(i, bring = false) {
   prepared = prepareMap(mapOf(film, $("method").value), method().grid, side);
   truth = film.truth[k] && decodeRuns(film.truth[k]);
   const heat = $("heat"), pixels = new ImageData(side, side);
-  prepared.forEach((s, j) => pixels.data.set([...split.colors[Math.round(s * 255)], Math.round(255 * (0.15 + 0.5 * s))], 4 * j));
+  prepared.forEach((s, j) => {
+    pixels.data.set(split.colors[Math.round(s * 255)], 4 * j);
+    pixels.data[4 * j + 3] = Math.round(255 * (0.15 + 0.5 * s));
+  });
   heat.width = heat.height = side;
   heat.getContext("2d").putImageData(pixels, 0, 0);
   draw();
@@ -118,7 +122,8 @@ function draw() {
   const boxes = [...true_.map((box) => [box, "true"]), ...regionBoxes(prepared, split.frame, cut).map((box) => [box, "predicted"])];
   $("cutAt").textContent = short(cut, 2);
   $("iou").value = truth ? overlap(prepared, truth, cut) : "";
-  $("iou").textContent = truth ? short(Number($("iou").value)) : "-, no truth here";
+  $("iou").textContent = truth ? short(Number($("iou").value)) : "-";
+  $("iou").title = truth ? "" : "no truth of this finding here";
   const rects = boxes.map(([[ymin, xmin, ymax, xmax], kind]) => {
     const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
     Object.entries({ class: kind, x: xmin, y: ymin, width: xmax - xmin, height: ymax - ymin }).forEach(([k, v]) => rect.setAttribute(k, v));
@@ -187,6 +192,7 @@ function start() {
   $("stage").onpointerdown = $("stage").onpointermove = drag;
   $("back").onclick = () => step(-1);
   $("next").onclick = () => step(1);
+  $("scored").onclick = startCut;
   $("help").onclick = () => $("keys").showModal();
   document.addEventListener("keydown", key);
   drawCurtain();

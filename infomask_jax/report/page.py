@@ -15,7 +15,7 @@ from infomask_jax.config import Config, leaves
 from infomask_jax.report.audit import audit_sheets
 from infomask_jax.report.curves import curves
 from infomask_jax.report.figures import NAMES
-from infomask_jax.report.films import FILMS
+from infomask_jax.report.film_data import FILMS
 from infomask_jax.report.render import fill
 from infomask_jax.report.stored import AUDIT, HINT, SCORES, shown
 from infomask_jax.report.table import document

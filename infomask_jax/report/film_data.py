@@ -24,7 +24,7 @@ SIDE = 224  # longer side of a film, pixels
 FILMS = {"split": str, "total": int, "films": [{"id": str}]}  # shape of the file, for `read_json`
 
 
-def films(scores: dict, examples: dict, maps: dict, film_of: Callable, cells: int) -> str:
+def film_data(scores: dict, examples: dict, maps: dict, film_of: Callable, cells: int) -> str:
     """JSON of at most MOST films, evenly spaced over the outcomes of each finding.
 
     Args:
