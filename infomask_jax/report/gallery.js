@@ -75,8 +75,9 @@ function choose(name) {
 }
 
 const source = (film) => `data:image/jpeg;base64,${film.jpeg}`;
-const near = new IntersectionObserver((entries) => entries.filter((entry) => entry.isIntersecting).forEach(({ target }) => {
-  near.unobserve(target); // built when it comes near the window of thumbnails, not before
+const near = new IntersectionObserver((entries) => entries.forEach(({ isIntersecting, target }) => {
+  if (!isIntersecting || !target.isConnected) return; // built when it comes near the window of thumbnails, not before
+  near.unobserve(target);
   const film = list[target.value], kind = outcome(film), image = make("img");
   image.src = source(film), image.alt = "", target.title = film.id;
   target.classList.add(kind.replace(" ", "-"));
