@@ -22,7 +22,7 @@ from infomask_jax.report.table import document
 from infomask_jax.system import read_json, write_all
 
 SCRIPTS = ("page.js", "maps.js", "gallery.js")
-DRAWN_LIVE = ("hits.png", "misses.png", "training.png")  # figures whose contents the page shows itself
+DRAWN_LIVE = ("training.png", "hits.png", "misses.png")  # what the page shows itself, the films if it has them
 
 
 def write_page(output: Path, run, data=None) -> Path:
@@ -33,14 +33,14 @@ def write_page(output: Path, run, data=None) -> Path:
     parts, films = [], {}
     for path in sorted((output / "eval").glob("[!.]*.json"), key=lambda path: (path.stem != "test", path.stem)):
         part = _or_without(_part, path) or {
-            **{"title": path.stem, "sheets": [], "verdict": []},
+            **{"title": path.stem, "sheets": [], "verdict": [], "split": ""},
             "lines": [f"{path.name} is not of this version: score that split again"],
         }
         parts.append(part)
         stored = output / "films" / path.name
-        if part["sheets"] and stored.exists() and (text := _or_without(_films, stored)):
+        if part["split"] and stored.exists() and (text := _or_without(_films, stored)):
             films[path.stem] = text
-    live = set(DRAWN_LIVE) if films else {"training.png"}
+    live = DRAWN_LIVE if all(part["split"] in films for part in parts if part["split"]) else DRAWN_LIVE[:1]
     drawn = [path for path in sorted((output / "figures").rglob("[!.]*.png")) if path.name not in live]
     page = write_html(
         "page.html.j2",
@@ -87,7 +87,8 @@ def _part(path: Path) -> dict:
         audited = path.stem.startswith("audit_")
         result = read_json(path, *((AUDIT, "audit the run again") if audited else (SCORES, HINT)))
         title, sheets, lines = audit_sheets(result) if audited else document(result)
-        return {"title": title, "sheets": sheets, "lines": lines, "verdict": result.get("verdict", [])}
+        split = "" if audited else path.stem
+        return {"title": title, "sheets": sheets, "lines": lines, "verdict": result.get("verdict", []), "split": split}
 
 
 def _films(path: Path) -> str:
