@@ -61,9 +61,9 @@ def open_page(browser):
     assert not troubles
 
 
-def made(folder: Path, n: int, frame: int = 64, grid: int = 16, finding: str = "mass", prefix: str = "film") -> tuple:
-    """A page of n films and four methods, through the real writers; and the maps. Every second film is positive and has
-    a box."""
+def made(folder: Path, n: int, frame: int = 64, grid: int = 16, findings=("mass",), prefix: str = "film") -> tuple:
+    """A page of n films and four methods, through the real writers; and the maps. Every second film is positive for all
+    findings, and has a box of the first."""
     rng, labels, films, boxes = np.random.default_rng(0), np.arange(n) % 2, [], []
     maps = 0.4 * rng.random((n, grid, grid, 1))
     for i, label in enumerate(labels):
@@ -75,27 +75,31 @@ def made(folder: Path, n: int, frame: int = 64, grid: int = 16, finding: str = "
             film[y * frame // grid : (y + 4) * frame // grid, x * frame // grid : (x + 4) * frame // grid] += 100
         films.append(film)
         boxes.append((corners[:label], [0] * int(label)))
-    p = (0.3 * labels + 0.7 * rng.random(n))[:, None]
+    p = np.repeat((0.3 * labels + 0.7 * rng.random(n))[:, None], len(findings), 1)
     ids = [f"{prefix}{i}" for i in range(n)]
-    data = {"image_id": ids, "patient_id": ids, "labels": labels[:, None], "boxes": boxes, "probabilities": p}
-    methods = ("infomask", "infomask_bits", "infomask_evidence", "cam")
-    maps = {method: (maps ** (k + 1)).astype(np.float16) for k, method in enumerate(methods)}
+    data = {"image_id": ids, "patient_id": ids, "labels": np.repeat(labels[:, None], len(findings), 1)}
+    data |= {"boxes": boxes, "probabilities": p}
+    maps = {name: (maps ** (k + 1)).astype(np.float16) for k, name in enumerate(("infomask", "infomask_bits", "cam"))}
+    maps["infomask_evidence"] = np.concatenate([np.roll(maps["cam"], k, 2) for k in range(len(findings))], axis=-1)
     few = {name: values[:24] for name, values in data.items()}
-    scores, _ = score(
-        [finding], few, {m: a[:24] for m, a in maps.items()}, frame=16, dataset=prefix, resamples=10, protocols=()
-    )
+    options = {"frame": 16, "dataset": prefix, "resamples": 10, "protocols": ()}
+    scores, _ = score(list(findings), few, {method: array[:24] for method, array in maps.items()}, **options)
     scores |= {"frame": frame, "verdict": [f"The mask wins, says {prefix}.", "A caution."]}
     data |= {"sizes": [(frame, frame)] * n, "masks": [None] * n}
     return written(folder, scores, data, maps, films.__getitem__, grid), maps
 
 
 def written(folder: Path, scores: dict, data: dict, maps: dict, film_of, cells: int) -> Path:
+    films = film_data(scores, data, maps, film_of, cells)
+    write_all({folder / "eval" / "test.json": json.dumps(scores), folder / "films" / "test.json": films})
+    return page_of(folder, scores["dataset"])
+
+
+def page_of(folder: Path, dataset: str) -> Path:
     config = Config(data_dir=folder, workdir=folder)
-    manifest = {"seed": 3, "dataset": {"name": scores["dataset"], "fingerprint": "f", "findings": ["mass"]}}
+    manifest = {"seed": 3, "dataset": {"name": dataset, "fingerprint": "f", "findings": ["mass"]}}
     manifest |= {"git_revision": None, "libraries": {"jax": "0.1"}, "devices": ["TPU v5e"] * 4}
-    files = {"eval/test.json": json.dumps(scores), "config.json": json.dumps(config.to_dict())}
-    files["films/test.json"] = film_data(scores, data, maps, film_of, cells)
-    write_all({folder / name: text for name, text in files.items()})
+    write_all({folder / "config.json": json.dumps(config.to_dict())})
     return write_page(folder, SimpleNamespace(folder=folder, manifest=manifest, config=config, plain=None, folds=[]))
 
 
@@ -121,7 +125,7 @@ def test_sliders_filters_and_keys_change_what_is_shown(open_page, tmp_path):
     assert cut["name"] == "film1" and cut["iou"] != first["iou"] and cut["boxes"] != first["boxes"]
     page.locator("#scored").click()
     assert page.evaluate(SEEN) == first
-    press("4")
+    press("3")
     assert page.locator("#method").evaluate("m => m.selectedOptions[0].text") == "CAM"
     press("1")
     for key, kind in {"h": "hit", "p": "missed positive", "f": "false alarm", "r": "rejected", "a": ""}.items():
@@ -189,7 +193,7 @@ def test_bits_in_a_box_are_those_of_its_cells(open_page, tmp_path):
     page = open_page(made(tmp_path, 24)[0])
     stored = json.loads((tmp_path / "films" / "test.json").read_text())
     kind, share = stored["methods"][1], stored["methods"][1]["share"]
-    assert kind["name"] == "InfoMask bits" and share == 1 and not any("share" in m for m in stored["methods"][::2])
+    assert kind["name"] == "InfoMask bits" and share == 1 and not any("share" in m for m in stored["methods"][2:])
     result = page.evaluate("massInside(Float32Array.from([1, 2, 3, 4]), [2, 2], [0, 0.25, 0.75, 1])")
     assert result == pytest.approx(1 * 0.5 + 2 + 3 * 0.25 + 4 * 0.5)
     rows = page.locator("#rows tr")
@@ -227,7 +231,7 @@ def test_five_hundred_films_are_usable_within_three_seconds(open_page, tmp_path)
 
 
 def test_hostile_names_are_only_text(open_page, tmp_path):
-    page = open_page(made(tmp_path, 24, finding=HOSTILE, prefix=HOSTILE)[0])
+    page = open_page(made(tmp_path, 24, findings=[HOSTILE], prefix=HOSTILE)[0])
     page.keyboard.press("ArrowRight")
     assert page.evaluate("typeof hacked") == "undefined" and page.locator("img[src=x]").count() == 0
     assert page.evaluate(SEEN)["name"] == HOSTILE.replace("\u202e", "\\u202e") + "2"
@@ -264,6 +268,23 @@ def test_film_map_and_box_of_an_odd_film_lie_on_each_other(open_page, tmp_path):
         rows, columns = (np.flatnonzero(light.max(axis) > light.max() * 0.45) for axis in (1, 0))
         found = [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]
         np.testing.assert_allclose(found, [top, left, bottom, right], atol=3)
+
+
+def test_findings_splits_and_maps_of_each_finding_are_told_apart(open_page, tmp_path):
+    maps = made(tmp_path, 24, findings=("nodule", "mass"), prefix="own")[1]
+    kept = {name: (tmp_path / name / "test.json").read_text() for name in ("eval", "films")}
+    made(tmp_path, 30, findings=("nodule", "mass"), prefix="other")
+    write_all({tmp_path / name / "val.json": text.replace('"test"', '"val"') for name, text in kept.items()})
+    page = open_page(page_of(tmp_path, "two"))
+    assert page.evaluate(SEEN)["name"] == "other1"
+    page.locator("#split").select_option(label="val")
+    page.locator("#method").select_option(label="InfoMask evidence")
+    for k, finding in enumerate(("nodule", "mass")):
+        page.locator("#finding").select_option(label=finding)
+        seen = page.evaluate(SEEN)
+        assert_same_boxes(seen, maps["infomask_evidence"][int(seen["name"].removeprefix("own")), ..., k], 64)
+        assert bool(seen["iou"]) == (page.locator("rect.true").count() == 1) == (k == 0)
+    assert "found" in page.locator("#filters").inner_text() and "no box" in page.locator("#scored").inner_text()
 
 
 @pytest.mark.parametrize("look", ["light", "dark", "phone"])

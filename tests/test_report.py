@@ -163,9 +163,8 @@ def test_page_holds_every_cell_and_needs_nothing_else(result, tmp_path):
     assert re.findall(r'<[^>]*(?:src|href)=("[^"]*")', text) == ['"data:,"', f'"{picture}"']
     assert text.count("<script") == 1 and '<th scope="row">seed</th><td>3</td><td>0</td>' in text
     order = [s for r in (named, result) for kind in (False, True) for s in sheets(r) if (s.kind == "protocol") == kind]
-    for sheet, table in zip(
-        order, re.split('<table(?: class="fold")?>', text.split("<h2>Settings")[0])[1:], strict=True
-    ):
+    tables = re.split('<table(?: class="fold")?>', text.split("<h2>Settings")[0])[1:]
+    for sheet, table in zip(order, tables, strict=True):
         bare = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in table.split("<tr")[1:]]
         rows = [[html.unescape(re.sub("<.*?>", "", cell)) for cell in cells] for cells in bare if len(cells) > 1]
         assert rows[0] == list(sheet.headings)
