@@ -12,10 +12,12 @@ import cv2
 import numpy as np
 import pytest
 
+from infomask_jax import datasets
 from infomask_jax.config import Config
 from infomask_jax.evaluate import score
 from infomask_jax.localize import region_boxes
 from infomask_jax.report import film_data, write_page
+from infomask_jax.report.curves import LEFT, WIDTH, curves
 from infomask_jax.report.film_data import run_lengths
 from infomask_jax.system import write_all
 
@@ -200,6 +202,17 @@ def test_bits_in_a_box_are_those_of_its_cells(open_page, tmp_path):
     assert "weighted" in rows.first.get_attribute("title") and float(rows.first.inner_text().split()[-2]) > 0
 
 
+def test_maps_of_other_types_and_finer_than_the_frame_are_drawn_as_scored(open_page, tmp_path):
+    """Ours are float16 and never finer; then they go as they were prepared, and their cells are not counted as bits."""
+    path, maps = made(tmp_path, 24, frame=12)
+    page = open_page(path)
+    for number, method in enumerate(maps, 1):
+        page.keyboard.press(str(number))
+        seen = page.evaluate(SEEN)
+        assert_same_boxes(seen, maps[method][int(seen["name"].removeprefix("film")), ..., 0], 12)
+    assert not page.locator("#bits").is_visible()
+
+
 def test_truth_is_packed_in_runs(open_page, tmp_path):
     page, rng = open_page(made(tmp_path, 24)[0]), np.random.default_rng(0)
     for mask in (rng.random((7, 7)) > 0.5, np.ones((3, 3), bool), np.zeros((3, 3), bool)):
@@ -275,7 +288,9 @@ def test_findings_splits_and_maps_of_each_finding_are_told_apart(open_page, tmp_
     kept = {name: (tmp_path / name / "test.json").read_text() for name in ("eval", "films")}
     made(tmp_path, 30, findings=("nodule", "mass"), prefix="other")
     write_all({tmp_path / name / "val.json": text.replace('"test"', '"val"') for name, text in kept.items()})
+    write_all({tmp_path / "figures" / f"{name}.png": b"drawn" for name in ("hits", "training", "audit_test")})
     page = open_page(page_of(tmp_path, "two"))
+    assert page.locator("figure img").evaluate_all("all => all.map((i) => i.alt)") == ["figures/audit_test.png"]
     assert page.evaluate(SEEN)["name"] == "other1"
     page.locator("#split").select_option(label="val")
     page.locator("#method").select_option(label="InfoMask evidence")
@@ -285,6 +300,21 @@ def test_findings_splits_and_maps_of_each_finding_are_told_apart(open_page, tmp_
         assert_same_boxes(seen, maps["infomask_evidence"][int(seen["name"].removeprefix("own")), ..., k], 64)
         assert bool(seen["iou"]) == (page.locator("rect.true").count() == 1) == (k == 0)
     assert "found" in page.locator("#filters").inner_text() and "no box" in page.locator("#scored").inner_text()
+
+
+def test_head_and_curves_tell_how_a_run_was_trained(trained, tmp_path):
+    text = (trained / "report.html").read_text()
+    data = datasets.load("synthetic", trained.parent / "data")
+    assert f"<dt>training positives</dt><dd>opacity {data.summary['train']['labels'][0][0]}</dd>" in text
+    assert '<th scope="row">train.steps</th><td>6</td><td>2700</td>' in text and "rate (bits per image)" in text
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        "".join(f'{{"step": {s}, "loss": {2 - s / 10}, "val_auroc": {a}}}\n' for s, a in ((10, 0.5), (20, 1)))
+    )
+    loss, auroc = curves({"InfoMask": path})
+    assert (loss["title"], auroc["title"], auroc["last"]) == ("loss (nats)", "validation AUROC", "20")
+    (x0, y0), (x1, y1) = np.float64([point.split() for point in auroc["lines"][0]["path"][1:].split("L")])
+    assert (x0 - LEFT, x1) == pytest.approx(((WIDTH - LEFT) / 2, WIDTH)) and y0 > y1
 
 
 @pytest.mark.parametrize("look", ["light", "dark", "phone"])

@@ -48,9 +48,11 @@ def film_data(scores: dict, examples: dict, maps: dict, film_of: Callable, cells
     most = max(1, min(MOST, BYTES // size))
     at = np.arange(n)
     if n > most:
-        own = np.array(found(drawn_method(maps), at))
-        chosen = [choose(column, range(len(OUTCOMES)), max(1, most // len(findings))) for column in own.T]
-        at = np.unique(np.concatenate(chosen))[:most]
+        own, share = np.array(found(drawn_method(maps), at)), max(1, most // len(findings))
+        chosen = np.unique(np.concatenate([choose(column, range(len(OUTCOMES)), share) for column in own.T]))[:most]
+        rest = np.setdiff1d(at, chosen)
+        more = rest[np.linspace(0, len(rest) - 1, most - len(chosen)).round().astype(int)]
+        at = np.sort(np.concatenate([chosen, more]))
     kept = {name: [examples[name][i] for i in at] for name in ("image_id", "labels", "boxes", "masks")}
     runs = [{} for _ in at]
     for k, finding in enumerate(findings):
@@ -75,7 +77,9 @@ def film_data(scores: dict, examples: dict, maps: dict, film_of: Callable, cells
         cuts = [cut or {"value": FIXED_THRESHOLD, "tuned_on": "no box of the finding in the split"} for cut in cuts]
         told = [{"value": cut["value"], "from": SOURCES.get(cut["tuned_on"], cut["tuned_on"])} for cut in cuts]
         about = {"name": NAMES.get(method, method), "grid": grid, "half": half, "cuts": told}
-        methods.append(about | ({"share": (cells / maps[method].shape[1]) ** 2} if method.endswith("_bits") else {}))
+        if half and method.endswith("_bits"):
+            about["share"] = (cells / grid[0]) ** 2
+        methods.append(about)
     facts = {name: scores[name] for name in ("split", "dataset", "frame")}
     facts |= {"total": n, "findings": findings, "outcomes": OUTCOMES, "methods": methods, "films": shown_films}
     facts["colors"] = [list(map(int, rgb)) for rgb in matplotlib.colormaps[HEAT](range(256), bytes=True)[:, :3]]
