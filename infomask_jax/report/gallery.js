@@ -1,11 +1,13 @@
 // The gallery of films. Everything that is named comes from films/SPLIT.json and is only ever text.
 
 const $ = (id) => document.getElementById(id);
-const FILTERS = { a: "all", h: "hit", m: "miss", d: "found", p: "missed positive", f: "false alarm", r: "rejected", u: "unknown" };
+const FILTERS = { a: "all", h: "hit", m: "miss", d: "found", p: "missed positive", f: "false alarm", r: "rejected" };
+FILTERS.u = "unknown";
 const SIGNS = { 1: "positive", 0: "negative", "-1": "unknown" };
 const BITS = "bits in the box: the sum of the bits of all cells, each weighted by the share of its area inside the box";
 const short = (x, places = 3) => x.toFixed(places).replace(/^0\./, ".");
-let split, list = [], at = 0, wanted = "all", prepared, truth; // `list`: films that pass the filters; `at`: the one shown
+// The split; its films that pass the filters; which of them is shown; the filter; of that film, map and truth.
+let split, list = [], at = 0, wanted = "all", prepared, truth;
 
 function make(tag, text = "", name = "") {
   const node = document.createElement(tag);
@@ -30,8 +32,10 @@ function open(block) {
   split = JSON.parse(block.textContent);
   fill($("finding"), split.findings);
   fill($("method"), split.methods.map((one) => one.name));
-  const n = split.films.length, kept = n < split.total ? `${n} of ${split.total} films, evenly spaced over outcomes` : `${n} films`;
-  $("kept").textContent = `${split.dataset} / ${split.split}: ${kept}. Hit or miss: whether the peak of the chosen map lies in the truth.`;
+  const n = split.films.length, thinned = n < split.total;
+  const kept = thinned ? `${n} of ${split.total} films, evenly spaced over outcomes` : `${n} films`;
+  const judged = "Hit or miss: whether the peak of the chosen map lies in a true box.";
+  $("kept").textContent = `${split.dataset} / ${split.split}: ${kept}. ${judged}`;
   wanted = "all";
   list = [split.films.find((film) => film.truth[0]) || split.films[0]], at = 0;
   startCut();
@@ -70,13 +74,15 @@ function filter() {
 }
 
 function choose(name) {
+  const focused = $("filters").contains(document.activeElement);
   wanted = name;
   filter();
+  if (focused) $("filters").querySelector("[aria-pressed=true]").focus();
 }
 
 const source = (film) => `data:image/jpeg;base64,${film.jpeg}`;
 const near = new IntersectionObserver((entries) => entries.forEach(({ isIntersecting, target }) => {
-  if (!isIntersecting || !target.isConnected) return; // built when it comes near the window of thumbnails, not before
+  if (!isIntersecting || !target.isConnected) return; // built when it comes near the window of thumbnails, not sooner
   near.unobserve(target);
   const film = list[target.value], kind = outcome(film), image = make("img");
   image.src = source(film), image.alt = "", target.title = film.id;
@@ -119,21 +125,23 @@ function draw() {
   // what depends on the threshold: boxes, IoU, bits
   const film = list[at], cut = Number($("cut").value), number = split.methods.findIndex((one) => one.share);
   const bits = number >= 0 && mapOf(film, number);
-  const true_ = film.boxes.filter((box) => box[0] === finding()).map((box) => box.slice(1));
-  const boxes = [...true_.map((box) => [box, "true"]), ...regionBoxes(prepared, split.frame, cut).map((box) => [box, "predicted"])];
+  const boxes = film.boxes.filter((box) => box[0] === finding()).map((box) => [box.slice(1), "true"]);
+  boxes.push(...regionBoxes(prepared, split.frame, cut).map((box) => [box, "predicted"]));
   $("cutAt").textContent = short(cut, 2);
   $("iou").value = truth ? overlap(prepared, truth, cut) : "";
   $("iou").textContent = truth ? short(Number($("iou").value)) : "-";
   $("iou").title = truth ? "" : "no truth of this finding here";
   const rects = boxes.map(([[ymin, xmin, ymax, xmax], kind]) => {
     const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
-    Object.entries({ class: kind, x: xmin, y: ymin, width: xmax - xmin, height: ymax - ymin }).forEach(([k, v]) => rect.setAttribute(k, v));
+    const place = { class: kind, x: xmin, y: ymin, width: xmax - xmin, height: ymax - ymin };
+    Object.entries(place).forEach(([name, value]) => rect.setAttribute(name, value));
     return rect;
   });
   $("boxes").replaceChildren(...rects);
   $("rows").replaceChildren(...boxes.map(([box, kind], i) => {
     const row = make("tr"), { grid, share } = split.methods[number] || {};
-    row.append(make("th", `${kind} box`, kind), make("td", bits ? `${short(massInside(bits, grid, box) * share, 1)} bits` : "-"));
+    const told = bits ? `${short(massInside(bits, grid, box) * share, 1)} bits` : "-";
+    row.append(make("th", `${kind} box`, kind), make("td", told));
     row.title = bits ? BITS : "";
     row.onmouseenter = () => rects[i].classList.add("hot");
     row.onmouseleave = () => rects[i].classList.remove("hot");
@@ -168,7 +176,8 @@ function nudge(by) {
 function key(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || $("keys").open) return;
   const own = event.target.matches?.("input, select"); // which have their own use of keys
-  const moves = { ArrowLeft: () => step(-1), ArrowRight: () => step(1), "-": () => nudge(-0.01), "+": () => nudge(0.01) };
+  const moves = { ArrowLeft: () => step(-1), ArrowRight: () => step(1) };
+  moves["-"] = () => nudge(-0.01), moves["+"] = () => nudge(0.01);
   if (event.key === "?") $("keys").showModal();
   else if (event.key === "Escape") event.target.blur?.();
   else if (own) return;

@@ -60,7 +60,8 @@ function regionBoxes(map, side, threshold) {
     inside[first] = 0;
     while (open.length) {
       const at = open.pop(), y = Math.floor(at / side), x = at % side;
-      top = Math.min(top, y), bottom = Math.max(bottom, y + 1), left = Math.min(left, x), right = Math.max(right, x + 1);
+      top = Math.min(top, y), bottom = Math.max(bottom, y + 1);
+      left = Math.min(left, x), right = Math.max(right, x + 1);
       for (let i = Math.max(y - 1, 0); i <= Math.min(y + 1, side - 1); i++)
         for (let j = Math.max(x - 1, 0); j <= Math.min(x + 1, side - 1); j++)
           if (inside[i * side + j]) inside[i * side + j] = 0, open.push(i * side + j);

@@ -110,12 +110,13 @@ def _head(run, data) -> dict[str, str]:
     if not positives and data is not None and data.fingerprint == run.fingerprint and config.folds == 1:
         positives = dict(zip(data.findings, (counts[0] for counts in data.summary["train"]["labels"]), strict=True))
     devices = {device: manifest["devices"].count(device) for device in manifest["devices"]}
+    made_with = [f"jax {manifest['libraries']['jax']}", *(f"{count} x {device}" for device, count in devices.items())]
     out = {"trained on": f"{manifest['dataset']['name']}, {config.data.image_size} px"}
     out |= {"steps": f"{config.train.steps:,}", "batch size": str(config.data.batch_size)}
     if positives:
         out["training positives"] = ", ".join(f"{finding} {count:,}" for finding, count in positives.items())
     out |= {"seed": str(manifest["seed"]), "revision": str(manifest["git_revision"])[:12]}
-    return out | {"on": f"jax {manifest['libraries']['jax']}, " + ", ".join(f"{n} x {d}" for d, n in devices.items())}
+    return out | {"made with": ", ".join(made_with)}
 
 
 def _changes(config: Config) -> list[tuple[str, Any, Any]]:
