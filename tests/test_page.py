@@ -208,8 +208,12 @@ def test_maps_of_other_types_and_finer_than_the_frame_are_drawn_as_scored(open_p
     page = open_page(path)
     for number, method in enumerate(maps, 1):
         page.keyboard.press(str(number))
-        seen = page.evaluate(SEEN)
-        assert_same_boxes(seen, maps[method][int(seen["name"].removeprefix("film")), ..., 0], 12)
+        for cut in ("0.4", "1"):  # 1: the peak alone
+            page.locator("#cut").fill(cut)
+            page.keyboard.press("Escape")
+            seen = page.evaluate(SEEN)
+            assert seen["boxes"]
+            assert_same_boxes(seen, maps[method][int(seen["name"].removeprefix("film")), ..., 0], 12)
     assert not page.locator("#bits").is_visible()
 
 
