@@ -63,7 +63,7 @@ def audit_run(
         output / "eval" / f"audit_{split}.md": report.as_markdown(title, sheets, remarks),
         output / "figures" / f"audit_{split}.png": report.audit_figure(result, means),
     }
-    paths = [*write_all(files), report.write_page(output, run)]
+    paths = [*write_all(files), report.write_page(output, run, data)]
     console.print(report.screen(title, sheets, remarks))
     console.print("written:", *map(str, paths), sep="\n  ", soft_wrap=True)
     return output

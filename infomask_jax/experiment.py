@@ -148,16 +148,19 @@ def detect(findings: Sequence[str], examples: dict, maps: dict, scores: dict) ->
 
 
 def draw(run: Run, output: Path, data: Prepared, scores: dict, examples: dict, maps: dict, detections) -> list[Path]:
-    """Write figures/ and report.html of a scored split into `output`; return the paths. Arguments as `report.draw`."""
+    """Write figures/, films/SPLIT.json and report.html of a scored split into `output`; return the paths. Arguments as
+    `report.draw`."""
     curves = {"InfoMask": run.folder / "metrics.jsonl", "plain": run.folder / BASELINE / "metrics.jsonl"}
     curves = {name: path for name, path in curves.items() if path.exists()}
     source, size = data.source(scores["split"], ("image",)), run.config.data.image_size
 
-    def image_of(i: int) -> np.ndarray:
-        return pixels.fit(pixels.decode_gray(source[i]["image"]), size)
+    def film_of(i: int) -> np.ndarray:
+        return pixels.decode_gray(source[i]["image"])
 
-    figures = report.draw(output, scores, examples, maps, detections, image_of, curves)
-    return [*write_all(figures), report.write_page(output, run)]
+    drawn = report.draw(output, scores, examples, maps, detections, lambda i: pixels.fit(film_of(i), size), curves)
+    films = report.film_data(scores, examples, maps, film_of, size // run.config.model.stride)
+    drawn[output / "films" / f"{scores['split']}.json"] = films
+    return [*write_all(drawn), report.write_page(output, run, data)]
 
 
 def redraw(folder: Path, split: str) -> list[Path]:

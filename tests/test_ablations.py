@@ -409,7 +409,9 @@ def test_script_lists_variants_and_takes_steps(capsys, monkeypatch, tmp_path):
     )
     asked = "--seeds 2 --split test --scored-dir fresh --steps 9 --together --vary loss.beta-m 0 1e-2"
     assert told.endswith(f"--workdir 'a b' --only beta delay masks {asked}")
-    with pytest.raises(ValueError, match="--base: expected one of synthetic, .* or the folder of a run, found nowhere"):
+    with pytest.raises(
+        ValueError, match=r"--base: expected one of synthetic, .* or the folder of a run, found nowhere"
+    ):
         script.main(script.Ablations("nowhere", list=True))
 
 

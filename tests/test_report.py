@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from infomask_jax.config import Config
 from infomask_jax.evaluate import score
 from infomask_jax.report import draw, figures, print_scores, render, write_page, write_scores
 from infomask_jax.report.sheet import number
@@ -154,12 +155,16 @@ def test_page_holds_every_cell_and_needs_nothing_else(result, tmp_path):
     files = {"eval/test.json": named, "eval/val.json": result, "eval/train.json": {}, "config.json": {}}
     texts = {tmp_path / name: json.dumps(value) for name, value in files.items()}
     write_all(texts | {tmp_path / "figures" / "mass" / "hits.png": b"a picture"})
-    text = write_page(tmp_path, SimpleNamespace(folder=tmp_path, manifest=manifest)).read_text()
-    assert "train.json is not of this version" in text and "4 x TPU v5e." in text and "&lt;i&gt;rsna" in text
+    config = Config(data_dir=tmp_path, workdir=tmp_path, seed=3)
+    run = SimpleNamespace(folder=tmp_path, manifest=manifest, config=config, plain=None, folds=[])
+    text = write_page(tmp_path, run).read_text()
+    assert "train.json is not of this version" in text and "4 x TPU v5e<" in text and "&lt;i&gt;rsna" in text
     picture = "data:image/png;base64," + base64.b64encode(b"a picture").decode()
-    assert re.findall(r'<[^>]*(?:src|href)=("[^"]*")', text) == [f'"{picture}"'] and "<script" not in text
+    assert re.findall(r'<[^>]*(?:src|href)=("[^"]*")', text) == ['"data:,"', f'"{picture}"']
+    assert text.count("<script") == 1 and '<th scope="row">seed</th><td>3</td><td>0</td>' in text
     order = [s for r in (named, result) for kind in (False, True) for s in sheets(r) if (s.kind == "protocol") == kind]
-    for sheet, table in zip(order, text.split("<table>")[1:], strict=True):
+    tables = re.split('<table(?: class="fold")?>', text.split("<h2>Settings")[0])[1:]
+    for sheet, table in zip(order, tables, strict=True):
         bare = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in table.split("<tr")[1:]]
         rows = [[html.unescape(re.sub("<.*?>", "", cell)) for cell in cells] for cells in bare if len(cells) > 1]
         assert rows[0] == list(sheet.headings)

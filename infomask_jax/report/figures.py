@@ -7,7 +7,7 @@ resized and min-maxed as for scoring (`localize.prepare_map`).
 import io
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -35,6 +35,7 @@ NAMES = {
 }
 SIGN = {1: "positive", 0: "negative"}
 ROWS = 6  # of a gallery
+OUTCOMES = ("hit", "miss", "found", "missed positive", "false alarm", "rejected", "unknown")
 KINDS = {"hits": ("hit",), "misses": ("miss", "missed positive", "false alarm")}  # outcomes that are drawn
 PANELS = {  # of training curves, heading: ({metric: (label, line style)}, log axis); rates are in bits
     "loss (nats)": ({"loss": ("loss", "-"), "nll": ("nll", "--")}, False),
@@ -114,7 +115,7 @@ def galleries(
         what = f"{scores['dataset']} / {scores['split']}, {finding}" + ("" if given else ", no probabilities given")
         for name, kinds in KINDS.items():
             films = []
-            for i in map(int, _choose(found, kinds)):
+            for i in map(int, choose(found, kinds, ROWS)):
                 chance = f", p = {p[i]:.2f}" if given else ""
                 caption = f"{str(examples['image_id'][i])[:22]}\n{SIGN[int(labels[i])]}{chance}: {found[i]}"
                 heats = {method: array[i] for method, array in own.items()}
@@ -147,11 +148,12 @@ def points_at(heat: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> boo
     return any(ymin <= y <= ymax and xmin <= x <= xmax for ymin, xmin, ymax, xmax in boxes)
 
 
-def _choose(found: np.ndarray, kinds: tuple[str, ...]) -> np.ndarray:
-    """Positions of at most ROWS outcomes of these kinds, each evenly spaced; the rarer kinds first have their share."""
+def choose(found: np.ndarray, kinds: Iterable, most: int) -> np.ndarray:
+    """Positions of at most `most` outcomes of these kinds, each evenly spaced; the rarer kinds first have their
+    share."""
     places = [np.flatnonzero(found == kind) for kind in kinds]
-    shares = np.array([min(len(those), ROWS) for those in places])
-    while shares.sum() > ROWS:  # take from the largest
+    shares = np.array([min(len(those), most) for those in places])
+    while shares.sum() > most:  # take from the largest
         shares[shares.argmax()] -= 1
     evenly = [np.linspace(0, len(those) - 1, n).round().astype(int) for those, n in zip(places, shares, strict=True)]
     return np.concatenate([those[at] for those, at in zip(places, evenly, strict=True)])
