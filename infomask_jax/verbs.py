@@ -1,5 +1,5 @@
 """Localize chest disease from image-level labels: prepare a dataset, score a run or anyone's maps,
-predict new X-rays, audit where a run's information comes from, train it again to the last bit, export it,
+predict new X-rays, compare runs, audit where a run's information comes from, train it again to the last bit, export it,
 redraw a report.
 
 Training is in experiments/: each script there is one configuration and takes --help.
@@ -151,6 +151,22 @@ class Export(OfRun):
 
 
 @dataclass(frozen=True)
+class Compare:
+    """Lay scored runs side by side: the same scores on the same images with paired intervals, the settings that
+    differ, the curves together; as tables, and as a page, compare.html. Of an ablation's folder its table as such a
+    page."""
+
+    runs: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...", help_behavior_hint="(two or more)")
+    ]
+    """Work directories of scored runs, compared with the first; or one folder of an ablation."""
+    split: str = "test"
+    """Split that all of them have scored."""
+    out: Path = Path("comparison")
+    """Folder for compare.json, compare.md and compare.html."""
+
+
+@dataclass(frozen=True)
 class Report(OfRun):
     """Print the tables of a scored run again, redraw its figures and its page, report.html."""
 
@@ -196,7 +212,7 @@ def open_data(options: Evaluate | OnData) -> datasets.Prepared:
 
 
 def main(called: str) -> None:
-    kinds = (Prepare, Evaluate, Predict, Audit, Reproduce, Export, Report)
+    kinds = (Prepare, Evaluate, Predict, Compare, Audit, Reproduce, Export, Report)
     verbs = reduce(or_, (Annotated[v, tyro.conf.subcommand(v.__name__.lower())] for v in kinds))
     config = (tyro.conf.OmitSubcommandPrefixes,)
     verb = command.parse(verbs, prog=called, description=__doc__, config=config)
@@ -219,6 +235,10 @@ def main(called: str) -> None:
         from infomask_jax.predict import predict_files
 
         predict_files(verb.run, verb.xrays, verb.out, verb.skip_bad, verb.dicom)
+    elif isinstance(verb, Compare):
+        from infomask_jax.compare import compare
+
+        compare(verb.runs, verb.out, verb.split)
     elif isinstance(verb, Audit):
         from infomask_jax.audit import audit_run
 

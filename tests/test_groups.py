@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from releases import changed, examples, picture, table
 
 from infomask_jax.datasets import Folder, groups, prepare
 from infomask_jax.datasets.schema import BadData
-from tests.releases import changed, examples, picture, table
 
 RNG = np.random.default_rng(0)
 

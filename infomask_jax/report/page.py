@@ -106,8 +106,8 @@ def _curves(run) -> list[dict]:
 def _head(run, data) -> dict[str, str]:
     """What the run is, in a few facts."""
     config, manifest = run.config, run.manifest
-    positives = manifest["dataset"].get("train_positives")
-    if not positives and data is not None and data.fingerprint == run.fingerprint and config.folds == 1:
+    positives = {}
+    if data is not None and data.fingerprint == run.fingerprint and config.folds == 1:
         positives = dict(zip(data.findings, (counts[0] for counts in data.summary["train"]["labels"]), strict=True))
     devices = {device: manifest["devices"].count(device) for device in manifest["devices"]}
     made_with = [f"jax {manifest['libraries']['jax']}", *(f"{count} x {device}" for device, count in devices.items())]

@@ -147,7 +147,7 @@ def _protocol(entries: dict, finding: str, protocol: str) -> list[Sheet]:
 def _differences(differences: dict, finding: str) -> Sheet:
     metrics, rows, controls = list(next(iter(differences.values()))), [], {}
     for name, row in differences.items():
-        rows.append(Row(name, tuple(_difference(row[metric]) for metric in metrics)))
+        rows.append(Row(name, tuple(difference_cell(row[metric]) for metric in metrics)))
         controls |= {metric: v["control"].removeprefix("control/") for metric, v in row.items() if "control" in v}
     notes = ["paired 95% interval; green or red on screen: it excludes 0"]
     if best := ", ".join(f"{METRIC.get(metric, metric)} {name}" for metric, name in controls.items()):
@@ -156,7 +156,8 @@ def _differences(differences: dict, finding: str) -> Sheet:
     return Sheet("differences", f"Paired differences, {finding}", headings, tuple(rows), tuple(notes))
 
 
-def _difference(v: dict) -> Cell:
+def difference_cell(v: dict) -> Cell:
+    """{"value", "ci95"} of a difference as a cell."""
     low, high = v["ci95"] or (0, 0)
     verdict = "" if low <= 0 <= high else "green" if v["value"] > 0 else "red"
     below = f"{number(low, sign=True)} {number(high, sign=True)}" if v["ci95"] else ""
