@@ -183,6 +183,7 @@ class Config:
         except (TypeError, ValueError, RecursionError) as error:
             hint = "Use the revision that its manifest.json names, or train again."
             raise ValueError(f"{path} is not a config of this version: {error}. {hint}") from error
+        younger = [name for name in younger if not name.startswith("machine.")]  # which say nothing of the run
         if younger:
             _tell_once(f"{path} is older than {', '.join(younger)}")
         return config

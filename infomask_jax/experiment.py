@@ -83,8 +83,10 @@ def evaluate_run(
         scores["verdict"] = report.verdict(scores, maps, examples["labels"], *trained(run))
         written = report.write_scores(output / "eval" / split, scores, per_image)
         detections = detect(findings, examples, maps, scores)
-        save_maps(output / "maps" / f"{split}.npz", examples["image_id"], maps)
+        own = {"findings": np.array(findings), "probability": examples["probabilities"]}
+        save_maps(output / "maps" / f"{split}.npz", examples["image_id"], maps | own)
         write_json(output / "boxes" / f"{split}.json", detections)
+        write_all({output / "boxes" / f"{split}.csv": report.boxes_table(detections)})
         report.write_predictions(output / "predictions" / f"{split}.csv", findings, examples)
         files = {"maps": "npz", "boxes": "json", "predictions": "csv"}
         written += [output / name / f"{split}.{ending}" for name, ending in files.items()]

@@ -57,7 +57,7 @@ def test_images_are_those_of_all_in_any_order(trained, other, tmp_path):
     for place, count in ((trained, 20), (other, 15)):
         folder = shutil.copytree(place, tmp_path / f"part{count}", ignore=shutil.ignore_patterns("figures", "films"))
         arrays = dict(np.load(folder / "maps/test.npz"))
-        np.savez(folder / "maps/test.npz", **{n: a[order[:count]] for n, a in arrays.items()})
+        np.savez(folder / "maps/test.npz", **{n: a[order[:count]] for n, a in arrays.items() if len(a) == 20})
         head, *rows = (folder / "predictions/test.csv").read_text().splitlines()
         (folder / "predictions/test.csv").write_text("\n".join([head, *(rows[i] for i in order[:count])]) + "\n")
     shuffled = compare([tmp_path / "part20", other], tmp_path / "out")

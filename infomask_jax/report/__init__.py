@@ -9,6 +9,7 @@ from infomask_jax.report.overlay import overlay
 from infomask_jax.report.page import write_page
 from infomask_jax.report.render import (
     as_markdown,
+    boxes_table,
     console,
     print_scores,
     render,
@@ -27,6 +28,16 @@ from infomask_jax.report.stored import (
 )
 from infomask_jax.report.verdict import verdict
 
-__all__ = ["as_markdown", "audit_figure", "audit_sheets", "console", "draw", "drawn_method", "film_data", "overlay"]
+__all__ = [
+    "as_markdown",
+    "audit_figure",
+    "audit_sheets",
+    "boxes_table",
+    "console",
+    "draw",
+    "drawn_method",
+    "film_data",
+    "overlay",
+]
 __all__ += ["HINT", "print_scores", "read_boxes", "read_maps", "read_probabilities", "read_scores", "read_thresholds"]
 __all__ += ["render", "screen", "shown", "unit_boxes", "verdict", "write_page", "write_predictions", "write_scores"]

@@ -17,6 +17,7 @@ COLORS = {"area": "#b0b0b0", "infomask_bits": "#e4572e", "vib_bits": "#e4572e", 
 SCORES = {"auroc": "AUROC", "auroc_of_openness": "of the mask's mean alone"}
 SCORES |= {"auroc_of_shuffled_mask": "with each mask shuffled"}
 LEFT_OUT = {"positive_without_lesion": "positive without box or mask", "unknown": "of unknown label"}
+LEAST = 0.05  # share of a film that is no lung, below which an audit says nothing
 SIDE = 256  # pixels of a drawn mean map
 
 
@@ -48,6 +49,11 @@ def audit_sheets(result: dict) -> tuple[str, list[Sheet], list[str]]:
     headings = ("finding", *(SCORES[name] for name in names))
     sheets.append(Sheet("audit", "What the pattern of the mask tells", headings, tuple(rows), notes))
     lines = [f"lung: {result['lung_from']}"]
+    groups = [found[name] for found in result["findings"].values() for name in GROUPS if name in found]
+    elsewhere = max((group["area"]["elsewhere"]["value"] for group in groups), default=1)
+    if elsewhere < LEAST:
+        told = "that bits lie in the lungs says nothing; --lungs DIR takes lung fields of your own"
+        lines.append(f"the lungs are {1 - elsewhere:.0%} of the films or more: {told}")
     if result["n_images_without_lung"]:
         lines.append(f"images without a pixel of lung: {result['n_images_without_lung']}")
     return f"Audit of {result['dataset']} / {result['split']}: {result['n_images']} images", sheets, lines

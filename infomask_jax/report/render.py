@@ -73,6 +73,12 @@ def write_predictions(path: Path, findings: list[str], examples: dict) -> None:
     write_all({path: as_csv(rows)})
 
 
+def boxes_table(detections: list[dict]) -> str:
+    """COCO detections, see `localize.detections`, as CSV, pixels as there."""
+    rows = [(box["file_name"], box["category"], *box["bbox"], box["score"]) for box in detections]
+    return as_csv([("image", "finding", "x", "y", "w", "h", "score"), *rows])
+
+
 def screen(title: str, sheets: list[Sheet], lines: list[str]) -> Group:
     """A title, sheets and closing lines, for a terminal of 100 columns or more."""
     return Group(Text(title, style="bold"), Text(), *map(_table, sheets), *[Text(line, style="bold") for line in lines])

@@ -65,7 +65,8 @@ def read_maps(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
     if "image_id" not in maps or not maps.keys() & {*DRAWN}:
         raise ValueError(f"{path}: expected image_id and one of {', '.join(DRAWN)}, found {', '.join(maps)}; {HINT}")
     with shown(path):
-        return list(map(str, maps.pop("image_id"))), {method: four_axes(array) for method, array in maps.items()}
+        ids = list(map(str, maps.pop("image_id")))
+        return ids, {name: four_axes(array) for name, array in maps.items() if name not in ("findings", "probability")}
 
 
 @contextlib.contextmanager
