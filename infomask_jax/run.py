@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import jax
 
-from infomask_jax import __version__, checkpoint, parallel
+from infomask_jax import __version__, checkpoint, familiar, parallel
 from infomask_jax.config import FREE, Config
 from infomask_jax.datasets import Prepared
 from infomask_jax.presets import changed
@@ -24,6 +24,7 @@ SHAPE = {  # of manifest.json, for `read_json`
     **{"seed": int, "dataset": {"name": str, "fingerprint": str, "findings": [str]}, "stored_size?": int},
     **{"git_revision": str | None, "libraries": {"jax": str, str: str}, "devices": [str]},
     **{"continued?": [{"step": int}], "weights?": {"file": str, "sha256": str}},
+    "films?": familiar.FACTS,
 }
 
 
@@ -50,6 +51,16 @@ class Run:
     @property
     def findings(self) -> list[str]:
         return self.manifest["dataset"]["findings"]
+
+    @property
+    def about(self) -> str:
+        """What it was trained on, in one line."""
+        config, name = self.config, self.manifest["dataset"]["name"]
+        films = f"{name}{' (drawn phantoms, no X-rays)' if name == 'synthetic' else ''}"
+        return (
+            f"trained on {films}, to find {', '.join(self.findings)}: {config.train.steps} steps of "
+            f"{config.data.batch_size} films, {config.data.image_size} px"
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -137,6 +148,7 @@ def _write_or_check(workdir: Path, config: Config, data: Prepared, weights: dict
     new, begun = {"config": config.to_dict(), "dataset": dataset}, saved(workdir)
     manifest = {"seed": config.seed, "dataset": dataset, "stored_size": data.size, **environment()}
     manifest |= {"weights": weights} if weights else {}
+    manifest |= {"films": familiar.facts(data)} if "train" in data.splits else {}  # the whole of all folds has none
     config_path, manifest_path = workdir / "config.json", workdir / "manifest.json"
     if not (config_path.exists() and manifest_path.exists()):
         if (workdir / "checkpoints").exists():
