@@ -72,15 +72,14 @@ def find(xrays: Sequence[Path]) -> dict[str, Path]:
     for given in map(Path, xrays):
         folder = os.path.isdir(given)
         for path in _files(given) if folder else [given]:
-            if not os.path.lexists(path):
-                wrong.append(f"{path}: no such file or folder")
-                continue
             image_id = normal(path.relative_to(given).as_posix() if folder else path.name)
             if os.path.realpath(path) in seen:
                 continue
             seen.add(os.path.realpath(path))
             if not printable(image_id) or "\\" in image_id or len(os.fsencode(image_id.split("/")[-1])) > LONGEST_NAME:
                 wrong.append(f"{image_id!r}: not printable, with a backslash, or of over {LONGEST_NAME} bytes")
+            elif not os.path.lexists(path):
+                wrong.append(f"{path}: no such file or folder")
             elif (other := found.setdefault(image_id, path)) != path:
                 same = normal(str(other)) == normal(str(path))
                 both = f"{lookup.one_name([other, path])}: keep one"

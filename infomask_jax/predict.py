@@ -273,4 +273,4 @@ def _tell(run: Run, out: Path, ids: list[str], films: Films, probability: np.nda
 
 def tell_unlike(count: int, among: int) -> str:
     expected = f"{100 - familiar.PERCENT} in 100 of its own"
-    return f"{count} of {among} X-rays are unlike those that the run was trained on ({expected} would be)"
+    return f"unlike those that the run was trained on: {count} of {among} X-rays ({expected} would be)"
