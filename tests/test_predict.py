@@ -287,7 +287,7 @@ def test_run_tells_of_its_training_and_of_films_unlike_it(run, films, tmp_path, 
     other.mkdir()
     for i in range(3):
         bright = np.zeros((90, 70), np.uint8)
-        bright[40:] = 200 + i
+        bright[80:, 60:] = 200 + i
         cv2.imwrite(str(other / f"{i}.png"), bright)
     cv2.imwrite(str(other / "3.png"), np.random.default_rng(0).integers(0, 60, (40, 90), np.uint8))
     predict.predict_files(run, [other, films / "001.png"], tmp_path / "out")
