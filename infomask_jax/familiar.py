@@ -12,7 +12,8 @@ SIDE, SAMPLE = 8, 1000  # cells on a side of a thumbnail; training films that ar
 PERCENT = 99  # of the training films are less far from their mean than `limit`
 FLOOR = 0.05  # added to the deviation of a cell, which may be 0
 STRETCH = 1.25  # by which a film may be wider or narrower than the training films
-FACTS = {"mean": [NUMBER], "deviation": [NUMBER], "limit": NUMBER, "aspect": [NUMBER, NUMBER]}  # see `facts`
+CELLS = [NUMBER] * SIDE**2
+FACTS = {"mean": CELLS, "deviation": CELLS, "limit": NUMBER, "aspect": [NUMBER, NUMBER]}  # see `facts`
 
 
 def thumbnail(film: np.ndarray) -> np.ndarray:

@@ -59,9 +59,11 @@ def sampled(model: ModelConfig, findings: int, samples: int, seed: int = 0) -> C
 
     A sample draws z and m as in training, of the features that evaluation sees. The draws depend on the seed, and are
     the same for every image: what is found does not depend on the other images, or on their order. ValueError where
-    the model draws nothing."""
+    the model draws nothing, or for less than two samples."""
     if model.kind not in ("infomask", "vib"):
         raise ValueError(f"samples: expected 0, for a model of kind {model.kind} draws nothing; found {samples}")
+    if samples < 2:
+        raise ValueError(f"samples: expected 0 or a number from 2 on, found {samples}")
     network = build(dataclasses.replace(model, mask_samples=1), findings)
 
     def predict(params, images):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import jax
 
@@ -37,7 +37,7 @@ class Run:
     manifest: dict[str, Any]
 
     @classmethod
-    def open(cls, folder: Path) -> "Run":
+    def open(cls, folder: str | Path) -> Self:
         """FileNotFoundError where there is no run; ValueError naming file and field for what is not as it was."""
         folder = Path(folder)
         config, path = Config.load(folder), folder / "manifest.json"

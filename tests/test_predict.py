@@ -285,17 +285,18 @@ def test_run_tells_of_its_training_and_of_films_unlike_it(run, films, tmp_path, 
     assert "trained on folder, to find mass, effusion: 6 steps of 8 films, 32 px" in told and "warning" not in told
     other = tmp_path / "other"
     other.mkdir()
-    for i in range(3):
-        bright = np.zeros((90, 70), np.uint8)
-        bright[80:, 60:] = 200 + i
-        cv2.imwrite(str(other / f"{i}.png"), bright)
-    cv2.imwrite(str(other / "3.png"), np.random.default_rng(0).integers(0, 60, (40, 90), np.uint8))
+    for i in range(4):
+        cv2.imwrite(str(other / f"{i}.png"), np.random.default_rng(i).integers(0, 60, (40, 90), np.uint8))
     predict.predict_files(run, [other, films / "001.png"], tmp_path / "out")
     told = capsys.readouterr().out
     assert told.count("warning: unlike those that the run was trained on: 4 of 5 X-rays") == 1
-    assert f"such as {other / '0.png'} (" in told
-    assert "width / height 2.25" in familiar.unlike(facts, np.zeros(64, np.float32), (40, 90))
+    assert f"such as {other / '0.png'} (width / height 2.25, of theirs 0.78 to 0.78)" in told
+    corner = np.eye(64, dtype=np.float32)[0] * 64
+    assert "from their mean picture" in familiar.unlike(facts, corner, (90, 70))
     old = shutil.copytree(run, tmp_path / "run")
+    change(old / "manifest.json", ("films", "mean"), [0.0] * 9)
+    with pytest.raises(ValueError, match=r"manifest\.json: films\.mean: expected 64 items, found 9"):
+        predict.predict_files(old, [other], tmp_path / "old")
     change(old / "manifest.json", ("films",), None)
     predict.predict_files(old, [other], tmp_path / "old")
     assert "warning" not in capsys.readouterr().out
@@ -337,3 +338,5 @@ def test_samples_add_columns_and_arrays_and_change_none(run, films, tmp_path):
     np.testing.assert_allclose(kept["alone"]["infomask_sd"][0], masks.std(axis=0), atol=2e-3)
     with pytest.raises(ValueError, match="samples: expected 0, for a model of kind plain draws nothing; found 5"):
         predict.predict_files(run / "plain", [films / "001.png"], tmp_path / "plain", samples=5)
+    with pytest.raises(ValueError, match="from 2 on, found 1"):
+        predict.predict_files(run, [films / "001.png"], tmp_path / "one", samples=1)
