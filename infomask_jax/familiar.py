@@ -46,7 +46,5 @@ def unlike(facts: dict, thumbnail: np.ndarray, size: tuple[int, int]) -> str:
     (least, most), ratio = facts["aspect"], size[1] / size[0]
     if not least / STRETCH <= ratio <= most * STRETCH:
         return f"width / height {ratio:.2f}, of theirs {least:.2f} to {most:.2f}"
-    far = distance(facts, thumbnail)
-    return f"{far:.1f} from their mean picture, {PERCENT} % of them within {facts['limit']:.1f}" * (
-        far > facts["limit"]
-    )
+    far, limit = distance(facts, thumbnail), facts["limit"]
+    return f"{far:.1f} from their mean picture, {PERCENT} % of them within {limit:.1f}" if far > limit else ""

@@ -65,8 +65,8 @@ def test_numbers_are_those_of_the_command_bit_for_bit(run, folder, tmp_path):
 
 def test_one_gives_one_and_a_list_a_list_in_its_order(run, folder):
     paths = sorted(folder.iterdir())[:3]
-    films = run.predict([paths[2], str(paths[0]), paths[2]])
-    assert [film.image_id for film in films] == [paths[i].name for i in (2, 0, 2)] and same(films[0], films[2])
+    films = run.predict([paths[2], str(paths[0]), paths[1], paths[2]])
+    assert [film.image_id for film in films] == [paths[i].name for i in (2, 0, 1, 2)] and same(films[0], films[3])
     assert same(run.predict(paths[0]), films[1]) and len(run.predict([folder, paths[0]])) == 21
     assert isinstance(run.predict([paths[0]]), list)
 
