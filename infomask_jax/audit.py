@@ -45,7 +45,7 @@ def audit_run(
     lung_of, lung_from = lung_fields(examples, source, data, split, lungs, lungs_from_image)
 
     unshifted = dataclasses.replace(config, map_shifts=1)
-    logits, maps, _ = predict(unshifted, params, source, len(findings))
+    logits, maps, *_ = predict(unshifted, params, source, len(findings))
     scores = {"auroc": logits}
     if "infomask" in maps:
         openness = maps["infomask"].sum(axis=(1, 2), dtype=float)  # [N, 1 or K]

@@ -1,4 +1,4 @@
-"""X-ray files that a user names, as `predict` takes them: found, named once, decoded when asked for."""
+"""X-rays that a user names or has in memory, as `predict` takes them: found, named once, decoded when asked for."""
 
 import os
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import numpy as np
 
 from infomask_jax.datasets import images, lookup, schema
 from infomask_jax.datasets.images import BadImage
+from infomask_jax.familiar import thumbnail
 from infomask_jax.pixels import as_panel, encode, resize
 from infomask_jax.text import normal, printable
 
@@ -15,12 +16,16 @@ LONGEST_NAME = 250  # bytes of a file name, so that a picture of that name and .
 
 
 class Films:
-    """X-ray files as a source of `pipeline.eval_batches`, squared as `prepare` does it. Once film i has been asked for,
-    `sizes[i]` is its (height, width) and `shown[i]` uint8 [H, W] to draw on, or `problems[i]` says what is wrong."""
+    """X-rays, files or arrays, as a source of `pipeline.eval_batches`, squared as `prepare` does it. Once film i has
+    been asked for, `sizes[i]` is its (height, width), `shown[i]` uint8 [H, W] to draw on and `thumbnails[i]` what tells
+    it from others, see familiar.py; or `problems[i]` says what is wrong."""
 
-    def __init__(self, paths: Sequence[Path], size: int):
+    def __init__(self, paths: Sequence[Path | np.ndarray], size: int):
         self.paths, self.size = paths, size
-        self.sizes, self.shown, self.problems = {}, {}, {}
+        self.sizes: dict[int, tuple[int, int]] = {}
+        self.shown: dict[int, np.ndarray] = {}
+        self.thumbnails: dict[int, np.ndarray] = {}
+        self.problems: dict[int, str] = {}
 
     def __len__(self):
         return len(self.paths)
@@ -28,23 +33,39 @@ class Films:
     def __getitem__(self, i: int) -> dict:
         film = self.decode(i)
         if film is None:
-            film = np.zeros((1, 1), np.uint8)
+            square = np.zeros((self.size, self.size), np.uint8)
         else:
-            self.sizes[i], self.shown[i] = film.shape, as_panel(film)
-        return {"image": encode(resize(film, self.size)), "labels": np.zeros(0)}
+            square = resize(film, self.size)
+            self.sizes[i], self.shown[i], self.thumbnails[i] = film.shape, as_panel(film), thumbnail(square)
+        return {"image": encode(square), "labels": np.zeros(0)}
 
     def decode(self, i: int) -> np.ndarray | None:
-        """Film i as it is in its file; None, and a problem more, where it cannot be read."""
+        """Film i, uint8 or uint16 [H, W], as it is in its file; None, and a problem more, where it cannot be read."""
+        given = self.paths[i]
         try:
-            return images.decode(self.paths[i])
+            return as_film(given, f"film {i}") if isinstance(given, np.ndarray) else images.decode(given)
         except BadImage as error:
             self.problems[i] = str(error)
 
 
+def as_film(pixels: np.ndarray, name: str) -> np.ndarray:
+    """uint8 or uint16 [H, W], large is bright, as it is; of other numbers their range stretched over uint16, which the
+    model cannot tell, for each film is standardised. BadImage, naming it, for what is not one finite gray picture."""
+    if pixels.ndim != 2 or not pixels.size or pixels.dtype.kind not in "uif":
+        found = f"{pixels.dtype} {list(pixels.shape)}"
+        raise BadImage(f"{name}: expected numbers [H, W], one gray film, found {found}; give several as a list")
+    if pixels.dtype in (np.uint8, np.uint16):
+        return np.ascontiguousarray(pixels)
+    if not np.isfinite(pixels).all():
+        raise BadImage(f"{name}: expected finite numbers, found NaN or infinity; replace them")
+    low, high = float(pixels.min()), float(pixels.max())
+    return np.rint((pixels.astype(np.float64) - low) * (65535 / max(high - low, 1e-300))).astype(np.uint16)
+
+
 def find(xrays: Sequence[Path]) -> dict[str, Path]:
     """{image_id: file}: of a file its name, of those in a folder their place in it; each file once. Prints what is left
-    out of folders. ValueError for no film or names that clash or cannot be written; OSError for a folder that cannot be
-    entered."""
+    out of folders. ValueError for no film, what is not there, and names that clash or cannot be written; OSError for a
+    folder that cannot be entered."""
     if not xrays:
         raise ValueError("expected X-rays or folders of them after the RUN, found none")
     found, seen, wrong = {}, set(), []
@@ -57,12 +78,14 @@ def find(xrays: Sequence[Path]) -> dict[str, Path]:
             seen.add(os.path.realpath(path))
             if not printable(image_id) or "\\" in image_id or len(os.fsencode(image_id.split("/")[-1])) > LONGEST_NAME:
                 wrong.append(f"{image_id!r}: not printable, with a backslash, or of over {LONGEST_NAME} bytes")
+            elif not os.path.lexists(path):
+                wrong.append(f"{path}: no such file or folder")
             elif (other := found.setdefault(image_id, path)) != path:
                 same = normal(str(other)) == normal(str(path))
                 both = f"{lookup.one_name([other, path])}: keep one"
                 wrong.append(both if same else f"{other} and {path} are both {image_id}: give the folder above them")
     if wrong:
-        raise ValueError(f"names of X-rays: {schema.describe(wrong)}\nRename them.")
+        raise ValueError(f"X-rays as they are named: {schema.describe(wrong)}\nCorrect the names, or rename them.")
     return found
 
 
@@ -85,5 +108,5 @@ def _files(folder: Path) -> list[Path]:
     if left_out := [f"{count} {what}" for what, count in counts.items() if count]:
         print(f"{folder}: left out {' and '.join(left_out)}; give X-rays among them by name")
     if not files:
-        raise ValueError(f"{folder}: expected X-rays ({kinds}), found none in this folder")
+        raise ValueError(f"{folder}: no X-ray is in this folder or below: no file whose name ends in {kinds}")
     return sorted(files)

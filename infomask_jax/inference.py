@@ -1,5 +1,6 @@
 """What a trained model says of a split: one forward pass, compiled once a model, for every command that needs it."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ class Predicted(NamedTuple):
     logits: np.ndarray  # [N, K] float32
     maps: dict[str, np.ndarray]  # by method, [N, h, w, K] or, shared by all findings, [N, h, w, 1]; float16
     rates: np.ndarray  # [N, 2] bits an image of representation and mask, nan of a classifier that nothing bounds
+    spread: np.ndarray | None = None  # [N, K, 2] mean and deviation of the probability over samples, see `sampled`
 
 
 @functools.cache
@@ -51,32 +53,72 @@ def forward(model: ModelConfig, findings: int, shifts: int) -> Callable:
 
 
 @functools.cache
+def sampled(model: ModelConfig, findings: int, samples: int, seed: int = 0) -> Callable:
+    """The pure function sampled(params, images [B, H, W, 1]) -> (mean and standard deviation over samples of the
+    probability [B, K, 2], and of the mask by "infomask_mean" and "infomask_sd", [B, h, w, M] on the model's own grid).
+
+    A sample draws z and m as in training, of the features that evaluation sees. The draws depend on the seed, and are
+    the same for every image: what is found does not depend on the other images, or on their order. ValueError where
+    the model draws nothing, or for less than two samples."""
+    if model.kind not in ("infomask", "vib"):
+        raise ValueError(f"samples: expected 0, for a model of kind {model.kind} draws nothing; found {samples}")
+    if samples < 2:
+        raise ValueError(f"samples: expected 0 or a number from 2 on, found {samples}")
+    network = build(dataclasses.replace(model, mask_samples=1), findings)
+
+    def predict(params, images):
+        features = network.apply({"params": params}, images, train=False)[1]["features"]
+        given = {"features": features, "positions": jnp.zeros(len(images), jnp.int32)}
+
+        def draw(_, key):
+            logits, out = network.apply({"params": params}, images, train=True, rngs={"sample": key}, **given)
+            return None, (jax.nn.sigmoid(logits), out["mask"])
+
+        probability, mask = jax.lax.scan(draw, None, jax.random.split(jax.random.key(seed), samples))[1]
+        spread = jnp.stack([probability.mean(axis=0), probability.std(axis=0)], axis=-1)
+        masked = {"infomask_mean": mask.mean(axis=0), "infomask_sd": mask.std(axis=0)}
+        return spread, masked if model.kind == "infomask" else {}
+
+    return predict
+
+
+@functools.cache
 def _compiled(function: Callable) -> Callable:
     return jax.jit(function)
 
 
 def predicted_batches(
-    config: Config, params, source: Sequence, findings: int, function: Callable | None = None, told: bool = True
+    config: Config,
+    params,
+    source: Sequence,
+    findings: int,
+    function: Callable | None = None,
+    samples: int = 0,
+    progress: bool = True,
 ) -> Iterator[Predicted]:
-    """What `predict` returns, a batch of images at a time. Every process of several has to take all of them. told:
-    whether there is a bar of their progress."""
+    """What `predict` returns, a batch of images at a time. Every process of several has to take all of them.
+
+    samples: also draw so many, see `sampled`, by a program of their own: nothing else changes by a bit. progress: show
+    a bar."""
     devices = jax.device_count()
     batch_size = -(-config.data.batch_size // devices) * devices  # padding takes up what does not divide
     replicated, split = parallel.shardings(batch_size)
     compiled = _compiled(function or forward(config.model, findings, config.map_shifts))
+    draw = _compiled(sampled(config.model, findings, samples)) if samples else None
     params = parallel.place(params, replicated)
     name = "plain classifier" if config.model.kind == "plain" else config.model.kind
     stream = pipeline.eval_batches(source, config.data.image_size, batch_size, *parallel.part())
     total, done = -(-len(source) // batch_size), 0
-    for batch in track(stream, f"maps of {name}", total=total, disable=not (told and parallel.is_main())):
+    for batch in track(stream, f"maps of {name}", total=total, disable=not (progress and parallel.is_main())):
         placed = parallel.to_devices({key: batch[key] for key in ("image", "index")}, split)
-        index, (logits, maps, rates) = parallel.fetch((placed["index"], compiled(params, placed["image"])))
+        found = compiled(params, placed["image"]), draw(params, placed["image"]) if draw else (None, {})
+        index, ((logits, maps, rates), (spread, drawn)) = parallel.fetch((placed["index"], found))
         keep = index >= 0
         if not np.array_equal(index[keep], np.arange(done, done + keep.sum())):
             raise RuntimeError(f"images came back from the devices out of order: {index.tolist()} from {done} on")
         done += keep.sum()
-        maps = {method: np.clip(m[keep], -LARGEST, LARGEST).astype(np.float16) for method, m in maps.items()}
-        yield Predicted(logits[keep], maps, rates[keep])
+        maps = {method: np.clip(m[keep], -LARGEST, LARGEST).astype(np.float16) for method, m in (maps | drawn).items()}
+        yield Predicted(logits[keep], maps, rates[keep], None if spread is None else spread[keep])
 
 
 def predict(config: Config, params, source: Sequence, findings: int, function: Callable | None = None) -> Predicted:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import jax
 
-from infomask_jax import __version__, checkpoint, parallel
+from infomask_jax import __version__, checkpoint, familiar, parallel
 from infomask_jax.config import FREE, Config
 from infomask_jax.datasets import Prepared
 from infomask_jax.presets import changed
@@ -24,12 +24,8 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 SHAPE = {  # of manifest.json, for `read_json`
     **{"seed": int, "dataset": {"name": str, "fingerprint": str, "findings": [str]}, "stored_size?": int},
     **{"git_revision": str | None, "libraries": {"jax": str, str: str}, "devices": [str]},
-    **{
-        "continued?": [{"step": int}],
-        "weights?": {"file": str, "sha256": str},
-        "best_of?": int,
-        "training_films?": int,
-    },
+    **{"continued?": [{"step": int}], "weights?": {"file": str, "sha256": str}},
+    **{"best_of?": int, "training_films?": int, "films?": familiar.FACTS},
 }
 
 
@@ -42,7 +38,7 @@ class Run:
     manifest: dict[str, Any]
 
     @classmethod
-    def open(cls, folder: Path) -> "Run":
+    def open(cls, folder: str | Path) -> Self:
         """FileNotFoundError where there is no run; ValueError naming file and field for what is not as it was."""
         folder = Path(folder)
         config, path = Config.load(folder), folder / "manifest.json"
@@ -56,6 +52,16 @@ class Run:
     @property
     def findings(self) -> list[str]:
         return self.manifest["dataset"]["findings"]
+
+    @property
+    def about(self) -> str:
+        """What it was trained on, in one line."""
+        config, name = self.config, self.manifest["dataset"]["name"]
+        films = f"{name}{' (drawn phantoms, no X-rays)' if name == 'synthetic' else ''}"
+        return (
+            f"trained on {films}, to find {', '.join(self.findings)}: {config.train.steps} steps of "
+            f"{config.data.batch_size} films, {config.data.image_size} px"
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -143,7 +149,8 @@ def _write_or_check(workdir: Path, config: Config, data: Prepared, weights: dict
     new, begun = {"config": config.to_dict(), "dataset": dataset}, saved(workdir)
     manifest = {"seed": config.seed, "dataset": dataset, "stored_size": data.size, **environment()}
     manifest |= {"weights": weights} if weights else {}
-    manifest |= {"training_films": data.splits["train"]} if "train" in data.splits else {}
+    if "train" in data.splits:  # the whole of all folds has none
+        manifest |= {"training_films": data.splits["train"], "films": familiar.facts(data)}
     config_path, manifest_path = workdir / "config.json", workdir / "manifest.json"
     if not (config_path.exists() and manifest_path.exists()):
         if (workdir / "checkpoints").exists():

@@ -78,7 +78,7 @@ class Validation:
         return np.concatenate(rows) if rows else None
 
     def _batches(self, params: Any):
-        return predicted_batches(self.config, params, self.source, self.findings, self.pass_of, told=False)
+        return predicted_batches(self.config, params, self.source, self.findings, self.pass_of, progress=False)
 
 
 class Best:

@@ -108,9 +108,12 @@ class Predict(OfRun):
     ]
     """PNG, JPEG or DICOM files, or folders of them with all sub-folders. Whole films, as in training."""
     out: Path
-    """New or empty folder for predictions.csv, boxes.json (COCO, pixels of the file), maps.npz and pictures/."""
+    """New or empty folder for predictions.csv, boxes.json (COCO, pixels of the file; a score is the peak of the map in
+    the box, 0..1, times the probability), maps.npz and pictures/."""
     skip_bad: bool = False
     """Leave out files that cannot be read and list them in skipped.csv, instead of stopping."""
+    samples: int = 0
+    """Also draw so many samples of z and mask, with a fixed seed: mean and deviation of probability and mask."""
     dicom: bool = False
     """For viewers, also write what belongs to each DICOM film: dicom/seg/ (heat map, a segmentation) and dicom/gsps/
     (boxes, a presentation state). Needs pip install infomask-jax[dicom]."""
@@ -234,7 +237,7 @@ def main(called: str) -> None:
     elif isinstance(verb, Predict):
         from infomask_jax.predict import predict_files
 
-        predict_files(verb.run, verb.xrays, verb.out, verb.skip_bad, verb.dicom)
+        predict_files(verb.run, verb.xrays, verb.out, verb.skip_bad, verb.samples, verb.dicom)
     elif isinstance(verb, Compare):
         from infomask_jax.compare import compare
 

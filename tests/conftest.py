@@ -97,6 +97,8 @@ class Examples:
             "labels": labels,
             "image_id": f"image{index}",
             "patient_id": f"patient{index // 2}",
+            "height": self.size,
+            "width": self.size,
         }
 
 

@@ -138,7 +138,7 @@ def table(order: str) -> list:
         {"ModalityLUTSequence": table, "WindowCenter": 100, "WindowWidth": 0.1},  # a window that is none
         {"WindowCenter": "", "RescaleSlope": 2, "RescaleIntercept": ""},
     ],
-    ids=str,
+    ids=" ".join,
 )
 @pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
 def test_boxes_leave_the_film_in_its_window(tmp_path, syntax, tags, kind):

@@ -11,13 +11,16 @@ import time
 from pathlib import Path
 
 import cv2
+import jax
 import numpy as np
 import pytest
+import scipy.special
 from conftest import change, tiny_config
 
-from infomask_jax import audit, datasets, experiment, predict
-from infomask_jax.films import find
+from infomask_jax import audit, datasets, experiment, familiar, pipeline, predict
+from infomask_jax.films import Films, find
 from infomask_jax.localize import region_boxes
+from infomask_jax.model import build
 from infomask_jax.pixels import as_panel
 from infomask_jax.report import overlay
 from infomask_jax.run import Run
@@ -25,7 +28,7 @@ from infomask_jax.score_files import score_files
 from infomask_jax.system import lock
 
 FINDINGS = ("mass", "effusion")
-WHOLE = {"predictions.csv", "maps.npz", "boxes.json", "pictures"}
+WHOLE = {"predictions.csv", "maps.npz", "boxes.json", "boxes.csv", "pictures"}
 
 
 def draw(folder: Path, count: int) -> None:
@@ -89,7 +92,7 @@ def test_files_have_the_scores_of_the_prepared_images(run, films, tmp_path):
     ours = [box for box in ours if box["file_name"] in prepared and box["category"] == "mass"]
     assert len(scored) >= 8 and order(ours) == order(scored)
     pictures = {path.relative_to(out / "pictures").as_posix() for path in out.rglob("*.png")}
-    assert pictures == {f"{name}.png" for name in rows}
+    assert pictures == {f"{name[:-4]}.png" for name in rows}
     # and its maps can be scored as anyone's
     lines = (run.parent / "release" / "boxes.csv").read_text().splitlines()
     framed = [f"{lines[0]},image_width,image_height", *(f"{line},70,90" for line in lines[1:])]
@@ -118,9 +121,10 @@ def test_bad_files_are_all_named_and_nothing_is_written(run, films, tmp_path, ca
     assert boxes and all(names[box["image_id"]] == box["file_name"] for box in boxes)
     with (out / "skipped.csv").open() as file:
         assert [Path(row["file"]).name for row in csv.DictReader(file)] == ["000.png", "torn.png"]
-    for absent, words in (("000.png", "1 problem"), ("absent.png", r"absent\.png: expected a file, found none")):
-        with pytest.raises(ValueError, match=words):
+    for absent, words in (("000.png", "1 problem"), ("absent", r"mine/absent: no such file or folder")):
+        with pytest.raises(ValueError, match=words) as error:
             predict.predict_files(run, [mine / absent], tmp_path / "none", skip_bad=True)
+        assert "--skip-bad" not in str(error.value)
     assert not (tmp_path / "none").exists()
 
 
@@ -188,7 +192,7 @@ def test_what_is_asked_for_is_found_once(films, tmp_path, capsys):
     for asked, words in [
         ([films, tmp_path / "001.png"], r"1 problem.*\n.*are both 001\.png"),
         ([tmp_path / "a\nb.png", tmp_path / ("x" * 251), tmp_path / "caf\udce9.png"], r"(?s)3 problems.*a\\nb"),
-        ([tmp_path / "empty"], "found none in this folder"),
+        ([tmp_path / "empty"], "no X-ray is in this folder or below: no file whose name ends in .png"),
         ([], "found none"),
     ]:
         with pytest.raises(ValueError, match=words):
@@ -262,3 +266,77 @@ def test_boxes_are_listed_of_all_and_drawn_of_what_is_probable():
     np.testing.assert_allclose(panels[0][1][2], [[0.75, 0.0, 1.0, 0.25]], atol=0.05)
     np.testing.assert_array_equal(panels[0][1][1], maps[0, ..., -1])
     assert predict.find_boxes(found, "cam", *asked)[1][0][0][1].max() == 1
+
+
+def test_pictures_have_short_names_that_differ():
+    """a.png of a.png, a.jpg or a, unless two films would have it."""
+    assert predict.picture_names(["n1.png", "sub/n1.JPG", "IM.0001"]) == ["n1.png", "sub/n1.png", "IM.0001.png"]
+    clashing = ["a.png", "a.jpg", "a.png.png", "a.jpg.dcm", "b", "b.png", "c.png"]
+    names = predict.picture_names(clashing)
+    assert len({*names}) == len(names) and names[-1] == "c.png"
+
+
+def test_run_tells_of_its_training_and_of_films_unlike_it(run, films, tmp_path, capsys):
+    """One line, and none for films of its own, or of a run from before; facts are those of its training films."""
+    facts = json.loads((run / "manifest.json").read_text())["films"]
+    assert facts == familiar.facts(datasets.load("folder", run.parent / "data")) and facts["aspect"] == [0.778, 0.778]
+    predict.predict_files(run, [films / "001.png"], tmp_path / "own")
+    told = capsys.readouterr().out
+    assert "trained on folder, to find mass, effusion: 6 steps of 8 films, 32 px" in told and "warning" not in told
+    other = tmp_path / "other"
+    other.mkdir()
+    for i in range(4):
+        cv2.imwrite(str(other / f"{i}.png"), np.random.default_rng(i).integers(0, 60, (40, 90), np.uint8))
+    predict.predict_files(run, [other, films / "001.png"], tmp_path / "out")
+    told = capsys.readouterr().out
+    assert told.count("warning: unlike those that the run was trained on: 4 of 5 X-rays") == 1
+    assert f"such as {other / '0.png'} (width / height 2.25, of theirs 0.78 to 0.78)" in told
+    corner = np.eye(64, dtype=np.float32)[0] * 64
+    assert "from their mean picture" in familiar.unlike(facts, corner, (90, 70))
+    old = shutil.copytree(run, tmp_path / "run")
+    change(old / "manifest.json", ("films", "mean"), [0.0] * 9)
+    with pytest.raises(ValueError, match=r"manifest\.json: films\.mean: expected 64 items, found 9"):
+        predict.predict_files(old, [other], tmp_path / "old")
+    change(old / "manifest.json", ("films",), None)
+    predict.predict_files(old, [other], tmp_path / "old")
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_samples_add_columns_and_arrays_and_change_none(run, films, tmp_path):
+    """A film has the same numbers alone, among others and again; they are moments of single draws of the model."""
+    asked = {"none": 0, "some": 5, "again": 5}
+    for name, samples in asked.items():
+        predict.predict_files(run, [films / "sub"], tmp_path / name, samples=samples)
+    predict.predict_files(run, [films / "sub" / "003.png"], tmp_path / "alone", samples=5)
+    kept = {name: dict(np.load(tmp_path / name / "maps.npz")) for name in (*asked, "alone")}
+    new = {"infomask_mean", "infomask_sd"}
+    assert kept["some"].keys() - kept["none"].keys() == new
+    for name, array in kept["some"].items():
+        np.testing.assert_array_equal(array, kept["again"][name])
+        assert name in new or (array == kept["none"][name]).all()
+    at = list(kept["some"]["image_id"]).index("003.png")
+    for name in new:
+        np.testing.assert_array_equal(kept["alone"][name][0], kept["some"][name][at])
+        assert kept["some"][name].shape[1:] == (8, 8) and kept["some"][name].max() > 0
+    rows, plain = table(tmp_path / "some" / "predictions.csv"), table(tmp_path / "none" / "predictions.csv")
+    assert all(row.items() <= rows[name].items() for name, row in plain.items())
+    assert rows["003.png"] == table(tmp_path / "alone" / "predictions.csv")["003.png"]
+    opened = Run.open(run)
+    source = Films([films / "sub" / "003.png"], 48)
+    image = pipeline.to_batch(pipeline.Decoded(source), np.array([0]), 32)["image"]
+    model = build(dataclasses.replace(opened.config.model, mask_samples=1), 2)
+    features = model.apply({"params": opened.params}, image, train=False)[1]["features"]
+    drawn = [
+        model.apply({"params": opened.params}, image, train=True, features=features, rngs={"sample": key})
+        for key in jax.random.split(jax.random.key(0), 5)
+    ]
+    p = scipy.special.expit(np.stack([logits[0] for logits, _ in drawn]))
+    for k, name in enumerate(FINDINGS):
+        for what, value in (("mean", p[:, k].mean()), ("sd", p[:, k].std())):
+            assert float(rows["003.png"][f"{name} probability {what}"]) == pytest.approx(value, rel=1e-3)
+    masks = np.stack([out["mask"][0, ..., 0] for _, out in drawn])
+    np.testing.assert_allclose(kept["alone"]["infomask_sd"][0], masks.std(axis=0), atol=2e-3)
+    with pytest.raises(ValueError, match="samples: expected 0, for a model of kind plain draws nothing; found 5"):
+        predict.predict_files(run / "plain", [films / "001.png"], tmp_path / "plain", samples=5)
+    with pytest.raises(ValueError, match="from 2 on, found 1"):
+        predict.predict_files(run, [films / "001.png"], tmp_path / "one", samples=1)

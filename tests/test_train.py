@@ -51,7 +51,9 @@ def prepared(examples) -> SimpleNamespace:
     def source(split, fields=None):
         return examples
 
-    return SimpleNamespace(name="squares", fingerprint="f0", findings=("bright",), size=16, source=source, splits={})
+    return SimpleNamespace(
+        name="squares", fingerprint="f0", findings=("bright",), size=16, source=source, splits={"train": 64}
+    )
 
 
 @pytest.fixture
