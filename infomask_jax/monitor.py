@@ -30,8 +30,9 @@ class MetricsLog:
 
     Metrics stay on the device until a line is due: the loop waits for no step. The main process writes."""
 
-    def __init__(self, path: Path, step: int, batch_size: int):
-        self.path, self.batch_size = path, batch_size
+    def __init__(self, path: Path, step: int, batch_size: int, tell: Callable[[dict], None] = lambda row: None):
+        """The log of a run at a step. tell: hears every line that is written."""
+        self.path, self.batch_size, self.tell = path, batch_size, tell
         hint = "move it away: a new log begins at the checkpoint"
         rows = read_json_lines(path, {"step": int}, hint) if path.exists() else []
         kept = [row for row in rows if row["step"] <= step]
@@ -79,6 +80,7 @@ class MetricsLog:
         if parallel.is_main():
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
+        self.tell(row)
         self.last, self.pending, self.first = row, [], False
         self.since, self.waited = time.perf_counter(), 0.0
         return row

@@ -145,11 +145,11 @@ def train(config: Config, data: Prepared) -> TrainState:
         monitor.tell_of_resuming(progress.console, workdir, step, total, broken)
         if machine.parallel == "pmap":
             state = parallel.stack(state)
-        log = monitor.MetricsLog(workdir / "metrics.jsonl", step, config.data.batch_size)
+        watchers = several.enter_context(Watchers(config, step))
+        log = monitor.MetricsLog(workdir / "metrics.jsonl", step, config.data.batch_size, watchers.tell)
+        best = several.enter_context(Best(workdir, log.rows, step)) if validation.every else None
         if step < total:
             monitor.tell_of_beginning(progress.console, config, data, labels)
-        best = several.enter_context(Best(workdir, log.rows, step)) if validation.every else None
-        watchers = several.enter_context(Watchers(config, step))
         task = progress.add_task(workdir.name, total=total, completed=step, status="compiling")
         stopping, told = False, False
         while step < total and not stopping:
@@ -163,7 +163,6 @@ def train(config: Config, data: Prepared) -> TrainState:
             if step % machine.log_every == 0 or step == total or validation.due(step):
                 scores = log.apart(partial(validation.scores, whole(state).params)) if validation.due(step) else {}
                 row = log.flush(scores)
-                watchers.tell(row)
                 progress.update(task, completed=step, status=monitor.status(row))
                 if not told and "images_per_s" in row:
                     pass_of = log.apart(partial(validation.seconds_per_film, whole(state).params))
