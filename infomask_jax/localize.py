@@ -9,6 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+WHOLE = 0.95  # share of an image from which on a detected box is the whole of it
 MOSAIC_PIXELS = 1 << 24  # in one connected-components call
 
 
@@ -122,7 +123,8 @@ def region_boxes(maps, threshold: float, images=None, *, frame=None, names=None)
 
 def detections(names, maps, sizes, threshold, frame, category_id, category, probabilities=None, first=0) -> list[dict]:
     """COCO detections of one finding (pycocotools' `loadRes` takes them), of each image the highest peak first: `bbox`
-    [x,y,w,h] in pixels of the source image, `image_id` its number from `first` on, `file_name` its name.
+    [x,y,w,h] in pixels of the source image, `image_id` its number from `first` on, `file_name` its name. A box of the
+    whole image places nothing: it is none.
 
     Args:
       names: [N] text. maps: [N,h,w], any range. sizes: [N,2] (height, width) of the source images.
@@ -134,6 +136,8 @@ def detections(names, maps, sizes, threshold, frame, category_id, category, prob
     for at in np.lexsort((-peaks, boxes.image)):
         (ymin, xmin, ymax, xmax), i = corners[at].tolist(), int(boxes.image[at])
         height, width = sizes[i]
+        if (ymax - ymin) * (xmax - xmin) > WHOLE:
+            continue
         bbox = [xmin * width, ymin * height, (xmax - xmin) * width, (ymax - ymin) * height]
         scale = 1.0 if probabilities is None else float(probabilities[i])
         about = {"image_id": first + i, "file_name": str(names[i]), "category_id": category_id, "category": category}

@@ -104,7 +104,7 @@ def predict_files(
     run, out = Run.open(folder), Path(out)
     if out.exists() and (not out.is_dir() or {*out.iterdir()} - {*_leftovers(out)}):
         raise ValueError(f"--out: expected a new or an empty folder, found something in {out}; give another one")
-    findings, paths = run.findings, find(xrays)
+    _, findings, paths = run.params, run.findings, find(xrays)  # what is wrong with the run is told first
     for asked in xrays:
         if Path(asked).resolve() in (out.resolve(), *out.resolve().parents):
             raise ValueError(f"--out: expected a folder outside of {asked}, which is searched for X-rays; found {out}")

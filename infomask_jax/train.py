@@ -147,7 +147,7 @@ def train(config: Config, data: Prepared) -> TrainState:
             state = parallel.stack(state)
         watchers = several.enter_context(Watchers(config, step))
         log = monitor.MetricsLog(workdir / "metrics.jsonl", step, config.data.batch_size, watchers.tell)
-        best = several.enter_context(Best(workdir, log.rows, step)) if validation.every else None
+        best = several.enter_context(Best(workdir, checkpoints, log.rows, step)) if validation.every else None
         if step < total:
             monitor.tell_of_beginning(progress.console, config, data, labels)
         task = progress.add_task(workdir.name, total=total, completed=step, status="compiling")
@@ -180,8 +180,6 @@ def train(config: Config, data: Prepared) -> TrainState:
         if checkpoints.latest_step() != step:
             checkpoint.save(checkpoints, step, whole(state), batches)
         checkpoint.wait(checkpoints)
-        if best:
-            checkpoint.wait(best.checkpoints)
     monitor.tell_of_waiting(progress.console, workdir, log)
     if step < total or parallel.anywhere(stop.requested):
         raise command.Stopped(f"stopped at step {step} of {total}; saved. The same command continues from there.")

@@ -85,9 +85,11 @@ class Best:
     """RUN/best: the state of the step with the least `val_nll`, with config.json and manifest.json: a run of its own,
     which every command takes."""
 
-    def __init__(self, workdir: Path, rows: list[dict], step: int):
-        """`rows`: of metrics.jsonl up to `step`, from which the run goes on; what was kept of later steps goes."""
-        self.workdir, self.checkpoints = workdir, checkpoint.manager(workdir / BEST)
+    def __init__(self, workdir: Path, checkpoints: Any, rows: list[dict], step: int):
+        """checkpoints: the run's own, whose writing this one waits for: of several processes, two managers that write
+        at once take each other's barriers. rows: of metrics.jsonl up to `step`, from which the run goes on; what was
+        kept of later steps goes."""
+        self.workdir, self.others, self.checkpoints = workdir, checkpoints, checkpoint.manager(workdir / BEST)
         self.least = min((row["val_nll"] for row in rows if "val_nll" in row), default=np.inf)
         for later in [kept for kept in self.checkpoints.all_steps() if kept > step]:
             self.checkpoints.delete(later)
@@ -107,4 +109,6 @@ class Best:
             run = Run.open(self.workdir)
             write_json(self.workdir / BEST / "manifest.json", run.manifest | {"best_of": run.config.train.steps})
             write_json(self.workdir / BEST / "config.json", run.config.to_dict())
+        checkpoint.wait(self.others)
         checkpoint.save(self.checkpoints, step, state, batches)
+        checkpoint.wait(self.checkpoints)

@@ -16,7 +16,7 @@ import pytest
 
 import infomask_jax
 from infomask_jax import api, datasets, explain, pipeline, predict
-from infomask_jax.localize import normalise, resize_map
+from infomask_jax.localize import WHOLE, normalise, prepare_map, region_boxes, resize_map
 from infomask_jax.pixels import decode_gray
 
 FIELDS = ("image_id", "size", "probabilities", "boxes", "bits", "sampled", "unlike")
@@ -125,6 +125,28 @@ def test_maps_at_the_size_of_the_film_and_bits(run, trained, folder, tmp_path):
     assert all(0 <= box.bits <= api.bits_inside(bits, whole, film.size, 2) + 1e-6 for box in film.boxes)
     plain = infomask_jax.open(trained / "plain").predict(wide)
     assert plain.bits == {} and all(box.bits is None for box in plain.boxes) and {*plain.maps} == {"cam"}
+
+
+@pytest.mark.parametrize("size", [(1021, 1377), (1377, 1021)])
+def test_film_map_and_boxes_lie_on_each_other_on_odd_sizes(run, trained, folder, size):
+    """A box is the region of the map in the scoring frame, in pixels of the film; the largest peak lies in one."""
+    cut = predict.thresholds(run)["opacity"]["infomask"]
+    for film in run.predict(
+        [cv2.resize(decode_gray(path.read_bytes()), size[::-1]) for path in sorted(folder.iterdir())]
+    ):
+        assert film.size == size and film.maps["infomask"].shape == size
+        regions = region_boxes(prepare_map(film.grids["infomask"], 32, 32)[None], cut)[0].boxes
+        placed = [r for r in regions.astype(np.float32).tolist() if (r[2] - r[0]) * (r[3] - r[1]) <= WHOLE]
+        expected = {tuple(np.round([x * size[1], y * size[0]], 2)) for y, x, *_ in placed}
+        assert {tuple(np.round([box.x, box.y], 2)) for box in film.boxes} == expected
+        y, x = np.array(np.unravel_index(film.maps["infomask"].argmax(), size)) + 0.5
+        margin = np.array(size) / 64  # half a pixel of the frame
+        inside = [
+            box.y - margin[0] <= y <= box.y + box.height + margin[0]
+            and box.x - margin[1] <= x <= box.x + box.width + margin[1]
+            for box in film.boxes
+        ]
+        assert any(inside) or len(placed) < len(regions)
 
 
 def test_explain_is_the_attribution_of_the_same_parameters(run, folder):

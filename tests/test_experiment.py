@@ -66,7 +66,7 @@ def test_maps_boxes_and_predictions_belong_to_the_same_images(trained, data):
     source = data.source("test")
     ids = [source[i]["image_id"] for i in range(len(source))]
     with np.load(trained / "maps" / "test.npz") as maps:
-        assert list(maps["image_id"]) == ids and {*maps.files} == OWN | {"image_id"}
+        assert list(maps["image_id"]) == ids and {*maps.files} == OWN | {"image_id", "findings", "probability"}
         for method in OWN:
             assert maps[method].shape == (20, 16, 16) and maps[method].dtype == np.float16
     rows = table(trained / "predictions" / "test.csv")
@@ -97,12 +97,13 @@ def test_figures_are_redrawn_the_same_from_files(trained, trained_copy, capsys):
 
 def test_python_of_the_readme_gives_the_scored_maps_and_every_term(trained):
     section = (ROOT / "README.md").read_text().split("## From Python")[1].split("\n## ")[0]
-    names = {}
-    exec(section.split("```python")[1].split("```")[0].replace("runs/demo", str(trained)), names)
+    names, film = {}, sorted((trained.parent / "films").iterdir())[0]
+    for block in section.split("```python")[1:]:
+        exec(block.split("```")[0].replace("runs/demo", str(trained)).replace("film.png", str(film)), names)
     with np.load(trained / "maps" / "test.npz") as arrays:
-        np.testing.assert_array_equal(arrays["infomask"], names["found"].maps["infomask"][..., 0])
+        np.testing.assert_array_equal(arrays["infomask"][0], names["film"].grids["infomask"])
     assert np.isfinite(names["loss"]) and set(names["terms"]) == {"nll", "rate_z", "rate_m", "mask_mean"}
-    assert names["out"]["kl_z"].shape == (8, 8, 8) and names["heat"].shape == (8, 32, 32)
+    assert names["out"]["kl_z"].shape == (8, 8, 8) and names["heat"].shape == (32, 32)
 
 
 def test_scoring_again_gives_the_same_and_faithfulness_holds_each_map_against_its_model(trained_copy, data):

@@ -71,6 +71,10 @@ def test_detections_are_coco_in_source_pixels_the_highest_peak_first(monkeypatch
         {"image_id": 7, "file_name": "c", **about, "bbox": [0, 0, 2, 1], "score": 0.799805},
     ]
     assert [box["score"] for box in detections(list("abcd"), maps, sizes, 0.6, 8, 3, "mass")] == [1, 1, 0.799805]
+    whole = 1 - np.eye(8)[None] / 9  # a dip of a ninth on a diagonal: its region is the whole image, which is no place
+    assert detections("a", whole, sizes, 0.5, 8, 3, "mass") == []
+    whole[0, 0] = whole[0, :, 0] = 0
+    assert [box["bbox"] for box in detections("a", whole, sizes, 0.05, 8, 3, "mass")] == [[50, 125, 350, 875]]
     maps[1, 0, 0] = np.inf
     with pytest.raises(ValueError, match=r"image b: .*non-finite"):
         detections(list("abcd"), maps, sizes, 0.5, (4, 4), 0, "mass")

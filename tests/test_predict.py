@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -17,7 +18,7 @@ import pytest
 import scipy.special
 from conftest import change, tiny_config
 
-from infomask_jax import audit, datasets, experiment, familiar, pipeline, predict
+from infomask_jax import audit, datasets, experiment, familiar, localize, pipeline, predict
 from infomask_jax.films import Films, find
 from infomask_jax.localize import region_boxes
 from infomask_jax.model import build
@@ -49,13 +50,15 @@ def draw(folder: Path, count: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
+def run(tmp_path_factory) -> Iterator[Path]:
     """A run of two findings, trained on films of 48 pixels that it takes as 32, and scored."""
     folder = tmp_path_factory.mktemp("predict")
     draw(folder / "release", 32)
     datasets.prepare(datasets.Folder(source=folder / "release", data_dir=folder / "data", size=48))
-    experiment.run(dataclasses.replace(tiny_config(folder), dataset="folder"))
-    return folder / "run"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(localize, "WHOLE", 1.0)  # so little training boxes whole films
+        experiment.run(dataclasses.replace(tiny_config(folder), dataset="folder"))
+        yield folder / "run"
 
 
 @pytest.fixture

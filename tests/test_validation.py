@@ -61,7 +61,7 @@ def test_event_files_hold_what_metrics_holds_and_a_picture(trained):
 
 def test_best_forgets_what_a_resumed_run_will_do_again(trained_copy):
     kept = sorted(int(path.name) for path in (trained_copy / BEST / "checkpoints").glob("[0-9]*"))
-    with Best(trained_copy, [{"step": 2, "val_nll": 0.1}], kept[-1] - 1) as best:
+    with Best(trained_copy, None, [{"step": 2, "val_nll": 0.1}], kept[-1] - 1) as best:
         assert best.least == 0.1 and not [step for step in best.checkpoints.all_steps() if step >= kept[-1]]
         best.keep(4, {"val_nll": 0.2}, None, None)  # no better: nothing is saved
 

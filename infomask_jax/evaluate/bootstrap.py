@@ -62,7 +62,8 @@ def estimate(score: PerImage, weights: np.ndarray, index: np.ndarray, reason: st
     of_patients = np.zeros((weights.shape[1], of_images.shape[1]))
     np.add.at(of_patients, index, of_images)
     if np.count_nonzero(of_patients[:, 0]) < 2:
-        return Estimate(score.value, np.full(len(weights), np.nan), int(total), ONE)
+        why = ONE if np.isfinite(score.value) else reason
+        return Estimate(score.value, np.full(len(weights), np.nan), int(total), why)
     sums = weights @ of_patients  # [R, 1 + elements of a part]
     with np.errstate(invalid="ignore", divide="ignore"):
         means = (sums[:, 1:] / sums[:, :1]).reshape(-1, *shape[1:])
