@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from infomask_jax import evaluate
-from infomask_jax.evaluate.bootstrap import patient_weights
+from infomask_jax.evaluate.bootstrap import as_json, patient_weights
 from infomask_jax.evaluate.ranking import within
 from infomask_jax.report import read_scores, verdict
 
@@ -93,6 +93,13 @@ def test_auroc_within_groups_counts_pairs_of_one_group(seed):
     if len(set(labels)) == 2:
         one = within(labels, scores, np.zeros(40), *patient_weights(np.arange(40), 20))
         assert one.value == pytest.approx(roc_auc_score(labels, scores))
+
+
+def test_pairs_of_one_positive_patient_have_no_interval():
+    labels, views = np.array([1, 1, 0, 0, 1, 1]), np.array([*"AAAABB"])  # B has no negative
+    patients = patient_weights(["a", "a", "b", "c", "d", "e"])
+    found = as_json(within(labels, np.linspace(1, 0, 6), views, *patients))
+    assert found["value"] == 1 and found["ci95"] is None and "one patient" in found["reason"]
 
 
 def test_one_positive_patient_has_no_interval_and_views_stand_beside_the_auroc(trained):
