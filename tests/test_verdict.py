@@ -1,6 +1,7 @@
 """A run says in a few lines what its scores say, and why not to trust them."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -74,6 +75,17 @@ def test_a_good_run_gets_one_sentence_with_its_intervals():
 def test_each_reason_not_to_trust_is_one_line(found, more, words):
     told = lines(found, **more)
     assert len(told) == 2 and words in told[1]
+
+
+def test_a_verdict_takes_no_copy_of_the_maps():
+    labels = np.ones((400, 1))
+    mask = np.random.default_rng(0).random((400, 100, 100, 1)).astype(np.float16) * np.float16(0.6)
+    mask[:2] = 0.9
+    tracemalloc.start()
+    told = verdict(result(), {"infomask": mask}, labels)
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert held < mask.nbytes / 4 and "2 of 400 masks" in told[1]
 
 
 @given(st.integers(0, 2**32 - 1))
