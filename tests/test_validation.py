@@ -91,8 +91,11 @@ def test_the_best_step_is_on_the_disk_before_a_checkpoint_after_it(trained, tmp_
     machine = dataclasses.replace(config.machine, checkpoint_every=2)
     data = datasets.load("synthetic", trained.parent / "data")
     train(dataclasses.replace(config, workdir=tmp_path / "run", machine=machine), data)
-    at = [i for i, (what, folder, _) in enumerate(order) if (what, folder) == ("saved", "run")]
-    assert len(at) == 3 and all(order[i - 1][:2] == ("waited", BEST) for i in at)
+    for i, (what, folder, _) in enumerate(order):
+        if (what, folder) == ("saved", BEST):
+            assert ("waited", BEST) in (told := [each[:2] for each in order[i:]])
+            assert told.index(("waited", BEST)) < told.index(("saved", "run"))
+    assert order.count(("saved", BEST, 2)) == 1 and [step for what, folder, step in order if folder == "run" and step]
 
 
 def test_maps_of_val_are_kept_of_the_films_that_are_pictured_alone(trained, monkeypatch):
