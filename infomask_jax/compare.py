@@ -87,7 +87,7 @@ def _scored(run: Run, split: str) -> Scored:
     scores = report.read_scores(run.folder / "eval" / f"{split}.json")
     ids, maps = report.read_maps(run.folder / "maps" / f"{split}.npz")
     findings, method = [*scores["classification"]], report.drawn_method(maps)
-    p = report.read_probabilities(run.folder / "predictions" / f"{split}.csv", findings)
+    p = report.read_probabilities(run.folder / "predictions" / f"{split}.csv", findings, ids)
     return Scored(scores, {image: i for i, image in enumerate(ids)}, method, maps[method], p)
 
 
@@ -102,6 +102,8 @@ def _measured(runs: dict[str, Run], split: str) -> dict:
         raise ValueError(f"expected runs that localize a finding in common, found {found}")
     examples = read_examples(data, split, findings, brightness=False)
     kept = [i for i, image in enumerate(examples["image_id"]) if all(image in one.place for one in known.values())]
+    if not kept:
+        raise ValueError(f"expected runs that have scored an image of {data.name}/{split} in common, found none")
     examples = {key: [values[i] for i in kept] for key, values in examples.items()}
     patients, out = patients_of(examples), {}
     for k, finding in enumerate(findings):

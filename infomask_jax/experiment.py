@@ -176,11 +176,11 @@ def redraw(folder: Path, split: str) -> list[Path]:
         what = f"expected some of {known}, found {', '.join(sorted(unknown))}"
         raise ValueError(f"{path}: localization: {what}; {report.HINT}")
     detections = report.read_boxes(run.folder / "boxes" / f"{split}.json")
-    probabilities = report.read_probabilities(run.folder / "predictions" / f"{split}.csv", findings)
     ids, maps = report.read_maps(run.folder / "maps" / f"{split}.npz")
+    probabilities = report.read_probabilities(run.folder / "predictions" / f"{split}.csv", findings, ids)
     examples = read_examples(data, split, findings, brightness=False) | {"probabilities": probabilities}
-    if ids != examples["image_id"] or len(ids) != len(probabilities):
-        what = f"{run.folder / 'maps'} or predictions/{split}.csv is of other images than {data.directory}"
+    if ids != examples["image_id"]:
+        what = f"{run.folder / 'maps' / f'{split}.npz'} is of other images than {data.directory}"
         raise ValueError(f"{what}: {report.HINT}")
     paths = draw(run, run.folder, data, scores, examples, maps, detections)
     print("written:", *paths, sep="\n  ")

@@ -12,7 +12,7 @@ from infomask_jax.familiar import thumbnail
 from infomask_jax.pixels import as_panel, encode, resize
 from infomask_jax.text import normal, printable
 
-LONGEST_NAME = 250  # bytes of a file name, so that a picture of that name and .png can be written
+LONGEST_NAME = 247  # bytes of a file name, so that a file of that name, .dcm and .tmp can be written
 
 
 class Films:

@@ -22,9 +22,11 @@ def reproduce(folder: Path, data: Prepared) -> bool:
     """Train a run again in a temporary folder; print what differs in the environment, the first step whose loss
     differs, and whether the parameters at the end are equal bit for bit. Returns that, on every process.
 
-    ValueError if the run is not at its end, or the data is not what it was trained on.
+    ValueError if the run is not at its end, or one step of another, or the data is not what it was trained on.
     """
     run, console = Run.open(folder), report.console()
+    if "best_of" in run.manifest:
+        raise ValueError(f"{folder} is one step of a run: reproduce that run, {run.folder.absolute().parent}")
     console.quiet = not parallel.is_main()
     config, expected, read = run.config, run.params, run.manifest.get("weights")
     if run.fingerprint != data.fingerprint:

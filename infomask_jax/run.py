@@ -147,17 +147,21 @@ def claim(config: Config, data: Prepared, weights: dict | None = None) -> IO | c
 def _write_or_check(workdir: Path, config: Config, data: Prepared, weights: dict | None) -> None:
     dataset = {"name": data.name, "fingerprint": data.fingerprint, "findings": list(data.findings)}
     new, begun = {"config": config.to_dict(), "dataset": dataset}, saved(workdir)
-    manifest = {"seed": config.seed, "dataset": dataset, "stored_size": data.size, **environment()}
-    manifest |= {"weights": weights} if weights else {}
-    if "train" in data.splits:  # the whole of all folds has none
-        manifest |= {"training_films": data.splits["train"], "films": familiar.facts(data)}
+
+    def manifest() -> dict:
+        found = {"seed": config.seed, "dataset": dataset, "stored_size": data.size, **environment()}
+        found |= {"weights": weights} if weights else {}
+        if "train" in data.splits:  # the whole of all folds has none
+            found |= {"training_films": data.splits["train"], "films": familiar.facts(data)}
+        return found
+
     config_path, manifest_path = workdir / "config.json", workdir / "manifest.json"
     if not (config_path.exists() and manifest_path.exists()):
         if (workdir / "checkpoints").exists():
             wrong = "holds checkpoints but no config.json and manifest.json"
             raise ValueError(f"{workdir} {wrong}: give another --workdir.")
         # config.json last: a work directory counts as claimed only when both are there.
-        write_json(manifest_path, manifest)
+        write_json(manifest_path, manifest())
         write_json(config_path, new["config"])
         return
     there = Run.open(workdir)
@@ -170,7 +174,7 @@ def _write_or_check(workdir: Path, config: Config, data: Prepared, weights: dict
         raise ValueError(f"{found}\nGive another --workdir, or the old settings.")
     if parallel.is_main():
         if not begun:
-            write_json(manifest_path, manifest)
+            write_json(manifest_path, manifest())
         write_json(config_path, new["config"])
 
 

@@ -147,7 +147,8 @@ def train(config: Config, data: Prepared) -> TrainState:
             state = parallel.stack(state)
         watchers = several.enter_context(Watchers(config, step))
         log = monitor.MetricsLog(workdir / "metrics.jsonl", step, config.data.batch_size, watchers.tell)
-        best = several.enter_context(Best(workdir, checkpoints, log.rows, step)) if validation.every else None
+        going = validation.every and step < total
+        best = several.enter_context(Best(workdir, checkpoints, log.rows, step)) if going else None
         if step < total:
             monitor.tell_of_beginning(progress.console, config, data, labels)
         task = progress.add_task(workdir.name, total=total, completed=step, status="compiling")
@@ -173,10 +174,14 @@ def train(config: Config, data: Prepared) -> TrainState:
                     watchers.show(step, validation.picture() if watchers.any else None)
             if step % machine.checkpoint_every == 0 and step < total:
                 log.flush()  # what is saved has been checked, and a resumed run's log lacks no step
+                if best:
+                    checkpoint.wait(best.checkpoints)  # the log says that it is there
                 checkpoint.save(checkpoints, step, whole(state), batches)
             if jax.process_count() == 1 or step % machine.log_every == 0:  # asking the others makes all wait
                 stopping = parallel.anywhere(stop.requested)
         log.flush()
+        if best:
+            checkpoint.wait(best.checkpoints)
         if checkpoints.latest_step() != step:
             checkpoint.save(checkpoints, step, whole(state), batches)
         checkpoint.wait(checkpoints)

@@ -12,24 +12,32 @@ from scipy.special import expit
 from infomask_jax import checkpoint, parallel, pipeline, pixels
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
+from infomask_jax.datasets.folds import Picked
 from infomask_jax.evaluate.ranking import areas
-from infomask_jax.inference import forward, joined, predicted_batches
+from infomask_jax.inference import forward, predicted_batches
 from infomask_jax.localize import normalise, of_finding
 from infomask_jax.pipeline import TrainBatches
 from infomask_jax.run import BEST, Run
 from infomask_jax.system import write_json
 
-PICTURED = 4  # films
+PICTURED, FILMS = 4, 2000  # films that are pictured; that are scored at most
 
 
 class Validation:
-    """Scores the val split `machine.validations` times in a run; does nothing where there is none."""
+    """Scores the val split, of a larger one FILMS evenly spaced films, `machine.validations` times in a run; does
+    nothing where there is none."""
 
     def __init__(self, config: Config, data: Prepared):
         self.config, self.findings, times = config, len(data.findings), config.machine.validations
-        self.source = data.source("val", pipeline.FIELDS) if times and data.splits.get("val") else ()
+        count = data.splits.get("val", 0) if times else 0
+        places = np.linspace(0, count - 1, min(count, FILMS)).round().astype(int)
+
+        def chosen(fields):
+            return Picked([data.source("val", fields)], np.stack([0 * places, places], axis=1)) if count else ()
+
+        self.source, labels = chosen(pipeline.FIELDS), chosen(("labels",))
         self.every = -(-config.train.steps // times) if len(self.source) else 0
-        self.labels = np.array([self.source[i]["labels"] for i in range(len(self.source))])
+        self.labels = np.array([labels[i]["labels"] for i in range(len(labels))])
         self.pictured = [*np.flatnonzero((self.labels == 1).any(axis=-1))[:PICTURED]] if self.every else []
         self.pass_of = forward(config.model, self.findings, 1)
 
@@ -48,8 +56,13 @@ class Validation:
     def scores(self, params: Any) -> dict[str, float]:
         """{"val_auroc": mean over the findings that have both labels, "val_nll": nats an image, summed over findings,
         unweighted}; none of parameters that are not finite. Every process of several has to take part."""
-        self.found = joined(list(self._batches(params)))
-        logits = self.found.logits.astype(np.float64)
+        logits, self.maps, done = [], [], 0
+        for found in self._batches(params):
+            own = [i - done for i in self.pictured if done <= i < done + len(found.logits)]
+            self.maps += [{method: maps[[j]] for method, maps in found.maps.items()} for j in own]  # no others are kept
+            logits.append(found.logits)
+            done += len(found.logits)
+        self.logits = logits = np.concatenate(logits).astype(np.float64)
         if not np.isfinite(logits).all():
             return {}
         known, positive = self.labels >= 0, self.labels > 0
@@ -68,10 +81,10 @@ class Validation:
         from infomask_jax.report import drawn_method, overlay  # draws with matplotlib, which not every run needs
 
         rows = []
-        for i in self.pictured:
+        for i, maps in zip(self.pictured, self.maps, strict=True):
             film, k = pixels.decode_gray(self.source[i]["image"]), int(np.argmax(self.labels[i] == 1))
-            method, p = drawn_method(self.found.maps), expit(float(self.found.logits[i, k]))
-            heat = of_finding(self.found.maps[method], k)[i].astype(np.float32)
+            method, p = drawn_method(maps), expit(self.logits[i, k])
+            heat = of_finding(maps[method], k)[0].astype(np.float32)
             heat = heat if method == "infomask" else normalise(heat)
             png = overlay(pixels.as_panel(film)[::2, ::2], "", [(f"p = {p:.2f}", heat, [])])
             rows.append(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)[..., ::-1])
@@ -90,9 +103,10 @@ class Best:
         at once take each other's barriers. rows: of metrics.jsonl up to `step`, from which the run goes on; what was
         kept of later steps goes."""
         self.workdir, self.others, self.checkpoints = workdir, checkpoints, checkpoint.manager(workdir / BEST)
-        self.least = min((row["val_nll"] for row in rows if "val_nll" in row), default=np.inf)
         for later in [kept for kept in self.checkpoints.all_steps() if kept > step]:
             self.checkpoints.delete(later)
+        kept = self.checkpoints.latest_step()  # a better one of the log may be gone with the later ones
+        self.least = next((row["val_nll"] for row in rows if row["step"] == kept and "val_nll" in row), np.inf)
 
     def __enter__(self):
         return self

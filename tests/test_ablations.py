@@ -22,9 +22,11 @@ from infomask_jax.explain import attribution, shifted_heat_maps
 from infomask_jax.localize import prepare_maps
 from infomask_jax.losses import BITS
 from infomask_jax.model import build
+from infomask_jax.presets import changed
 from infomask_jax.report import ablations as drawing
 from infomask_jax.report.sheet import number
 from infomask_jax.run import differences
+from infomask_jax.train import train
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 import ablations as script
@@ -380,6 +382,14 @@ def test_runs_in_lockstep_are_what_they_are_one_after_the_other(base, tmp_path, 
     chex.assert_trees_all_equal([predictions.trained(config, loaded(base)) for config in others], expected)
     logged = (tmp_path / "2" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in logged] == [1, 2, 3]
+
+
+def test_positives_weigh_in_lockstep_what_they_weigh_alone(base, tmp_path):
+    _, config = of(base, "default", 3)
+    weighed = changed(config, {"loss.positive_weight": "auto", "machine.validations": 0})
+    for name, train_all in (("a", ablation.train_together), ("b", lambda configs, data: train(*configs, data))):
+        train_all([dataclasses.replace(weighed, workdir=tmp_path / name)], loaded(base))
+    chex.assert_trees_all_equal(*(checkpoint.load_params(tmp_path / name)[0] for name in "ab"))
 
 
 def test_a_run_that_diverges_in_lockstep_costs_no_other(base, tmp_path):

@@ -69,6 +69,17 @@ def test_what_cannot_be_compared_is_told(trained, other, tmp_path):
     for folders, words in (([trained], "two or more runs"), ([trained, trained], "each run once")):
         with pytest.raises(ValueError, match=words):
             compare(folders, tmp_path / "out")
+    away = shutil.copytree(trained, tmp_path / "away", ignore=shutil.ignore_patterns("figures", "films"))
+    csv, maps = away / "predictions/test.csv", away / "maps/test.npz"
+    head, *rows = csv.read_text().splitlines(keepends=True)
+    csv.write_text(head + "".join(rows[::-1]))
+    with pytest.raises(ValueError, match=r"predictions/test.csv .*a row for each image of maps/test.npz, in its order"):
+        compare([trained, away], tmp_path / "out")
+    csv.write_text(head + "".join(f"x{row}" for row in rows))
+    arrays = dict(np.load(maps))
+    np.savez(maps, **arrays | {"image_id": np.char.add("x", arrays["image_id"])})
+    with pytest.raises(ValueError, match="an image of synthetic/test in common, found none"):
+        compare([trained, away], tmp_path / "out")
     change(other / "eval/test.json", ("localization",), {})
     with pytest.raises(ValueError, match=r"localize a finding in common, found .*other/run: none"):
         compare([trained, other], tmp_path / "out")

@@ -1,6 +1,7 @@
 """What goes with the label beside the disease is counted, told where it differs, and evened out."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from releases import changed, examples, picture, table
 
 from infomask_jax.datasets import Folder, groups, prepare
-from infomask_jax.datasets.schema import BadData
+from infomask_jax.datasets.schema import BadData, Item
 
 RNG = np.random.default_rng(0)
 
@@ -55,6 +56,16 @@ def test_views_are_matched_for_one_finding_that_has_negatives_of_each(tmp_path):
     (tmp_path / "own/labels.csv").write_text("\n".join([f"{text[0]},edema", *(f"{line},1" for line in text[1:])]))
     with pytest.raises(BadData, match="--matched view: expected one of --findings, found 2: mass, edema"):
         prepare(changed(options, matched="view"))
+
+
+def test_a_view_of_val_without_negatives_takes_no_other_views_negatives():
+    counts = {(split, view, label): 4 for split in ("train", "val") for view in ("AP", "PA") for label in (0, 1, -1)}
+    counts |= {("val", "LL", 1): 1, ("train", "LL", 0): 2}
+    items = [
+        Item(f"{key}{i}", "", key[0], (key[2],), None, key[1]) for key, count in counts.items() for i in range(count)
+    ]
+    kept = Counter((i.split, i.view, i.labels[0]) for i in groups.matched(items, SimpleNamespace(matched="view")))
+    assert kept == {key: count for key, count in counts.items() if key != ("train", "LL", 0)}
 
 
 @given(st.lists(st.tuples(st.sampled_from(["AP", "PA", "LL", ""]), st.sampled_from([1, 0, -1])), min_size=1))

@@ -26,6 +26,8 @@ def test_run_is_reproduced_and_the_first_difference_is_named(trained_copy, train
     assert "the first step that differs is 4:" in capsys.readouterr().out
     log.write_text("".join(json.dumps(row) + "\n" for row in rows[:1]))
     assert not reproduce(trained_copy, data) and "3: loss None then" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="best is one step of a run: reproduce that run"):
+        reproduce(trained_copy / "best", data)
     with pytest.raises(ValueError, match="prepare it as it was"):
         reproduce(trained_copy, dataclasses.replace(data, fingerprint="0"))
     log.write_text(log.read_text().replace('"losses"', '"lossess"', 1))

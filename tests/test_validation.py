@@ -3,15 +3,19 @@
 import dataclasses
 import json
 import struct
+import sys
+import tracemalloc
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 from tensorboardX.proto.event_pb2 import Event
 
-from infomask_jax import datasets, pipeline
+from infomask_jax import checkpoint, datasets, pipeline, validation, watch
 from infomask_jax.config import Config, LossConfig
-from infomask_jax.inference import predict
+from infomask_jax.inference import predict, predicted_batches
 from infomask_jax.losses import nll, positive_weights
 from infomask_jax.presets import changed
 from infomask_jax.run import BEST, Run
@@ -61,9 +65,88 @@ def test_event_files_hold_what_metrics_holds_and_a_picture(trained):
 
 def test_best_forgets_what_a_resumed_run_will_do_again(trained_copy):
     kept = sorted(int(path.name) for path in (trained_copy / BEST / "checkpoints").glob("[0-9]*"))
-    with Best(trained_copy, None, [{"step": 2, "val_nll": 0.1}], kept[-1] - 1) as best:
-        assert best.least == 0.1 and not [step for step in best.checkpoints.all_steps() if step >= kept[-1]]
-        best.keep(4, {"val_nll": 0.2}, None, None)  # no better: nothing is saved
+    rows = [{"step": 1, "val_nll": 0.0}, {"step": kept[-2], "val_nll": 0.1}]  # that of step 1 is kept no more
+    with Best(trained_copy, None, rows, kept[-1] - 1) as best:
+        assert best.least == 0.1 and best.checkpoints.all_steps() == kept[:-1]
+        best.keep(kept[-1], {"val_nll": 0.2}, None, None)  # no better: nothing is saved
+    with Best(trained_copy, None, rows[:1], 1) as best:
+        assert best.least == np.inf and not best.checkpoints.all_steps()
+
+
+def test_the_best_step_is_on_the_disk_before_a_checkpoint_after_it(trained, tmp_path, monkeypatch):
+    """A kill between the two would leave a log whose best step is nowhere."""
+    config, order = Run.open(trained).config, []
+    save, wait = checkpoint.save, checkpoint.wait
+
+    def saved(checkpoints, step, *state):
+        order.append(("saved", checkpoints.directory.parent.name, step))
+        save(checkpoints, step, *state)
+
+    def waited(checkpoints):
+        wait(checkpoints)
+        order.append(("waited", checkpoints.directory.parent.name, None))
+
+    monkeypatch.setattr(checkpoint, "save", saved)
+    monkeypatch.setattr(checkpoint, "wait", waited)
+    machine = dataclasses.replace(config.machine, checkpoint_every=2)
+    data = datasets.load("synthetic", trained.parent / "data")
+    train(dataclasses.replace(config, workdir=tmp_path / "run", machine=machine), data)
+    for i, (what, folder, _) in enumerate(order):
+        if (what, folder) == ("saved", BEST):
+            assert ("waited", BEST) in (told := [each[:2] for each in order[i:]])
+            assert told.index(("waited", BEST)) < told.index(("saved", "run"))
+    assert order.count(("saved", BEST, 2)) == 1 and [step for what, folder, step in order if folder == "run" and step]
+
+
+def test_maps_of_val_are_kept_of_the_films_that_are_pictured_alone(trained, monkeypatch):
+    data, run = datasets.load("synthetic", trained.parent / "data"), Run.open(trained)
+    whole = Validation(run.config, data)
+    expected = whole.scores(run.params)
+
+    def larger(*arguments, **options):
+        for found in predicted_batches(*arguments, **options):
+            yield found._replace(maps={m: np.repeat(a, 500, axis=1) for m, a in found.maps.items()})
+
+    monkeypatch.setattr(validation, "predicted_batches", larger)
+    tracemalloc.start()
+    found = Validation(run.config, data)
+    assert found.scores(run.params) == expected
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    films = sum(array.nbytes for maps in found.maps for array in maps.values())
+    assert len(found.maps) == 4 and held < 1.5 * films
+
+
+def test_of_a_large_val_some_films_are_scored_from_its_first_to_its_last(trained, monkeypatch):
+    data, run = datasets.load("synthetic", trained.parent / "data"), Run.open(trained)
+    monkeypatch.setattr(validation, "FILMS", 5)
+    some, source = Validation(run.config, data), data.source("val")
+    assert len(some.source) == 5 and some.source[4]["image"] == source[15]["image"]
+    assert some.labels[[0, 4]].tolist() == [source[i]["labels"].tolist() for i in (0, 15)]
+    assert set(some.scores(run.params)) == {"val_auroc", "val_nll"}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # its file stays open
+@pytest.mark.parametrize("fails", ["__init__", "tell", "show", "close"])
+def test_a_watcher_that_fails_ends_no_training_and_no_other(trained, tmp_path, monkeypatch, capsys, fails):
+    def fail(*_, **__):
+        raise RuntimeError("no\nnetwork")
+
+    wandb = ModuleType("wandb")
+    wandb.__spec__, wandb.Image, told = ModuleSpec("wandb", None), lambda picture: picture, []
+    wandb.init = lambda **about: SimpleNamespace(log=lambda *_, **__: told.append("told"), finish=lambda: None)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setenv("WANDB_PROJECT", "p")
+    monkeypatch.setattr(watch.TensorBoard, fails, fail)
+    with watch.Watchers(dataclasses.replace(Run.open(trained).config, workdir=tmp_path), 0) as watchers:
+        for step in range(40):
+            watchers.tell({"step": step, "loss": 0.1, "losses": []})
+            watchers.show(step, np.zeros((8, 8, 3), np.uint8))
+        assert watchers.any
+    assert (
+        len(told) == 80
+        and capsys.readouterr().err.count("TensorBoard fails, and the training goes on without: no") == 1
+    )
 
 
 def test_a_stopped_run_scores_on_as_if_it_had_not_stopped(trained, tmp_path):

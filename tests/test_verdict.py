@@ -1,6 +1,7 @@
 """A run says in a few lines what its scores say, and why not to trust them."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from infomask_jax import evaluate
-from infomask_jax.evaluate.bootstrap import patient_weights
+from infomask_jax.evaluate.bootstrap import as_json, patient_weights
 from infomask_jax.evaluate.ranking import within
 from infomask_jax.report import read_scores, verdict
 
@@ -76,6 +77,17 @@ def test_each_reason_not_to_trust_is_one_line(found, more, words):
     assert len(told) == 2 and words in told[1]
 
 
+def test_a_verdict_takes_no_copy_of_the_maps():
+    labels = np.ones((400, 1))
+    mask = np.random.default_rng(0).random((400, 100, 100, 1)).astype(np.float16) * np.float16(0.6)
+    mask[:2] = 0.9
+    tracemalloc.start()
+    told = verdict(result(), {"infomask": mask}, labels)
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert held < mask.nbytes / 4 and "2 of 400 masks" in told[1]
+
+
 @given(st.integers(0, 2**32 - 1))
 def test_auroc_within_groups_counts_pairs_of_one_group(seed):
     rng = np.random.default_rng(seed)
@@ -93,6 +105,13 @@ def test_auroc_within_groups_counts_pairs_of_one_group(seed):
     if len(set(labels)) == 2:
         one = within(labels, scores, np.zeros(40), *patient_weights(np.arange(40), 20))
         assert one.value == pytest.approx(roc_auc_score(labels, scores))
+
+
+def test_pairs_of_one_positive_patient_have_no_interval():
+    labels, views = np.array([1, 1, 0, 0, 1, 1]), np.array([*"AAAABB"])  # B has no negative
+    patients = patient_weights(["a", "a", "b", "c", "d", "e"])
+    found = as_json(within(labels, np.linspace(1, 0, 6), views, *patients))
+    assert found["value"] == 1 and found["ci95"] is None and "one patient" in found["reason"]
 
 
 def test_one_positive_patient_has_no_interval_and_views_stand_beside_the_auroc(trained):

@@ -10,8 +10,9 @@ from pathlib import Path
 from infomask_jax import checkpoint, command, monitor, parallel, pipeline
 from infomask_jax.config import Config
 from infomask_jax.datasets import Prepared
+from infomask_jax.losses import positive_weights
 from infomask_jax.run import claim
-from infomask_jax.train import first_state, make_train_step
+from infomask_jax.train import first_state, make_train_step, training_labels
 
 
 def train_together(configs: list[Config], data: Prepared) -> None:
@@ -28,7 +29,7 @@ def train_together(configs: list[Config], data: Prepared) -> None:
     first = configs[0]  # of whose data settings, steps and machine all are
     total, every = first.train.steps, first.machine.log_every
     replicated, split = parallel.shardings(first.data.batch_size)
-    source = data.source("train", pipeline.FIELDS)
+    source, labels = data.source("train", pipeline.FIELDS), training_labels(data)
     if not first.machine.workers:  # loader processes share nothing
         source = pipeline.Decoded(source, first.machine.cache_gib)
     to_devices = partial(parallel.to_devices, split=split)
@@ -45,7 +46,8 @@ def train_together(configs: list[Config], data: Prepared) -> None:
                 state, weights = first_state(config, len(data.findings))
                 same = dataclasses.replace(config, seed=0, workdir=first.workdir, map_shifts=1)  # as to the program
                 if same not in programs:
-                    step = parallel.jitted(make_train_step(config), replicated)
+                    weigh = positive_weights(config.loss, labels)
+                    step = parallel.jitted(make_train_step(config, positive_weight=weigh), replicated)
                     lowered = step.lower(parallel.place(state, replicated), batches[config.seed])
                     programs[same] = state, compiling.submit(lowered.compile)
                 of_program, program = programs[same]

@@ -100,7 +100,7 @@ def check_matched(options, findings: Sequence[str]) -> None:
 
 def matched(items: list[Item], options) -> list[Item]:
     """The items; with options.matched in train and val of the negatives of their one finding as many as leave both
-    labels the same shares of views. BadData where train has no negative of some view."""
+    labels the same shares of views. BadData where train has no negative of some view; val's other views are matched."""
     if not options.matched:
         return items
     return [item for split in SPLITS for item in _matched([i for i in items if i.split == split], split)]
@@ -115,6 +115,7 @@ def _matched(items: list[Item], split: str) -> list[Item]:
     if split == "train" and (without := [view for view in positives if not negatives[view]]):
         found = f"view {without[0]!r} of its positives, found none"
         raise BadData(f"--matched view: expected negatives of train in {found}")
-    each = min(len(negatives[view]) / len(those) for view, those in positives.items())  # negatives to a positive
+    shares = [len(negatives[view]) / len(those) for view, those in positives.items() if negatives[view]]
+    each = min(shares, default=0.0)  # negatives to a positive
     kept = {item.image_id for view, those in positives.items() for item in negatives[view][: round(each * len(those))]}
     return [item for item in items if item.labels[0] or item.image_id in kept]

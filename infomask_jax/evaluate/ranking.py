@@ -70,7 +70,7 @@ def within(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, weights, 
     """AUROC over the pairs of a positive and a negative of one group (a view): what a model that knew the group alone
     would have, is .5. Arguments as of `areas`; groups [n]."""
     one, once = np.zeros(len(labels), int), np.ones((1, 1))
-    found = []
+    found, compared = [], np.isin(groups, [g for g in np.unique(groups) if len({*labels[groups == g].tolist()}) == 2])
     for drawn, at in ((once, one), (weights, index)):
         won = pairs = 0.0
         for group in np.unique(groups):
@@ -80,10 +80,10 @@ def within(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, weights, 
             won, pairs = won + np.nan_to_num(area) * count[0] * count[1], pairs + count[0] * count[1]
         with np.errstate(invalid="ignore", divide="ignore"):
             found.append(won / pairs)
-    if len({*index.tolist()}) < 2:
-        found[1] = np.full(len(weights), np.nan)
-    value = found[0].item()
-    return Estimate(value, found[1], len(labels), "" if np.isfinite(value) else "no group has both classes")
+    value, reason = found[0].item(), "" if compared.any() else "no group has both classes"
+    if min(len({*index[compared & (labels == label)].tolist()}) for label in (0, 1)) < 2:
+        found[1], reason = np.full(len(weights), np.nan), reason or ONE
+    return Estimate(value, found[1], len(labels), reason)
 
 
 def _of_view(labels: np.ndarray, views: np.ndarray) -> float:

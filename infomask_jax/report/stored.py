@@ -52,11 +52,14 @@ def read_boxes(path: Path) -> list[dict]:
     return read_json(scored(path), BOXES, HINT)
 
 
-def read_probabilities(path: Path, findings: list[str]) -> np.ndarray:
-    """predictions/SPLIT.csv: [N, K] of the findings in their order."""
+def read_probabilities(path: Path, findings: list[str], ids: list[str]) -> np.ndarray:
+    """predictions/SPLIT.csv: [N, K] of the findings in their order. ValueError if its rows are not of the images
+    `ids`, in this order."""
     with scored(path).open(newline="", encoding="utf-8") as file, shown(path):
-        columns = [csv_cell(f"{name} probability") for name in findings]
-        return np.array([[float(row[column]) for column in columns] for row in csv.DictReader(file)])
+        columns, rows = [csv_cell(f"{name} probability") for name in findings], [*csv.DictReader(file)]
+        if [row["image_id"] for row in rows] != [csv_cell(image) for image in ids]:
+            raise ValueError(f"expected a row for each image of maps/{path.stem}.npz, in its order")
+        return np.array([[float(row[column]) for column in columns] for row in rows])
 
 
 def read_maps(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:

@@ -24,7 +24,7 @@ def verdict(
     lines = [_sentence(result["differences"], result["localization"], method)] if result["localization"] else []
     for finding, found in result["classification"].items():
         lines += _of_classifier(finding, found)
-    lines += _of_masks(np.asarray(maps[method], np.float32), np.asarray(labels)) if method == "infomask" else []
+    lines += _of_masks(maps[method], np.asarray(labels)) if method == "infomask" else []
     return lines + _of_training(rows, epochs)
 
 
@@ -86,7 +86,7 @@ def _of_classifier(finding: str, found: dict) -> list[str]:
 
 
 def _of_masks(maps: np.ndarray, labels: np.ndarray) -> list[str]:
-    lines, share = [], float(maps.mean())
+    lines, share = [], float(maps.mean(dtype=np.float32))  # as they are: a copy in float32 would be gigabytes
     if share > OPEN:
         told = "it chooses little. Raise loss.beta_m, or train longer."
         lines.append(f"The mask is open on {share:.0%} of a film: {told}")
