@@ -82,12 +82,22 @@ class Film:
         return f"<figure>{image}<figcaption>{name}. {html.escape('; '.join(told))}</figcaption></figure>"
 
 
+class FilmList(list[Film]):
+    """Films that a notebook shows one below the other, the first few."""
+
+    SHOWN = 12
+
+    def _repr_html_(self) -> str:
+        more = f"<p>... and {len(self) - self.SHOWN} more films</p>" if len(self) > self.SHOWN else ""
+        return "".join(film._repr_html_() for film in self[: self.SHOWN]) + more
+
+
 @dataclass(frozen=True)
 class TrainedRun(Run):
     """A finished run, `infomask_jax.open(folder)`. Not a medical device."""
 
     def predict(self, x: Xray | Sequence[Xray], samples: int = 0) -> Any:
-        """A `Film` of a file or array, a list of them of a folder or a list, in its order.
+        """A `Film` of a file or array, a `FilmList` of a folder or a list, in its order.
 
         x: PNG, JPEG or DICOM, a folder of them with all sub-folders, an array [H, W] (uint8, uint16, or others, which
         are stretched), or a list of such. Whole films, as in training. samples: also draw so many of z and mask, see
@@ -101,7 +111,7 @@ class TrainedRun(Run):
         if unlike := [film for film in found if film.unlike]:
             told, first = predict.tell_unlike(len(unlike), len(found)), unlike[0]
             warnings.warn(f"{told}, such as {first.image_id} ({first.unlike})", stacklevel=2)
-        return found[0] if one else found
+        return found[0] if one else FilmList(found)
 
     def explain(self, x: Xray | Sequence[Xray], method: str, finding: str | None = None, **options: Any) -> Any:
         """A heat map of another method on the same parameters, float32 [H, W] at the size of the film, in the units of
@@ -147,7 +157,8 @@ class TrainedRun(Run):
 def _read(run: Run, x: Xray | Sequence[Xray]) -> tuple[list[str], Films, bool]:
     """Names of films, the films, and whether `x` is one."""
     parallel.set_up()
-    array, path = hasattr(x, "__array__"), isinstance(x, (str, os.PathLike))
+    path = isinstance(x, (str, os.PathLike))
+    array = not path and not isinstance(x, Sequence)  # or what numpy makes one of, as a picture of PIL
     names, given = [], []
     for each in [x] if array or path else list(x):
         if isinstance(each, (str, os.PathLike)):

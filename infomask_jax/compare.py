@@ -145,7 +145,8 @@ def _estimates(one: Scored, examples: dict, patients: np.ndarray, k: int, findin
 def _settings(runs: dict[str, Run]) -> dict[str, dict]:
     """{setting: {run: value}} of those that are not the same in all runs."""
     values = {name: {setting: value for setting, _, value in leaves(run.config)} for name, run in runs.items()}
-    found = {}
+    steps = {name: run.steps for name, run in runs.items()}
+    found = {"trained for": steps} if any("best_step" in run.manifest for run in runs.values()) else {}
     for setting in next(iter(values.values())):
         own = {name: those[setting] for name, those in values.items()}
         if setting.split(".")[0] not in WITHOUT_EFFECT and len({*own.values()}) > 1:

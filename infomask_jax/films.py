@@ -53,7 +53,8 @@ def as_film(pixels: np.ndarray, name: str) -> np.ndarray:
     model cannot tell, for each film is standardised. BadImage, naming it, for what is not one finite gray picture."""
     if pixels.ndim != 2 or not pixels.size or pixels.dtype.kind not in "uif":
         found = f"{pixels.dtype} {list(pixels.shape)}"
-        raise BadImage(f"{name}: expected numbers [H, W], one gray film, found {found}; give several as a list")
+        hint = "take one channel of a colour film, give several films as a list"
+        raise BadImage(f"{name}: expected numbers [H, W], one gray film, found {found}; {hint}")
     if pixels.dtype in (np.uint8, np.uint16):
         return np.ascontiguousarray(pixels)
     if not np.isfinite(pixels).all():
@@ -85,7 +86,7 @@ def find(xrays: Sequence[Path]) -> dict[str, Path]:
                 both = f"{lookup.one_name([other, path])}: keep one"
                 wrong.append(both if same else f"{other} and {path} are both {image_id}: give the folder above them")
     if wrong:
-        raise ValueError(f"X-rays as they are named: {schema.describe(wrong)}\nCorrect the names, or rename them.")
+        raise ValueError(f"X-rays that cannot be taken by these names: {schema.describe(wrong)}")
     return found
 
 

@@ -283,6 +283,10 @@ def _tell(run: Run, out: Path, ids: list[str], films: Films, probability: np.nda
         print(f"{name}: probable (p >= {PROBABLE}) on {count} of {len(ids)} X-rays")
     if films.problems:
         print(f"left out: {len(films.problems)} files, see {out / 'skipped.csv'}")
+    if "films" not in run.manifest:
+        print("it is of an older version, which kept no picture of its films: films unlike them are not noticed")
+    for caution in report.read_cautions(run.folder / "eval" / "test.json"):
+        print(f"when it was scored: {caution}")
     if unlike := unlike_films(run, films):
         i, how = next(iter(unlike.items()))
         print(f"warning: {tell_unlike(len(unlike), len(ids))}, such as {films.paths[i]} ({how})")

@@ -25,7 +25,7 @@ SHAPE = {  # of manifest.json, for `read_json`
     **{"seed": int, "dataset": {"name": str, "fingerprint": str, "findings": [str]}, "stored_size?": int},
     **{"git_revision": str | None, "libraries": {"jax": str, str: str}, "devices": [str]},
     **{"continued?": [{"step": int}], "weights?": {"file": str, "sha256": str}},
-    **{"best_of?": int, "training_films?": int, "films?": familiar.FACTS},
+    **{"best_step?": int, "training_films?": int, "films?": familiar.FACTS},
 }
 
 
@@ -59,9 +59,15 @@ class Run:
         config, name = self.config, self.manifest["dataset"]["name"]
         films = f"{name}{' (drawn phantoms, no X-rays)' if name == 'synthetic' else ''}"
         return (
-            f"trained on {films}, to find {', '.join(self.findings)}: {config.train.steps} steps of "
+            f"trained on {films}, to find {', '.join(self.findings)}: {self.steps} steps of "
             f"{config.data.batch_size} films, {config.data.image_size} px"
         )
+
+    @property
+    def steps(self) -> str:
+        """How many it was trained for; of the best step on validation which one it is."""
+        total, best = f"{self.config.train.steps:,}", self.manifest.get("best_step")
+        return total if best is None else f"{best:,} of {total} (least NLL on validation)"
 
     @property
     def fingerprint(self) -> str:
@@ -73,7 +79,7 @@ class Run:
         """Trained parameters, as host arrays. ValueError if its training is not at its end, or its files do not agree;
         errors of `checkpoint.load_params`."""
         (params, step), steps = checkpoint.load_params(self.folder), self.config.train.steps
-        if step != steps and "best_of" not in self.manifest:
+        if step != steps and step != self.manifest.get("best_step"):
             raise ValueError(f"{self.folder} stopped at step {step} of {steps}: run its command to the end")
         named, trained = len(self.findings), params["head"]["kernel"].shape[-1]
         if named != trained:

@@ -102,26 +102,29 @@ class Best:
         """checkpoints: the run's own, whose writing this one waits for: of several processes, two managers that write
         at once take each other's barriers. rows: of metrics.jsonl up to `step`, from which the run goes on; what was
         kept of later steps goes."""
-        self.workdir, self.others, self.checkpoints = workdir, checkpoints, checkpoint.manager(workdir / BEST)
-        for later in [kept for kept in self.checkpoints.all_steps() if kept > step]:
-            self.checkpoints.delete(later)
-        kept = self.checkpoints.latest_step()  # a better one of the log may be gone with the later ones
-        self.least = next((row["val_nll"] for row in rows if row["step"] == kept and "val_nll" in row), np.inf)
+        self.workdir, self.others, self.checkpoints, self.least = workdir, checkpoints, None, np.inf
+        if (workdir / BEST).exists():
+            self.checkpoints = checkpoint.manager(workdir / BEST)
+            for later in [kept for kept in self.checkpoints.all_steps() if kept > step]:
+                self.checkpoints.delete(later)
+            kept = self.checkpoints.latest_step()  # a better one of the log may be gone with the later ones
+            self.least = next((row["val_nll"] for row in rows if row["step"] == kept and "val_nll" in row), np.inf)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.checkpoints.close()
+        if self.checkpoints:
+            self.checkpoints.close()
 
     def keep(self, step: int, scores: dict[str, float], state: Any, batches: TrainBatches) -> None:
         """Save the state if it is the best one. Every process of several has to take part."""
         if not scores.get("val_nll", np.inf) < self.least:
             return
-        self.least = scores["val_nll"]
+        self.least, self.checkpoints = scores["val_nll"], self.checkpoints or checkpoint.manager(self.workdir / BEST)
         if parallel.is_main():
             run = Run.open(self.workdir)
-            write_json(self.workdir / BEST / "manifest.json", run.manifest | {"best_of": run.config.train.steps})
+            write_json(self.workdir / BEST / "manifest.json", run.manifest | {"best_step": step})
             write_json(self.workdir / BEST / "config.json", run.config.to_dict())
         checkpoint.wait(self.others)
         checkpoint.save(self.checkpoints, step, state, batches)

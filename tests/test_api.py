@@ -13,6 +13,7 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import infomask_jax
 from infomask_jax import api, datasets, explain, pipeline, predict
@@ -85,6 +86,8 @@ def test_arrays_of_every_type_are_the_film(run, folder):
         assert one.probabilities["opacity"] == pytest.approx(of_file.probabilities["opacity"], abs=1e-3)
         np.testing.assert_allclose(one.grids["infomask"], of_file.grids["infomask"], atol=2e-3)
     assert run.predict(np.zeros((3, 5))).size == (3, 5)
+    assert run.predict(Image.fromarray(np.zeros((3, 5), np.uint8))).size == (3, 5)
+    assert run.predict([np.zeros((3, 5))] * 2)._repr_html_().count("<figure>") == 2
 
 
 @pytest.mark.parametrize(
@@ -92,7 +95,7 @@ def test_arrays_of_every_type_are_the_film(run, folder):
     [
         (
             np.zeros((2, 8, 8)),
-            r"film 0: expected numbers \[H, W\], one gray film, found float64 \[2, 8, 8\]; give several",
+            r"film 0: expected numbers \[H, W\], one gray film, found float64 \[2, 8, 8\]; take one",
         ),
         ([np.zeros((8, 8)), np.full((8, 8), np.nan)], "1 problem.*\n.*film 1: expected finite numbers, found NaN"),
         (np.zeros((8, 8), bool), "found bool"),

@@ -102,7 +102,9 @@ def page_of(folder: Path, dataset: str) -> Path:
     manifest = {"seed": 3, "dataset": {"name": dataset, "fingerprint": "f", "findings": ["mass"]}}
     manifest |= {"git_revision": None, "libraries": {"jax": "0.1"}, "devices": ["TPU v5e"] * 4}
     write_all({folder / "config.json": json.dumps(config.to_dict())})
-    return write_page(folder, SimpleNamespace(folder=folder, manifest=manifest, config=config, plain=None, folds=[]))
+    return write_page(
+        folder, SimpleNamespace(folder=folder, manifest=manifest, config=config, plain=None, folds=[], steps="6")
+    )
 
 
 def assert_same_boxes(seen: dict, heat: np.ndarray, frame: int) -> None:
@@ -156,7 +158,7 @@ def test_sliders_filters_and_keys_change_what_is_shown(open_page, tmp_path):
     page.mouse.up()
     assert float(page.locator("#curtain").input_value()) == pytest.approx(25, abs=0.5)
     press("t")
-    assert page.evaluate(clip) == "inset(0px 0px 0px 0%)"
+    assert page.evaluate(clip) == "inset(0px 100% 0px 0px)"
     press("?")
     assert page.locator("#keys").is_visible()
     page.locator("#keys button").click()
@@ -277,7 +279,7 @@ def test_film_map_and_box_of_an_odd_film_lie_on_each_other(open_page, tmp_path):
         np.testing.assert_allclose(found, [top, left, bottom, right], atol=2)  # its line is that wide
     hide = "names => document.querySelectorAll(names).forEach((node) => { node.style.visibility = 'hidden' })"
     page.evaluate(hide, "#boxes, #edge")
-    for curtain, hidden in ((100, "#none"), (0, "#film")):  # the film alone, the map alone
+    for curtain, hidden in ((0, "#none"), (100, "#film")):  # the film alone, the map alone
         page.locator("#curtain").evaluate("(range, v) => { range.value = v; drawCurtain() }", curtain)
         page.evaluate(hide, hidden)
         shot = cv2.imdecode(np.frombuffer(page.locator("#stage").screenshot(), np.uint8), cv2.IMREAD_COLOR)

@@ -48,6 +48,7 @@ def test_scores_are_those_of_the_split_and_the_least_nll_is_kept_as_a_run(traine
     at, best = dict(zip((2, 4, 6), logged, strict=True)), Run.open(trained / BEST)
     least = min(at, key=lambda step: at[step]["val_nll"])
     assert max(int(path.name) for path in (trained / BEST / "checkpoints").glob("[0-9]*")) == least
+    assert best.steps == f"{least} of 6 (least NLL on validation)" or least == 6
     for step, params in ((6, run.params), (least, best.params)):
         logits = predict(changed(run.config, {"map_shifts": 1}), params, data.source("val", pipeline.FIELDS), 1).logits
         p = 1 / (1 + np.exp(-logits[:, 0].astype(float)))

@@ -55,7 +55,10 @@ def test_a_good_run_gets_one_sentence_with_its_intervals():
     ("found", "more", "words"),
     [
         (result(auroc=(0.52, 0.45, 0.6)), {}, "mass is at chance, AUROC .520 [.450, .600]: its maps mean nothing"),
-        (result(auroc_of_view=0.85), {}, "the view of the film alone tells it as well (AUROC .850 against .800)"),
+        (result(auroc=(0.6, 0.4, 0.8)), {}, "these films are too few to tell it from chance, AUROC .600 [.400, .800]"),
+        (result(auroc=(0.4, 0.35, 0.45)), {}, "mass is worse than chance, AUROC .400 [.350, .450]"),
+        (result(auroc_of_view=0.85), {}, "who knows only the view of a film (AP, PA) has AUROC .850, the model .800"),
+        (result(), {"rows": [{"step": 1, "val_auroc": 0.95}]}, "AUROC is .950 on val and .800 here"),
         (result(auroc_within_view=entry(0.5, 0.4, 0.6)), {}, "within a view it is at chance (AUROC .500 [.400, .600])"),
         (result(), {"mask": MASK / 4 + 0.7}, "open on 82% of a film"),
         (

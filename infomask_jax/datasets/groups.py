@@ -1,6 +1,7 @@
 """What goes with the label beside the disease: the view of a film, sex, age, follow-up. A model may learn these in its
 place. Counted when a data set is prepared, told where they differ, and evened out for the view."""
 
+import contextlib
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from infomask_jax.text import shown
 
 BANDS = (40, 60)  # ages that part three bands, years
 LARGEST = 12  # groups of one kind that are counted by name; the rest are "other"
+STRONG = 0.6  # difference of shares from which on there is a warning
 GAP, DEVIATIONS = 0.1, 3.0  # least difference of shares that is told, absolute and in standard errors
 TURNED = 0.05  # least difference the other way round that is told, too
 LEFT = "other"
@@ -20,9 +22,11 @@ LEFT = "other"
 def about(sex: str = "", age: str = "", follow_up: str = "") -> dict[str, str]:
     """What a table tells of a film's patient, as groups; what is empty or no number is in none."""
     found = {"sex": shown(sex)[:20].upper()}
-    if age.strip("Yy ").isdecimal():
-        years, (low, high) = int(age.strip("Yy ")), BANDS
-        found["age"] = f"under {low}" if years < low else f"{low} to {high - 1}" if years < high else f"{high} and over"
+    with contextlib.suppress(ValueError):
+        years, (low, high) = float(age.strip("Yy ")), BANDS
+        if 0 <= years < 130:
+            older = f"{low} to {high - 1}" if years < high else f"{high} and over"
+            found["age"] = f"under {low}" if years < low else older
     if follow_up.isdecimal():
         found["follow-up"] = "later film" if int(follow_up) else "first film"
     return {kind: group for kind, group in found.items() if group}
@@ -69,10 +73,13 @@ def table(findings: Sequence[str], counted: dict) -> tuple[list[tuple[str, ...]]
             texts = (_text(gaps[split].get(group)) for split in SPLITS)
             rows.append((finding, f"{kind} {group}", *texts))
             in_test = gaps["test"].get(group)
+            if abs(gap) >= STRONG:
+                told = f"{positive:.0%} of the positives and {negative:.0%} of the negatives in train"
+                warnings.append(f"{finding}: {kind} {group} is {told}: a model may learn the {kind} in place of it.")
             if in_test and in_test[2] * gap < 0 and abs(in_test[2]) >= TURNED:
                 told = f"{positive:.0%} of the positives and {negative:.0%} of the negatives in train"
                 told += f", but {in_test[0]:.0%} and {in_test[1]:.0%} in test"
-                hint = "; --matched leaves out negatives until it tells nothing" if kind == "view" else ""
+                hint = "; --matched in `prepare --help` says how to even it out" if kind == "view" else ""
                 wrong = f"a model that goes by the {kind} will be wrong there{hint}"
                 warnings.append(f"{finding}: {kind} {group} is {told}: {wrong}.")
     return rows, warnings

@@ -31,6 +31,7 @@ FACTS = {  # metadata.json, for `read_json`
     "groups?": {str: {str: {str: [[int, int]]}}},
 }
 TOLD = 12  # rows of a summary of groups
+LEAST = 10  # of either label in val and test, below which a summary warns
 FEW = 50  # positives in train, below which a summary warns
 INFO = {"splits": [{"name": str, "numBytes": str, "shardLengths": [str]}]}  # dataset_info.json
 
@@ -186,7 +187,8 @@ def differences(prepared: Prepared, options) -> list[str]:
 
 def print_summary(prepared: Prepared) -> None:
     """Prints what is in a data set, split by split."""
-    table = Table(caption="findings: present / absent / unknown", caption_justify="left")
+    caption = "findings: present / absent / unknown; boxes: of all findings, kept or not"
+    table = Table(caption=caption, caption_justify="left")
     table.add_column(prepared.name)
     for split in prepared.splits:
         table.add_column(split, justify="right")
@@ -221,6 +223,10 @@ def _lacks(prepared: Prepared) -> Iterator[str]:
             yield f"There is no film in {split}: {use if split == 'val' else 'nothing can be scored'}."
         elif not prepared.summary[split]["boxed images"]:
             yield f"No film of {split} has a box: {use}."
+        counts = prepared.summary[split]["labels"] if split in prepared.splits else []
+        for finding, (present, absent, _) in zip(prepared.findings, counts, strict=False):
+            if min(present, absent) < LEAST:
+                yield f"{finding}: {split} has {present} films with it and {absent} without, too few to say much."
     labels = prepared.summary["train"]["labels"] if "train" in prepared.splits else [[0, 0, 0]] * len(prepared.findings)
     for finding, (present, absent, _) in zip(prepared.findings, labels, strict=True):
         if not (present and absent):

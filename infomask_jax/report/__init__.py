@@ -20,6 +20,7 @@ from infomask_jax.report.render import (
 from infomask_jax.report.stored import (
     HINT,
     read_boxes,
+    read_cautions,
     read_maps,
     read_probabilities,
     read_scores,
@@ -39,5 +40,14 @@ __all__ = [
     "film_data",
     "overlay",
 ]
-__all__ += ["HINT", "print_scores", "read_boxes", "read_maps", "read_probabilities", "read_scores", "read_thresholds"]
+__all__ += [
+    "HINT",
+    "print_scores",
+    "read_boxes",
+    "read_cautions",
+    "read_maps",
+    "read_probabilities",
+    "read_scores",
+    "read_thresholds",
+]
 __all__ += ["render", "screen", "shown", "unit_boxes", "verdict", "write_page", "write_predictions", "write_scores"]

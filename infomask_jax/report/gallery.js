@@ -4,6 +4,16 @@ const $ = (id) => document.getElementById(id);
 const FILTERS = { a: "all", h: "hit", m: "miss", d: "found", p: "missed positive", f: "false alarm", r: "rejected" };
 FILTERS.u = "unknown";
 const SIGNS = { 1: "positive", 0: "negative", "-1": "unknown" };
+const MEANS = {
+  all: "all films",
+  hit: "positive, found probable, and the peak of the map lies in a true box",
+  miss: "positive, found probable, but the peak of the map lies outside of all true boxes",
+  found: "positive, found probable; it has no box to judge the map by",
+  "missed positive": "positive, but its probability is below .5",
+  "false alarm": "negative, but its probability is .5 or more",
+  rejected: "negative, and its probability is below .5",
+  unknown: "its label is unknown",
+};
 const BITS = "bits in the box: the sum of the bits of all cells, each weighted by the share of its area inside the box";
 const short = (x, places = 3) => x.toFixed(places).replace(/^0\./, ".");
 // The split; its films that pass the filters; which of them is shown; the filter; of that film, map and truth.
@@ -57,7 +67,7 @@ function filter() {
     const count = name === "all" ? likely.length : likely.filter((film) => outcome(film) === name).length;
     if (!count && name !== wanted && (name === "found" || name === "unknown")) return [];
     const button = make("button", `${name} ${count}`);
-    button.type = "button", button.dataset.name = name, button.title = `key ${key}`;
+    button.type = "button", button.dataset.name = name, button.title = `${MEANS[name]} (key ${key})`;
     button.setAttribute("aria-pressed", name === wanted);
     button.onclick = () => choose(name);
     return [button];
@@ -152,7 +162,7 @@ function draw() {
 
 function drawCurtain() {
   const part = Number($("curtain").value);
-  $("heat").style.clipPath = `inset(0 0 0 ${part}%)`;
+  $("heat").style.clipPath = `inset(0 ${100 - part}% 0 0)`;
   $("edge").style.left = `${part}%`;
 }
 

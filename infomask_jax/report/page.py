@@ -45,7 +45,7 @@ def write_page(output: Path, run, data=None) -> Path:
     page = write_html(
         "page.html.j2",
         data=films,
-        name=f"InfoMask: {output.absolute().name}",
+        name=f"InfoMask: {'/'.join(output.absolute().parts[-2:])}",
         head=_head(run, data),
         parts=parts,
         curves_drawn=_or_without(_curves, run) or [],
@@ -112,7 +112,7 @@ def _head(run, data) -> dict[str, str]:
     devices = {device: manifest["devices"].count(device) for device in manifest["devices"]}
     made_with = [f"jax {manifest['libraries']['jax']}", *(f"{count} x {device}" for device, count in devices.items())]
     out = {"trained on": f"{manifest['dataset']['name']}, {config.data.image_size} px"}
-    out |= {"steps": f"{config.train.steps:,}", "batch size": str(config.data.batch_size)}
+    out |= {"steps": run.steps, "batch size": str(config.data.batch_size)}
     if positives:
         out["training positives"] = ", ".join(f"{finding} {count:,}" for finding, count in positives.items())
     out |= {"seed": str(manifest["seed"]), "revision": str(manifest["git_revision"])[:12]}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 GROUPS = {"control/": "controls, untrained", "ceiling/": "ceiling of the map's grid: knows the true boxes"}
 SOURCES = {"val": "tuned on validation", "fixed": "not tuned", "oracle": "tuned on these very images"}
 STARRED = "* best threshold on these images (oracle)"
-INTERVALS = "with each score its 95% interval, bootstrap over patients"
+INTERVALS = "below a score its 95% interval, bootstrap over patients; none where there are too few"
 BOXES = "boxes/ image"
 
 

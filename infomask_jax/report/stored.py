@@ -47,6 +47,11 @@ def read_thresholds(path: Path) -> dict[str, dict]:
     return read_json(path, shape, HINT)["localization"]
 
 
+def read_cautions(path: Path) -> list[str]:
+    """What an eval/SPLIT.json, if there is one, says against its run: all but the first line of its verdict."""
+    return read_json(path, {"verdict?": [str]}, HINT).get("verdict", [])[1:] if path.exists() else []
+
+
 def read_boxes(path: Path) -> list[dict]:
     """boxes/SPLIT.json."""
     return read_json(scored(path), BOXES, HINT)

@@ -7,7 +7,7 @@ import numpy as np
 from infomask_jax.report.figures import NAMES, drawn_method
 from infomask_jax.report.sheet import number
 
-OPEN, FLAT, FALLING, RISEN = 0.5, 0.05, 0.02, 0.05  # see the lines below that they decide
+OPEN, FLAT, FALLING, RISEN, WIDE, APART = 0.5, 0.05, 0.02, 0.05, 0.25, 0.1  # see the lines below that they decide
 NEVER_LOOKS = ("random", "center", "whole_image", "mean_box", "mean_right_box", "mean_lung_boxes", "lung_boxes")
 
 
@@ -25,7 +25,7 @@ def verdict(
     for finding, found in result["classification"].items():
         lines += _of_classifier(finding, found)
     lines += _of_masks(maps[method], np.asarray(labels)) if method == "infomask" else []
-    return lines + _of_training(rows, epochs)
+    return lines + _of_training(rows, epochs, [found["auroc"]["value"] for found in result["classification"].values()])
 
 
 def _sentence(differences: dict, localization: dict, method: str) -> str:
@@ -58,7 +58,7 @@ def _against(v: dict, other: str) -> str:
         control = v["control"].removeprefix("control/")
         against = f"the best control, {control}" + (", which never looks" if control in NEVER_LOOKS else "")
     if not v["ci95"]:
-        return f"{number(v['value'], sign=True)} from {against} (too few patients for an interval)"
+        return f"{number(v['value'], sign=True)} from {against} (no interval: {v['n']} films with a box are too few)"
     low, high = v["ci95"]
     surely = "better than" if low > 0 else "worse than" if high < 0 else "not surely better than"
     interval = f"[{number(low, sign=True)}, {number(high, sign=True)}]"
@@ -72,13 +72,19 @@ def _of_classifier(finding: str, found: dict) -> list[str]:
     if not auroc.get("ci95"):
         return [f"{finding}: films of one patient are no evidence: no interval."]
     low, high = auroc["ci95"]
-    if low <= 0.5:
-        told = f"AUROC {number(auroc['value'])} [{number(low)}, {number(high)}]"
+    told = f"AUROC {number(auroc['value'])} [{number(low)}, {number(high)}]"
+    if high < 0.5:
+        lines.append(
+            f"{finding} is worse than chance, {told}: something in these films is the other way round in training."
+        )
+    elif low <= 0.5 and high - low > WIDE:
+        lines.append(f"{finding}: these films are too few to tell it from chance, {told}.")
+    elif low <= 0.5:
         lines.append(f"{finding} is at chance, {told}: its maps mean nothing.")
     within, alone = found.get("auroc_within_view"), found.get("auroc_of_view")
     if alone is not None and alone >= auroc["value"]:
-        told = f"AUROC {number(alone)} against {number(auroc['value'])}"
-        lines.append(f"{finding}: the view of the film alone tells it as well ({told}).")
+        told = f"has AUROC {number(alone)}, the model {number(auroc['value'])}"
+        lines.append(f"{finding}: who knows only the view of a film (AP, PA) {told}.")
     if low > 0.5 and within and within["ci95"] and within["ci95"][0] <= 0.5:
         told = f"AUROC {number(within['value'])} [{', '.join(map(number, within['ci95']))}]"
         lines.append(f"{finding}: within a view it is at chance ({told}): it goes by the view.")
@@ -88,7 +94,7 @@ def _of_classifier(finding: str, found: dict) -> list[str]:
 def _of_masks(maps: np.ndarray, labels: np.ndarray) -> list[str]:
     lines, share = [], float(maps.mean(dtype=np.float32))  # as they are: a copy in float32 would be gigabytes
     if share > OPEN:
-        told = "it chooses little. Raise loss.beta_m, or train longer."
+        told = "it chooses little. Raise --loss.beta-m, or train longer."
         lines.append(f"The mask is open on {share:.0%} of a film: {told}")
     flat = (np.ptp(maps, axis=(1, 2)) < FLAT).all(axis=-1)[(labels == 1).any(axis=-1)]
     if flat.any():
@@ -96,8 +102,12 @@ def _of_masks(maps: np.ndarray, labels: np.ndarray) -> list[str]:
     return lines
 
 
-def _of_training(rows: Sequence[dict], epochs: float | None) -> list[str]:
-    lines = []
+def _of_training(rows: Sequence[dict], epochs: float | None, aurocs: list[float | None]) -> list[str]:
+    lines, known = [], [value for value in aurocs if value is not None]
+    before = next((row["val_auroc"] for row in reversed(rows) if "val_auroc" in row), None)
+    if before is not None and known and (now := float(np.mean(known))) < before - APART:
+        told = "these films are unlike those of val, or either are too few"
+        lines.append(f"AUROC is {number(before)} on val and {number(now)} here: {told}.")
     if epochs is not None and epochs < 1:
         lines.append(f"Training saw {epochs:.0%} of its films, once: too few steps (--train.steps).")
     scored = [(row["step"], row["val_nll"]) for row in rows if "val_nll" in row]
