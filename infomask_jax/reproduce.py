@@ -25,7 +25,7 @@ def reproduce(folder: Path, data: Prepared) -> bool:
     ValueError if the run is not at its end, or one step of another, or the data is not what it was trained on.
     """
     run, console = Run.open(folder), report.console()
-    if "best_of" in run.manifest:
+    if "best_step" in run.manifest:
         raise ValueError(f"{folder} is one step of a run: reproduce that run, {run.folder.absolute().parent}")
     console.quiet = not parallel.is_main()
     config, expected, read = run.config, run.params, run.manifest.get("weights")

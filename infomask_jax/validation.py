@@ -122,10 +122,10 @@ class Best:
         if not scores.get("val_nll", np.inf) < self.least:
             return
         self.least, self.checkpoints = scores["val_nll"], self.checkpoints or checkpoint.manager(self.workdir / BEST)
+        checkpoint.wait(self.others)
+        checkpoint.save(self.checkpoints, step, state, batches)
+        checkpoint.wait(self.checkpoints)
         if parallel.is_main():
             run = Run.open(self.workdir)
             write_json(self.workdir / BEST / "manifest.json", run.manifest | {"best_step": step})
             write_json(self.workdir / BEST / "config.json", run.config.to_dict())
-        checkpoint.wait(self.others)
-        checkpoint.save(self.checkpoints, step, state, batches)
-        checkpoint.wait(self.checkpoints)

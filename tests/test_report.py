@@ -156,7 +156,7 @@ def test_page_holds_every_cell_and_needs_nothing_else(result, tmp_path):
     texts = {tmp_path / name: json.dumps(value) for name, value in files.items()}
     write_all(texts | {tmp_path / "figures" / "mass" / "hits.png": b"a picture"})
     config = Config(data_dir=tmp_path, workdir=tmp_path, seed=3)
-    run = SimpleNamespace(folder=tmp_path, manifest=manifest, config=config, plain=None, folds=[])
+    run = SimpleNamespace(folder=tmp_path, manifest=manifest, config=config, plain=None, folds=[], steps="6")
     text = write_page(tmp_path, run).read_text()
     assert "train.json is not of this version" in text and "4 x TPU v5e<" in text and "&lt;i&gt;rsna" in text
     picture = "data:image/png;base64," + base64.b64encode(b"a picture").decode()

@@ -30,7 +30,9 @@ def write_page(output: Path, run, data=None) -> Path:
     on-NAME-FINGERPRINT, and how `run` (run.Run) was made. Returns its path.
 
     data: prepared data (datasets.Prepared), which count the training films if they are the run's own."""
-    parts, films = [], {}
+    parts, films, place = [], {}, output.absolute()
+    own = place == run.folder.absolute() and "best_step" not in run.manifest
+    name = place.name if own else f"{place.parent.name}/{place.name}"  # "best", "on-nih-..." alone tell of no run
     for path in sorted((output / "eval").glob("[!.]*.json"), key=lambda path: (path.stem != "test", path.stem)):
         part = _or_without(_part, path) or {
             **{"title": path.stem, "sheets": [], "verdict": [], "split": ""},
@@ -45,7 +47,7 @@ def write_page(output: Path, run, data=None) -> Path:
     page = write_html(
         "page.html.j2",
         data=films,
-        name=f"InfoMask: {'/'.join(output.absolute().parts[-2:])}",
+        name=f"InfoMask: {name}",
         head=_head(run, data),
         parts=parts,
         curves_drawn=_or_without(_curves, run) or [],
