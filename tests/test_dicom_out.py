@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import cv2
-import highdicom
 import numpy as np
 import pydicom
 import pytest
@@ -26,6 +25,7 @@ from test_images import dicom, lut
 from infomask_jax import __version__, dicom_out, localize, predict
 from infomask_jax.datasets import images
 
+highdicom = pytest.importorskip("highdicom")
 DX = DigitalXRayImageStorageForPresentation
 UIDS = {"StudyInstanceUID": "1.2.3.4", "SeriesInstanceUID": "1.2.3.5"}
 PATIENT = {"SpecificCharacterSet": "ISO_IR 100", "PatientName": "Müller^Änne", "PatientID": "p 1", "StudyID": "7"}
