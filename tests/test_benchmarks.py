@@ -16,7 +16,7 @@ SMALL = {  # script -> its arguments, and its numbers of a promised name with th
     "encoders.py": (f"{SIZES} --encoders resnet18 --rounds 1", {}),
     "pipeline.py": (
         "--data-dir DATA --image-size 32 --rounds 1 --batches 2",
-        {"images_per_s": 1e9, "of_decode_limit": 100},
+        {"images_per_s": 1e9, "of_decode_limit": 1e5},
     ),
     "loop.py": (
         f"--data-dir DATA {SIZES} --rounds 1 --steps 1",
