@@ -14,6 +14,7 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -53,10 +54,8 @@ class NoDicom(Exception):
 
 def check() -> None:
     """ValueError where highdicom is not installed."""
-    try:
-        import highdicom  # noqa: F401
-    except ImportError as error:
-        raise ValueError("--dicom needs highdicom: pip install infomask-jax[dicom]") from error
+    if find_spec("highdicom") is None:
+        raise ValueError("--dicom needs highdicom: pip install infomask-jax[dicom]")
 
 
 def write(folder: Path, image_id: str, film: Path, size: Sequence[int], findings: Sequence[str], panels) -> list[str]:

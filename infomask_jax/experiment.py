@@ -102,7 +102,8 @@ def trained(run: Run) -> tuple[list[dict], float | None]:
     neither is known."""
     path, films = run.folder / "metrics.jsonl", run.manifest.get("training_films")
     seen = run.config.train.steps * run.config.data.batch_size
-    rows = read_json_lines(path, {"step": int, "val_nll?": NUMBER}, report.HINT) if path.exists() else []
+    shape = {"step": int, "val_nll?": NUMBER, "val_auroc?": NUMBER}
+    rows = read_json_lines(path, shape, report.HINT) if path.exists() else []
     return rows, seen / films if films and not run.folds else None
 
 

@@ -27,14 +27,8 @@ PROBABLE = 0.5  # probability from which on boxes are drawn
 AS_IS = ("infomask", "infomask_mean", "infomask_sd")  # maps in 0..1, drawn as they are; others are min-maxed
 TOLD = 20  # films of which each is told on the screen
 SCRATCH = ".building"  # folder in OUT of what is not whole yet
-FIRST = (
-    "maps.npz",
-    "boxes.json",
-    "boxes.csv",
-    "pictures",
-    "dicom",
-    "skipped.csv",
-)  # what moves out of it before predictions.csv
+# What moves out of it before predictions.csv.
+FIRST = ("maps.npz", "boxes.json", "boxes.csv", "pictures", "dicom", "skipped.csv")
 
 
 class Batch(NamedTuple):
